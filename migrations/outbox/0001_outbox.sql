@@ -1,0 +1,21 @@
+CREATE TABLE IF NOT EXISTS `outbox` (
+  `id` BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,
+  `message_id` CHAR(36) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  `aggregate_type` VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+  `aggregate_id` VARCHAR(128) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+  `event_type` VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  `exchange` VARCHAR(127) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'order-exchange',
+  `routing_key` VARCHAR(255) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  `content_type` VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'application/json',
+  `headers` TEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL,
+  `payload` LONGBLOB NOT NULL,
+  `status` TINYINT UNSIGNED NOT NULL DEFAULT 1 COMMENT '1 pending, 2 sent, 3 parked, 4 discarded',
+  `attempts` INT UNSIGNED NOT NULL DEFAULT 0,
+  `next_attempt_at` DATETIME(6) NULL,
+  `last_error` VARCHAR(1000) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL,
+  `created_at` DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  `sent_at` DATETIME(6) NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `outbox_message_id` (`message_id`),
+  KEY `outbox_status_id` (`status`, `id`)
+) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin

@@ -1,0 +1,1 @@
+INSERT IGNORE INTO `outbox_fence` (`id`, `n`) VALUES (1, 0)

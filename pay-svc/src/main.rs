@@ -1,0 +1,2 @@
+//! pay-svc
+fn main() {}
