@@ -1,0 +1,376 @@
+//! Claiming a message: one row of the inbox, inside the transaction that precedes the ack.
+//!
+//! The row is the proof that a message was seen. Acknowledge a delivery only after the transaction
+//! that claimed it has committed: the broker then delivers twice rather than never, and the second
+//! delivery finds the row.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+
+use sqlx::{AssertSqlSafe, MySql, Row as _, Transaction};
+
+use crate::message::{DIGEST_PREFIX, MessageId, Problem, Received, digest};
+use crate::row::InboxStatus;
+use crate::statement;
+
+/// What became of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Never seen before, and stored: parked if it has a [`Problem`], else to be worked on.
+    First,
+    /// Seen before; only `deliveries` was raised.
+    Duplicate,
+    /// A known id with another body, never seen before: stored under the digest of its body, parked.
+    Conflict,
+}
+
+/// Why nothing was claimed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The server would drop the connection over this one. Nothing was sent: [`Received::truncate`]
+    /// it to `max_payload` and claim again, in the same transaction.
+    #[error("message {index} of the batch has {bytes} bytes, the server takes {max_payload}")]
+    TooLarge {
+        /// Its place in the slice given to [`claim_all`].
+        index: usize,
+        /// Bytes of its body.
+        bytes: usize,
+        /// The longest body the server's `max_allowed_packet` leaves room for.
+        max_payload: usize,
+    },
+    /// The database did not take it.
+    #[error("the inbox row could not be written")]
+    Database(#[from] sqlx::Error),
+}
+
+/// Longest text of the text columns, in characters.
+const MAX_TEXT: usize = 255;
+
+/// Longest `last_error` and `inbox_attempts.error`, in characters.
+const MAX_ERROR: usize = 1000;
+
+/// Stores a message, or finds that it was stored before.
+///
+/// # Errors
+/// As [`claim_all`].
+pub async fn claim(tx: &mut Transaction<'_, MySql>, received: &Received) -> Result<Claim, Error> {
+    let claims = claim_all(tx, std::slice::from_ref(received)).await?;
+    Ok(claims
+        .into_iter()
+        .next()
+        .expect("one claim for one message"))
+}
+
+/// Stores messages with as few statements as their size allows; one claim for each, in their order.
+///
+/// A message that occurs twice in the batch is claimed by its first occurrence. Rows are written in
+/// the order of their ids, so that two batches with messages in common wait for each other rather
+/// than deadlock.
+///
+/// # Errors
+/// [`Error::TooLarge`] before anything reaches the database, else what the database said; the
+/// caller's transaction is then to be rolled back.
+pub async fn claim_all(
+    tx: &mut Transaction<'_, MySql>,
+    received: &[Received],
+) -> Result<Vec<Claim>, Error> {
+    check_sizes(tx, received).await?;
+    let outcomes = store(tx, received).await?;
+
+    let conflicts: Vec<Received> = received
+        .iter()
+        .zip(&outcomes)
+        .filter(|(_, outcome)| **outcome == Outcome::OtherBody)
+        .map(|(received, _)| under_digest(received))
+        .collect();
+    if !conflicts.is_empty() {
+        uncount(tx, received, &outcomes).await?;
+    }
+    let mut conflicts = store(tx, &conflicts).await?.into_iter();
+
+    Ok(outcomes
+        .into_iter()
+        .map(|outcome| match outcome {
+            Outcome::New => Claim::First,
+            Outcome::Known => Claim::Duplicate,
+            Outcome::OtherBody => match conflicts.next() {
+                Some(Outcome::New) => Claim::Conflict,
+                // An id that is a digest has one body only, so there is no other body here.
+                Some(Outcome::Known | Outcome::OtherBody) | None => Claim::Duplicate,
+            },
+        })
+        .collect())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    New,
+    Known,
+    OtherBody,
+}
+
+/// What is known of a stored row after the statement that wrote or counted it.
+struct Stored {
+    /// Digest of the stored bytes; `None` while the row is the batch's own and bytes can be compared.
+    digest: Option<String>,
+    last_error: Option<String>,
+}
+
+/// Messages of one id in a batch: `head` is the first of them.
+struct Group<'a> {
+    head: &'a Received,
+    deliveries: u32,
+}
+
+async fn store(
+    tx: &mut Transaction<'_, MySql>,
+    received: &[Received],
+) -> Result<Vec<Outcome>, sqlx::Error> {
+    let mut groups: BTreeMap<&MessageId, Group<'_>> = BTreeMap::new();
+    for received in received {
+        let group = groups.entry(&received.message_id);
+        group
+            .or_insert(Group {
+                head: received,
+                deliveries: 0,
+            })
+            .deliveries += 1;
+    }
+    let rows: Vec<&Group<'_>> = groups.values().collect();
+
+    let mut known: HashMap<&MessageId, Stored> = HashMap::new();
+    for range in statement::ranges(rows.iter().map(|group| size(group.head))) {
+        let rows = &rows[range];
+        // Each inserted row counts as one, each updated one as two.
+        if insert(tx, rows).await? > rows.len() as u64 {
+            known.extend(read_known(tx, rows).await?);
+        }
+    }
+    park(
+        tx,
+        rows.iter()
+            .map(|g| g.head)
+            .filter(|h| !known.contains_key(&h.message_id)),
+    )
+    .await?;
+
+    Ok(received
+        .iter()
+        .map(|received| {
+            let head = groups[&received.message_id].head;
+            match known.get(&received.message_id) {
+                None if std::ptr::eq(head, received) => Outcome::New,
+                None if same_message(head, received) => Outcome::Known,
+                Some(stored) if is_stored(stored, received) => Outcome::Known,
+                None | Some(_) => Outcome::OtherBody,
+            }
+        })
+        .collect())
+}
+
+/// Returns the affected rows.
+async fn insert(tx: &mut Transaction<'_, MySql>, rows: &[&Group<'_>]) -> Result<u64, sqlx::Error> {
+    let sql = format!(
+        "INSERT INTO `inbox` (`message_id`, `event_type`, `aggregate_id`, `exchange`, `routing_key`, \
+         `headers`, `payload`, `status`, `last_error`, `deliveries`) VALUES {} \
+         ON DUPLICATE KEY UPDATE `deliveries` = LEAST(`deliveries` + VALUES(`deliveries`), 4294967295)",
+        statement::rows("(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows.len())
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for Group { head, deliveries } in rows {
+        let status = match head.problem {
+            None => InboxStatus::Received,
+            Some(_) => InboxStatus::Parked,
+        };
+        query = query
+            .bind(head.message_id.as_str().as_bytes())
+            .bind(head.event_type.as_deref().map(|text| cut(text, MAX_TEXT)))
+            .bind(head.aggregate_id.as_deref().map(|text| cut(text, MAX_TEXT)))
+            .bind(cut(&head.exchange, MAX_TEXT))
+            .bind(cut(&head.routing_key, MAX_TEXT))
+            .bind(head.headers.to_string())
+            .bind(&head.payload)
+            .bind(status.code())
+            .bind(head.problem.as_ref().map(error_text))
+            .bind(*deliveries);
+    }
+    Ok(query.execute(&mut **tx).await?.rows_affected())
+}
+
+/// Of rows just written, those that were there before, by their `deliveries`: a row of this batch
+/// has what the batch gave it, and nobody else can have counted it since.
+async fn read_known<'a>(
+    tx: &mut Transaction<'_, MySql>,
+    rows: &[&Group<'a>],
+) -> Result<Vec<(&'a MessageId, Stored)>, sqlx::Error> {
+    let sql = format!(
+        "SELECT `message_id`, `deliveries`, SHA2(`payload`, 256), `last_error` FROM `inbox` \
+         WHERE `message_id` IN ({})",
+        statement::rows("?", rows.len())
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for group in rows {
+        query = query.bind(group.head.message_id.as_str().as_bytes());
+    }
+    let by_id: HashMap<&[u8], &Group<'a>> = rows
+        .iter()
+        .map(|group| (group.head.message_id.as_str().as_bytes(), *group))
+        .collect();
+    let mut known = Vec::new();
+    for row in query.fetch_all(&mut **tx).await? {
+        let id: Vec<u8> = row.try_get(0)?;
+        let deliveries: u32 = row.try_get(1)?;
+        let Some(group) = by_id.get(id.as_slice()) else {
+            continue;
+        };
+        if deliveries > group.deliveries {
+            let stored = Stored {
+                digest: Some(row.try_get(2)?),
+                last_error: row.try_get(3)?,
+            };
+            known.push((&group.head.message_id, stored));
+        }
+    }
+    Ok(known)
+}
+
+/// Records why new rows were parked. The attempt's number is 0: none was made.
+async fn park(
+    tx: &mut Transaction<'_, MySql>,
+    new: impl Iterator<Item = &Received>,
+) -> Result<(), sqlx::Error> {
+    let parked: Vec<(&MessageId, &Problem)> = new
+        .filter_map(|new| Some((&new.message_id, new.problem.as_ref()?)))
+        .collect();
+    for range in statement::ranges(parked.iter().map(|_| MAX_ERROR)) {
+        let sql = format!(
+            "INSERT INTO `inbox_attempts` (`message_id`, `attempt`, `class`, `error`) VALUES {}",
+            statement::rows("(?, 0, ?, ?)", range.len())
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for (id, problem) in &parked[range] {
+            query = query
+                .bind(id.as_str().as_bytes())
+                .bind(problem.class())
+                .bind(error_text(problem));
+        }
+        query.execute(&mut **tx).await?;
+    }
+    Ok(())
+}
+
+/// Takes deliveries that turned out to be of another message off the row whose id they came with.
+async fn uncount(
+    tx: &mut Transaction<'_, MySql>,
+    received: &[Received],
+    outcomes: &[Outcome],
+) -> Result<(), sqlx::Error> {
+    let mut others: BTreeMap<&MessageId, u32> = BTreeMap::new();
+    for (received, outcome) in received.iter().zip(outcomes) {
+        if *outcome == Outcome::OtherBody {
+            *others.entry(&received.message_id).or_default() += 1;
+        }
+    }
+    for (id, count) in others {
+        sqlx::query("UPDATE `inbox` SET `deliveries` = `deliveries` - ? WHERE `message_id` = ?")
+            .bind(count)
+            .bind(id.as_str().as_bytes())
+            .execute(&mut **tx)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Refuses what the server would answer by dropping the connection, and the transaction with it.
+async fn check_sizes(tx: &mut Transaction<'_, MySql>, received: &[Received]) -> Result<(), Error> {
+    if received
+        .iter()
+        .all(|received| size(received) <= statement::SHARED_BYTES)
+    {
+        return Ok(());
+    }
+    let limit: u64 = sqlx::query_scalar("SELECT CAST(@@max_allowed_packet AS UNSIGNED)")
+        .fetch_one(&mut **tx)
+        .await?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    for (index, received) in received.iter().enumerate() {
+        let (bytes, size) = (received.payload.len(), size(received));
+        if size > limit {
+            let max_payload = limit.saturating_sub(size - bytes);
+            return Err(Error::TooLarge {
+                index,
+                bytes,
+                max_payload,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// At least what the row takes in a statement, in bytes.
+fn size(received: &Received) -> usize {
+    /// Room for the cut texts, at four bytes a character, and for the statement itself.
+    const TEXTS: usize = 4 * (4 * MAX_TEXT + MAX_ERROR) + 4096;
+    let headers: usize = received.headers.to_string().len();
+    received.payload.len() + headers + TEXTS
+}
+
+/// Are two messages of one id, both in hand, the same?
+fn same_message(a: &Received, b: &Received) -> bool {
+    a.payload == b.payload && truncation(a) == truncation(b)
+}
+
+/// Is a message the one that is stored under its id?
+fn is_stored(stored: &Stored, received: &Received) -> bool {
+    if received.message_id.as_str().starts_with(DIGEST_PREFIX) {
+        return true;
+    }
+    let same_bytes = stored.digest.as_deref() == Some(digest(&received.payload).as_str());
+    // Equal beginnings do not make equal messages: the text has the digest of the whole.
+    let same_whole = truncation(received).is_none_or(|text| stored.last_error == Some(text));
+    same_bytes && same_whole
+}
+
+fn truncation(received: &Received) -> Option<String> {
+    match &received.problem {
+        Some(problem @ Problem::Truncated { .. }) => Some(error_text(problem)),
+        _ => None,
+    }
+}
+
+/// The same message, to be stored under the digest of its whole body.
+fn under_digest(received: &Received) -> Received {
+    let conflict = Problem::IdConflict {
+        id: received.message_id.clone(),
+    };
+    Received {
+        message_id: MessageId::of_digest(&received.whole_digest()),
+        problem: Some(match received.problem.clone() {
+            Some(Problem::Truncated {
+                kept,
+                bytes,
+                sha256,
+                ..
+            }) => Problem::Truncated {
+                kept,
+                bytes,
+                sha256,
+                earlier: Some(Box::new(conflict)),
+            },
+            _ => conflict,
+        }),
+        ..received.clone()
+    }
+}
+
+fn error_text(problem: &Problem) -> String {
+    cut(&problem.to_string(), MAX_ERROR).into_owned()
+}
+
+/// The first `max` characters.
+fn cut(text: &str, max: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(max) {
+        Some((end, _)) => Cow::Borrowed(&text[..end]),
+        None => Cow::Borrowed(text),
+    }
+}

@@ -1,0 +1,36 @@
+//! The message both ends agree on: [`encode`] turns a row into one, [`decode`] turns a delivery into
+//! what a consumer stores.
+//!
+//! | Row                              | Message                                              |
+//! |----------------------------------|------------------------------------------------------|
+//! | `message_id`                     | property `message_id`                                |
+//! | `event_type`                     | property `type`                                      |
+//! | `content_type`                   | property `content_type`                              |
+//! | `created_at`                     | property `timestamp` (s), header `occurred-at` (µs)  |
+//! | `aggregate_type`, `aggregate_id` | headers `aggregate-type`, `aggregate-id`             |
+//! | `headers`                        | further headers; the three above win                 |
+//! | `payload`                        | body, the same bytes                                 |
+//!
+//! `encode` and `decode` need the feature `amqp`; [`Received`] does not, so a message that arrives
+//! another way (over HTTP, say) takes the same path through the inbox.
+
+mod received;
+pub(crate) use received::digest;
+pub use received::{DIGEST_PREFIX, MessageId, Problem, Received, UnusableId};
+
+#[cfg(feature = "amqp")]
+mod encode;
+#[cfg(feature = "amqp")]
+pub use encode::{InvalidRow, Message, encode, encoded_properties_len};
+
+#[cfg(feature = "amqp")]
+mod decode;
+#[cfg(feature = "amqp")]
+pub use decode::{decode, decode_parts};
+
+/// Header with the type of the thing the event is about, e.g. `order`.
+pub const AGGREGATE_TYPE: &str = "aggregate-type";
+/// Header with the id of the thing the event is about.
+pub const AGGREGATE_ID: &str = "aggregate-id";
+/// Header with the time the row was written: RFC 3339, UTC, microseconds.
+pub const OCCURRED_AT: &str = "occurred-at";

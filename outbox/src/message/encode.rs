@@ -1,0 +1,191 @@
+//! Row → AMQP message.
+
+use std::collections::BTreeMap;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use time::PrimitiveDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+
+use super::{AGGREGATE_ID, AGGREGATE_TYPE, MessageId, OCCURRED_AT};
+use crate::row::Row;
+
+/// `delivery_mode` of a message that a broker restart must not lose.
+const PERSISTENT: u8 = 2;
+
+const RFC3339_MICROS: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+
+/// What is published for a row, beside its payload.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// The exchange to publish to; empty is AMQP's default exchange.
+    pub exchange: ShortString,
+    /// The routing key to publish with.
+    pub routing_key: ShortString,
+    /// All properties and headers, persistent delivery included.
+    pub properties: BasicProperties,
+}
+
+/// A row that can't be a message, whatever the broker. `Display` is the operator's text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} {problem}")]
+pub struct InvalidRow {
+    /// The column at fault.
+    pub field: &'static str,
+    /// What is wrong with it, as the rest of a sentence that starts with the column.
+    pub problem: String,
+}
+
+impl InvalidRow {
+    fn new(field: &'static str, problem: impl Into<String>) -> Self {
+        Self {
+            field,
+            problem: problem.into(),
+        }
+    }
+}
+
+/// Turns a row into what is published for it; the payload stays in the row.
+///
+/// # Errors
+/// [`InvalidRow`] names the first column that no message can carry. The row will not become valid by
+/// itself, and its neighbours are not touched by it.
+pub fn encode(row: &Row) -> Result<Message, InvalidRow> {
+    MessageId::parse(row.message_id.as_bytes())
+        .map_err(|problem| InvalidRow::new("message_id", problem.to_string()))?;
+    let created_at = row
+        .created_at
+        .ok_or_else(|| InvalidRow::new("created_at", "is a zero date"))?;
+
+    let mut headers = own_headers(row.headers.as_deref())?;
+    let occurred_at = created_at
+        .format(RFC3339_MICROS)
+        .map_err(|err| InvalidRow::new("created_at", format!("can't be written: {err}")))?;
+    // The row's columns win over headers of the same name: consumers order and group by them.
+    for (name, value) in [
+        (AGGREGATE_TYPE, row.aggregate_type.clone()),
+        (AGGREGATE_ID, row.aggregate_id.clone()),
+        (OCCURRED_AT, occurred_at.into_bytes()),
+    ] {
+        headers.insert(ShortString::from(name), long_string(value));
+    }
+
+    Ok(Message {
+        exchange: short_string("exchange", &row.exchange)?,
+        routing_key: short_string("routing_key", &row.routing_key)?,
+        properties: BasicProperties::default()
+            .with_message_id(short_string("message_id", row.message_id.as_bytes())?)
+            .with_type(short_string("event_type", &row.event_type)?)
+            .with_content_type(short_string("content_type", &row.content_type)?)
+            .with_delivery_mode(PERSISTENT)
+            .with_timestamp(unix_seconds(created_at)?)
+            .with_headers(FieldTable::from(headers)),
+    })
+}
+
+/// Bytes of the frame that carries the properties, the frame's own overhead included.
+///
+/// Compare it with the negotiated `frame_max`: AMQP has no way to split this frame, and RabbitMQ
+/// closes the whole *connection* on one that is too long.
+#[must_use]
+pub fn encoded_properties_len(properties: &BasicProperties) -> usize {
+    /// Type, channel and length before a frame, one byte after it; then class, weight, body size.
+    const FRAME: usize = 7 + 1 + 2 + 2 + 8;
+    const FLAGS: usize = 2;
+
+    let short_strings: usize = [
+        properties.content_type(),
+        properties.content_encoding(),
+        properties.correlation_id(),
+        properties.reply_to(),
+        properties.expiration(),
+        properties.message_id(),
+        properties.kind(),
+        properties.user_id(),
+        properties.app_id(),
+        properties.cluster_id(),
+    ]
+    .into_iter()
+    .flatten()
+    .map(|text| 1 + text.as_str().len())
+    .sum();
+
+    FRAME
+        + FLAGS
+        + short_strings
+        + properties.headers().as_ref().map_or(0, table_len)
+        + properties.delivery_mode().map_or(0, |_| 1)
+        + properties.priority().map_or(0, |_| 1)
+        + properties.timestamp().map_or(0, |_| 8)
+}
+
+fn table_len(table: &FieldTable) -> usize {
+    4 + table
+        .into_iter()
+        .map(|(name, value)| 1 + name.as_str().len() + value_len(value))
+        .sum::<usize>()
+}
+
+fn value_len(value: &AMQPValue) -> usize {
+    1 + match value {
+        AMQPValue::Void => 0,
+        AMQPValue::Boolean(_) | AMQPValue::ShortShortInt(_) | AMQPValue::ShortShortUInt(_) => 1,
+        AMQPValue::ShortInt(_) | AMQPValue::ShortUInt(_) => 2,
+        AMQPValue::LongInt(_) | AMQPValue::LongUInt(_) | AMQPValue::Float(_) => 4,
+        AMQPValue::DecimalValue(_) => 5,
+        AMQPValue::LongLongInt(_) | AMQPValue::Double(_) | AMQPValue::Timestamp(_) => 8,
+        AMQPValue::ShortString(text) => 1 + text.as_str().len(),
+        AMQPValue::LongString(text) => 4 + text.len(),
+        AMQPValue::ByteArray(bytes) => 4 + bytes.len(),
+        AMQPValue::FieldArray(items) => 4 + items.as_slice().iter().map(value_len).sum::<usize>(),
+        AMQPValue::FieldTable(table) => table_len(table),
+    }
+}
+
+/// The column `headers`: a JSON object of strings.
+fn own_headers(json: Option<&[u8]>) -> Result<BTreeMap<ShortString, AMQPValue>, InvalidRow> {
+    let invalid = |problem: String| InvalidRow::new("headers", problem);
+    let Some(json) = json else {
+        return Ok(BTreeMap::new());
+    };
+    let object: BTreeMap<String, serde_json::Value> = serde_json::from_slice(json)
+        .map_err(|err| invalid(format!("is not a JSON object: {err}")))?;
+    object
+        .into_iter()
+        .map(|(name, value)| {
+            // RabbitMQ routes a message to the keys in these two as well, past the row's own route.
+            if name == "CC" || name == "BCC" {
+                return Err(invalid(format!(
+                    "has {name}, which would route the message elsewhere"
+                )));
+            }
+            let serde_json::Value::String(value) = value else {
+                return Err(invalid(format!(
+                    "has a value that is not a string, at {name:?}"
+                )));
+            };
+            let name = ShortString::try_new(name)
+                .map_err(|_| invalid("has a name of more than 255 bytes".to_owned()))?;
+            Ok((name, long_string(value.into_bytes())))
+        })
+        .collect()
+}
+
+fn long_string(bytes: Vec<u8>) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(bytes))
+}
+
+fn short_string(field: &'static str, bytes: &[u8]) -> Result<ShortString, InvalidRow> {
+    let text =
+        std::str::from_utf8(bytes).map_err(|_| InvalidRow::new(field, "is not valid UTF-8"))?;
+    ShortString::try_new(text)
+        .map_err(|_| InvalidRow::new(field, format!("has {} bytes, more than 255", text.len())))
+}
+
+/// AMQP's timestamp has no sign.
+fn unix_seconds(at: PrimitiveDateTime) -> Result<u64, InvalidRow> {
+    u64::try_from(at.assume_utc().unix_timestamp())
+        .map_err(|_| InvalidRow::new("created_at", "is before 1970"))
+}
