@@ -38,10 +38,11 @@ REVOKE CREATE ON orders.outbox_fence FROM 'relay'@'%';
 REVOKE CREATE ON orders.outbox_attempts FROM 'relay'@'%';
 REVOKE CREATE ON orders.operator_actions FROM 'relay'@'%';
 
--- pay-svc: its inbox and payments; a payment and an operator's action are never changed.
+-- pay-svc: its inbox and payments. It never changes a payment: UPDATE there is what MySQL asks for
+-- ON DUPLICATE KEY UPDATE, by which a second payment of an order is left out.
 GRANT CREATE, SELECT, INSERT, UPDATE, DELETE ON payments.inbox TO 'pay_svc'@'%';
 GRANT CREATE, SELECT, INSERT, DELETE ON payments.inbox_attempts TO 'pay_svc'@'%';
-GRANT CREATE, SELECT, INSERT ON payments.payments TO 'pay_svc'@'%';
+GRANT CREATE, SELECT, INSERT, UPDATE ON payments.payments TO 'pay_svc'@'%';
 GRANT CREATE, SELECT, INSERT ON payments.operator_actions TO 'pay_svc'@'%';
 REVOKE CREATE ON payments.inbox FROM 'pay_svc'@'%';
 REVOKE CREATE ON payments.inbox_attempts FROM 'pay_svc'@'%';
