@@ -1,1 +1,24 @@
-//! svc-kit
+//! What every service of this project needs around its own work.
+//!
+//! In the order a service meets them: [`boot`] and [`settings`] before the runtime starts,
+//! [`telemetry`], [`signals`] and [`tasks`] while it runs, [`database`], [`migrate`] and `amqp` for
+//! the two servers it talks to, [`backoff`] when they do not answer, [`admin`] and [`http`] for
+//! those who ask.
+
+pub mod boot;
+pub mod settings;
+
+pub mod telemetry;
+
+pub mod signals;
+pub mod tasks;
+
+#[cfg(feature = "amqp")]
+pub mod amqp;
+pub mod backoff;
+pub mod database;
+pub mod migrate;
+
+pub mod admin;
+pub mod http;
+pub mod ops;

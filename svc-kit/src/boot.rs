@@ -1,0 +1,104 @@
+//! What `main` of a service does before the runtime starts, and how it ends.
+
+use std::process::{ExitCode, Termination};
+
+/// How a process ended, as its exit code tells a supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Asked to stop, finished what was in hand: 0.
+    Drained,
+    /// Gave up, or could not finish in time; starting it again may help: 1.
+    Failed,
+    /// Starting it again can't help, a setting must be mended first: 64 (`EX_USAGE`).
+    Misconfigured,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Drained => 0,
+            Exit::Failed => 1,
+            Exit::Misconfigured => 64,
+        })
+    }
+}
+
+impl Termination for Exit {
+    fn report(self) -> ExitCode {
+        self.into()
+    }
+}
+
+/// A setting that can't work, with the mend.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}; {mend}")]
+pub struct ConfigError {
+    /// The setting's name, as in the environment.
+    pub field: String,
+    /// What is wrong with it; never a secret.
+    pub problem: String,
+    /// What to do about it.
+    pub mend: String,
+}
+
+impl ConfigError {
+    /// `problem` is what is wrong, `mend` what to do about it.
+    #[must_use]
+    pub fn new(
+        field: impl Into<String>,
+        problem: impl Into<String>,
+        mend: impl Into<String>,
+    ) -> Self {
+        Self {
+            field: field.into(),
+            problem: problem.into(),
+            mend: mend.into(),
+        }
+    }
+}
+
+/// Makes ring the process's TLS provider. First thing in `main`: with two providers compiled in,
+/// rustls panics when it has to choose.
+pub fn install_crypto() {
+    // An error says that one is installed already, by an earlier call.
+    _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Parses flags and environment. A usage error prints clap's message and ends the process with 64;
+/// `--help` and `--version` end it with 0.
+#[must_use]
+pub fn parse_args<C: clap::Parser>() -> C {
+    C::try_parse().unwrap_or_else(|err| {
+        // Nobody is left to tell when the message can't be printed.
+        _ = err.print();
+        std::process::exit(if err.use_stderr() { 64 } else { 0 })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_error_names_field_problem_and_mend() {
+        let err = ConfigError::new("AMQP_URL", "has no host", "write amqp://host:5672/%2F");
+        assert_eq!(
+            err.to_string(),
+            "AMQP_URL: has no host; write amqp://host:5672/%2F"
+        );
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_the_contract() {
+        for (exit, code) in [
+            (Exit::Drained, 0),
+            (Exit::Failed, 1),
+            (Exit::Misconfigured, 64),
+        ] {
+            assert_eq!(
+                format!("{:?}", exit.report()),
+                format!("{:?}", ExitCode::from(code))
+            );
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! MySQL and MariaDB: where the database is, sessions that all behave alike, and whose failure an
+//! error is.
+
+mod contact;
+mod fault;
+mod session;
+mod url;
+
+pub use contact::first_contact;
+pub use fault::{Fault, classify};
+pub use url::{DatabaseUrl, Tls};

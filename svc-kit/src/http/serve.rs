@@ -1,0 +1,216 @@
+//! The accept loop.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+/// A client that takes longer to send its request's head is disconnected.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Further clients wait in the listen queue.
+const MAX_CONNECTIONS: usize = 4096;
+
+/// Rest after a failed accept: out of file descriptors, it would fail again at once.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Serves `app` until `drain` is cancelled, then lets requests in progress end within `deadline`.
+///
+/// A failed accept or a handler's panic ends its connection, never the listener.
+///
+/// # Errors
+/// Requests were still in progress at the deadline; they were cut off.
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    drain: CancellationToken,
+    deadline: Duration,
+) -> anyhow::Result<()> {
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = drain.cancelled() => break,
+            Some(ended) = connections.join_next() => report(ended),
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, app.clone(), &graceful));
+                }
+                Err(err) => {
+                    tracing::warn!(error = %err, "accept failed");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    let drained = tokio::time::timeout(deadline, async {
+        tokio::join!(graceful.shutdown(), async {
+            while let Some(ended) = connections.join_next().await {
+                report(ended);
+            }
+        })
+    });
+    let in_time = drained.await.is_ok();
+    anyhow::ensure!(
+        in_time,
+        "{} connections were still busy at the drain deadline",
+        connections.len()
+    );
+    Ok(())
+}
+
+/// One client, request after request, until either side has enough.
+fn connection(
+    stream: TcpStream,
+    app: Router,
+    graceful: &GracefulShutdown,
+) -> impl Future<Output = ()> + Send + 'static {
+    if let Err(err) = stream.set_nodelay(true) {
+        tracing::debug!(error = %err, "could not turn off delays");
+    }
+    let service =
+        TowerToHyperService::new(app.map_request(|request: Request<_>| request.map(Body::new)));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let connection = graceful.watch(connection);
+    async move {
+        if let Err(err) = connection.await {
+            // Clients that go away are none of ours.
+            tracing::debug!(error = %err, "connection ended");
+        }
+    }
+}
+
+fn report(ended: Result<(), JoinError>) {
+    if let Err(err) = ended {
+        tracing::error!(error = %err, "request handler panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::routing::get;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::tasks::unit;
+
+    struct Server {
+        url: String,
+        drain: CancellationToken,
+        ended: tokio::task::JoinHandle<anyhow::Result<()>>,
+    }
+
+    async fn start(app: Router, deadline: Duration) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let drain = CancellationToken::new();
+        let ended = unit(serve(listener, app, drain.clone(), deadline));
+        Server { url, drain, ended }
+    }
+
+    /// A handler that says when it has begun and waits to be let go.
+    fn slow(begun: &Arc<Notify>, go: &Arc<Notify>) -> Router {
+        let (begun, go) = (Arc::clone(begun), Arc::clone(go));
+        Router::new().route(
+            "/",
+            get(move || async move {
+                begun.notify_one();
+                go.notified().await;
+                "done"
+            }),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_request_in_progress_is_answered_while_draining() {
+        let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let server = start(slow(&begun, &go), Duration::from_secs(10)).await;
+        let answer = unit(reqwest::get(server.url.clone()));
+        begun.notified().await;
+        server.drain.cancel();
+        go.notify_one();
+        assert_eq!(answer.await.unwrap().unwrap().text().await.unwrap(), "done");
+        server.ended.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_request_that_never_ends_is_cut_at_the_deadline() {
+        let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let server = start(slow(&begun, &go), Duration::from_millis(50)).await;
+        let answer = unit(reqwest::get(server.url.clone()));
+        begun.notified().await;
+        server.drain.cancel();
+        let err = server.ended.await.unwrap().unwrap_err();
+        assert_eq!(
+            err.to_string(),
+            "1 connections were still busy at the drain deadline"
+        );
+        assert!(answer.await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_does_not_hold_up_the_drain() {
+        let server = start(Router::new().route("/", get("ok")), Duration::from_secs(10)).await;
+        // The client keeps its connection for a next request.
+        let client = reqwest::Client::new();
+        client
+            .get(&server.url)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        server.drain.cancel();
+        server.ended.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_panicking_handler_does_not_end_the_server() {
+        let boom = get(|| async { panic!("boom") as &'static str });
+        let app = Router::new().route("/boom", boom).route("/", get("ok"));
+        let server = start(app, Duration::from_secs(10)).await;
+        assert!(reqwest::get(format!("{}/boom", server.url)).await.is_err());
+        assert_eq!(
+            reqwest::get(&server.url)
+                .await
+                .unwrap()
+                .text()
+                .await
+                .unwrap(),
+            "ok"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_sends_its_request_is_disconnected() {
+        let server = start(Router::new(), Duration::from_secs(10)).await;
+        let mut client = TcpStream::connect(server.url.trim_start_matches("http://"))
+            .await
+            .unwrap();
+        tokio::time::pause();
+        let mut answer = Vec::new();
+        let closed = client.read_to_end(&mut answer);
+        tokio::time::timeout(HEADER_TIMEOUT * 2, closed)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}

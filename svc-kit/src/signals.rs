@@ -1,0 +1,74 @@
+//! SIGTERM and SIGINT: the first asks to drain, the second to stop.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::tasks;
+
+/// The two steps in which a process ends.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    /// Take nothing new, finish what is in hand. Cancelled by the first signal, or by the program.
+    pub drain: CancellationToken,
+    /// Drop what is in hand. Cancelled by the second signal, or when draining took too long.
+    pub now: CancellationToken,
+}
+
+/// Listens from here on; the default action of both signals is off.
+///
+/// # Errors
+/// The operating system refused the handlers.
+pub fn listen(drain_timeout: Duration) -> std::io::Result<Shutdown> {
+    let mut signals = Signals {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+    };
+    let shutdown = Shutdown::default();
+    let Shutdown { drain, now } = shutdown.clone();
+    // Ends with the runtime; nothing waits for it.
+    drop(tasks::unit(async move {
+        tokio::select! {
+            name = signals.next() => tracing::info!(signal = name, "draining"),
+            () = drain.cancelled() => tracing::info!("draining"),
+        }
+        drain.cancel();
+        tokio::select! {
+            name = signals.next() => tracing::warn!(signal = name, "stopping without draining"),
+            () = tokio::time::sleep(drain_timeout) => {
+                tracing::warn!(drain_timeout = ?drain_timeout, "drain deadline passed");
+            }
+        }
+        now.cancel();
+    }));
+    Ok(shutdown)
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_that_takes_too_long_is_cut_short() {
+        let shutdown = listen(Duration::from_secs(25)).unwrap();
+        shutdown.drain.cancel();
+        let begun = tokio::time::Instant::now();
+        shutdown.now.cancelled().await;
+        assert!(begun.elapsed() >= Duration::from_secs(25));
+    }
+}

@@ -1,0 +1,51 @@
+//! Log lines on stderr.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The setting `LOG_FORMAT`, to flatten into a service's own.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct LogArgs {
+    /// Shape of the log lines on stderr; RUST_LOG chooses what is logged (default: info)
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// Starts logging: what `RUST_LOG` says, `info` without it. Panics are logged as well.
+///
+/// Does nothing when logging has been started before.
+pub fn init(format: LogFormat) {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .from_env_lossy();
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Text => lines.try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    };
+    if started.is_ok() {
+        log_panics();
+    }
+}
+
+/// In JSON logs the default hook's plain text would be the one line that no collector can read.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let location = panic.location().map(ToString::to_string);
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(message, location, %backtrace, "panicked");
+    }));
+}
