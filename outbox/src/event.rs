@@ -149,14 +149,15 @@ impl Event {
             64,
         )?;
         self.validate_headers()?;
-        let years = 1970..=9999;
+        // A year short of what the column and the type can hold, whatever the offset.
+        let years = 1970..=9998;
         if self
-            .next_attempt_at()
+            .not_before
             .is_some_and(|at| !years.contains(&at.year()))
         {
             return Err(invalid(
                 "next_attempt_at",
-                "is outside the years 1970 to 9999",
+                "is outside the years 1970 to 9998",
             ));
         }
         Ok(())
@@ -269,5 +270,99 @@ fn invalid(field: &'static str, problem: impl Into<String>) -> WriteError {
     WriteError::Invalid {
         field,
         problem: problem.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn event() -> Event {
+        Event::new("order", "42", "order.placed.v1", "order.pay", "{}")
+    }
+
+    #[track_caller]
+    fn refused(event: &Event, text: &str) {
+        let err = event.validate().unwrap_err();
+        assert!(matches!(err, WriteError::Invalid { .. }));
+        assert_eq!(err.to_string(), text);
+    }
+
+    #[test]
+    fn an_id_is_a_uuid_of_version_seven_and_stays() {
+        let event = event();
+        assert_eq!(event.id().get_version_num(), 7);
+        assert_eq!(event.clone().id(), event.id());
+        let id = Uuid::now_v7();
+        assert_eq!(event.message_id(id).id(), id);
+    }
+
+    #[test]
+    fn texts_must_fit_their_columns() {
+        let of = |aggregate_type: &str, id: &str| Event::new(aggregate_type, id, "t", "k", "");
+        assert!(of(&"å".repeat(64), &"å".repeat(128)).validate().is_ok());
+        refused(
+            &of(&"å".repeat(65), "1"),
+            "aggregate_type has 65 characters, more than 64",
+        );
+        refused(
+            &of("order", &"å".repeat(129)),
+            "aggregate_id has 129 characters, more than 128",
+        );
+        refused(&of("order", ""), "aggregate_id is empty");
+        refused(
+            &event().exchange("x".repeat(128)),
+            "exchange has 128 bytes, more than 127",
+        );
+        refused(
+            &event().content_type("x".repeat(65)),
+            "content_type has 65 bytes, more than 64",
+        );
+        let key = "k".repeat(256);
+        refused(
+            &Event::new("a", "1", "t", key, ""),
+            "routing_key has 256 bytes, more than 255",
+        );
+    }
+
+    #[test]
+    fn names_that_become_short_strings_are_ascii() {
+        let event = Event::new("a", "1", "bestellt.für", "k", "");
+        refused(&event, "event_type has a character that is not ASCII");
+    }
+
+    #[test]
+    fn headers_that_the_relay_would_refuse_are_refused_here() {
+        refused(
+            &event().header("CC", "x"),
+            "headers has CC, which would route it elsewhere",
+        );
+        let long = event().header("n".repeat(256), "x");
+        refused(&long, "headers has a name of more than 255 bytes");
+        let large = event().header("n", "x".repeat(65_535));
+        refused(&large, "headers take 65543 bytes as JSON, more than 65535");
+    }
+
+    #[test]
+    fn headers_are_a_json_object_of_strings() {
+        assert_eq!(event().headers_json(), None);
+        let event = event()
+            .header("b", "2")
+            .header("a", "\"1\"")
+            .header("b", "3");
+        assert_eq!(event.headers_json().unwrap(), r#"{"a":"\"1\"","b":"3"}"#);
+    }
+
+    #[test]
+    fn a_delay_is_stored_in_utc_whatever_its_offset() {
+        let event = event().not_before(datetime!(2026-02-03 04:05:06 +8));
+        assert_eq!(
+            event.next_attempt_at(),
+            Some(datetime!(2026-02-02 20:05:06))
+        );
+        let never = event.not_before(datetime!(9999-12-31 23:59:59 -12));
+        refused(&never, "next_attempt_at is outside the years 1970 to 9998");
     }
 }

@@ -374,3 +374,15 @@ fn cut(text: &str, max: usize) -> Cow<'_, str> {
         None => Cow::Borrowed(text),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut("åäö", 2), "åä");
+        assert_eq!(cut("åäö", 3), "åäö");
+        assert_eq!(cut("", 0), "");
+    }
+}

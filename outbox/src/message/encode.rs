@@ -189,3 +189,222 @@ fn unix_seconds(at: PrimitiveDateTime) -> Result<u64, InvalidRow> {
     u64::try_from(at.assume_utc().unix_timestamp())
         .map_err(|_| InvalidRow::new("created_at", "is before 1970"))
 }
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn row() -> Row {
+        Row {
+            id: 7,
+            message_id: "0198f1c2-0000-7000-8000-000000000001".to_owned(),
+            aggregate_type: b"order".to_vec(),
+            aggregate_id: b"42".to_vec(),
+            event_type: b"order.placed.v1".to_vec(),
+            exchange: b"order-exchange".to_vec(),
+            routing_key: b"order.pay".to_vec(),
+            content_type: b"application/json".to_vec(),
+            headers: None,
+            payload: b"{}".to_vec(),
+            created_at: Some(datetime!(2026-02-03 04:05:06.000_789)),
+        }
+    }
+
+    fn header(message: &Message, name: &str) -> String {
+        match message
+            .properties
+            .headers()
+            .as_ref()
+            .unwrap()
+            .inner()
+            .get(name)
+        {
+            Some(AMQPValue::LongString(text)) => text.to_string(),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn refused(row: &Row, text: &str) {
+        assert_eq!(encode(row).unwrap_err().to_string(), text);
+    }
+
+    #[test]
+    fn a_row_is_the_message_of_the_contract() {
+        let message = encode(&row()).unwrap();
+        assert_eq!(message.exchange.as_str(), "order-exchange");
+        assert_eq!(message.routing_key.as_str(), "order.pay");
+        let properties = &message.properties;
+        let text = |property: &Option<ShortString>| property.as_ref().unwrap().to_string();
+        assert_eq!(
+            text(properties.message_id()),
+            "0198f1c2-0000-7000-8000-000000000001"
+        );
+        assert_eq!(text(properties.kind()), "order.placed.v1");
+        assert_eq!(text(properties.content_type()), "application/json");
+        assert_eq!(*properties.delivery_mode(), Some(2));
+        assert_eq!(*properties.timestamp(), Some(1_770_091_506));
+        assert_eq!(header(&message, "aggregate-type"), "order");
+        assert_eq!(header(&message, "aggregate-id"), "42");
+        assert_eq!(
+            header(&message, "occurred-at"),
+            "2026-02-03T04:05:06.000789Z"
+        );
+    }
+
+    #[test]
+    fn own_headers_are_sent_but_do_not_win_over_the_columns() {
+        let headers = r#"{"traceparent": "00-1-2-3", "aggregate-id": "another"}"#;
+        let message = encode(&Row {
+            headers: Some(headers.into()),
+            ..row()
+        })
+        .unwrap();
+        assert_eq!(header(&message, "traceparent"), "00-1-2-3");
+        assert_eq!(header(&message, "aggregate-id"), "42");
+    }
+
+    #[test]
+    fn a_short_string_holds_255_bytes_and_no_more() {
+        let long = |length: usize| Row {
+            routing_key: vec![b'a'; length],
+            ..row()
+        };
+        assert!(encode(&long(255)).is_ok());
+        refused(&long(256), "routing_key has 256 bytes, more than 255");
+        let wide = Row {
+            event_type: "å".repeat(128).into_bytes(),
+            ..row()
+        };
+        refused(&wide, "event_type has 256 bytes, more than 255");
+        refused(
+            &Row {
+                exchange: vec![0xff],
+                ..row()
+            },
+            "exchange is not valid UTF-8",
+        );
+    }
+
+    #[test]
+    fn headers_that_are_not_an_object_of_strings_are_refused() {
+        let with = |headers: &str| Row {
+            headers: Some(headers.into()),
+            ..row()
+        };
+        refused(
+            &with(r#"{"n": 1}"#),
+            r#"headers has a value that is not a string, at "n""#,
+        );
+        let long = format!(r#"{{"{}": ""}}"#, "n".repeat(256));
+        refused(&with(&long), "headers has a name of more than 255 bytes");
+        for wrong in ["[]", "null", "\"x\"", "", "{", r#"{"a": "b"} c"#] {
+            let err = encode(&with(wrong)).unwrap_err().to_string();
+            assert!(
+                err.starts_with("headers is not a JSON object: "),
+                "{wrong}: {err}"
+            );
+        }
+    }
+
+    #[test]
+    fn headers_that_route_are_refused() {
+        for name in ["CC", "BCC"] {
+            let headers = format!(r#"{{"{name}": "elsewhere"}}"#);
+            let err = encode(&Row {
+                headers: Some(headers.into()),
+                ..row()
+            })
+            .unwrap_err();
+            assert!(
+                err.to_string()
+                    .contains("would route the message elsewhere"),
+                "{err}"
+            );
+        }
+        let harmless = r#"{"cc": "a name like any other"}"#;
+        assert!(
+            encode(&Row {
+                headers: Some(harmless.into()),
+                ..row()
+            })
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn an_id_that_no_inbox_would_take_is_refused() {
+        let with = |id: &str| Row {
+            message_id: id.to_owned(),
+            ..row()
+        };
+        refused(&with(""), "message_id is empty");
+        refused(
+            &with("a b"),
+            "message_id has byte 0x20, which is outside 0x21-0x7e",
+        );
+    }
+
+    #[test]
+    fn a_time_that_amqp_can_not_say_is_refused() {
+        refused(
+            &Row {
+                created_at: None,
+                ..row()
+            },
+            "created_at is a zero date",
+        );
+        let early = datetime!(1969-12-31 23:59:59);
+        refused(
+            &Row {
+                created_at: Some(early),
+                ..row()
+            },
+            "created_at is before 1970",
+        );
+    }
+
+    /// Of the sizes, the broker's opinion counts; lapin's own writer stands in for it.
+    #[test]
+    fn the_length_of_a_properties_frame_is_what_lapin_would_write() {
+        use lapin::types::{ByteArray, DecimalValue, FieldArray};
+
+        let mut inner = FieldTable::default();
+        inner.insert("n".into(), AMQPValue::LongLongInt(1));
+        let values = vec![
+            AMQPValue::Void,
+            AMQPValue::Boolean(true),
+            AMQPValue::ShortShortInt(1),
+            AMQPValue::ShortShortUInt(1),
+            AMQPValue::ShortInt(1),
+            AMQPValue::ShortUInt(1),
+            AMQPValue::LongInt(1),
+            AMQPValue::LongUInt(1),
+            AMQPValue::LongLongInt(1),
+            AMQPValue::Float(1.0),
+            AMQPValue::Double(1.0),
+            AMQPValue::Timestamp(1),
+            AMQPValue::DecimalValue(DecimalValue { scale: 1, value: 1 }),
+            AMQPValue::LongString("text".into()),
+            AMQPValue::ByteArray(ByteArray::from(vec![1, 2, 3])),
+            AMQPValue::FieldTable(inner),
+        ];
+        let Message { properties, .. } = encode(&row()).unwrap();
+        let mut headers = properties.headers().clone().unwrap();
+        headers.insert(
+            "all".into(),
+            AMQPValue::FieldArray(FieldArray::from(values)),
+        );
+        let properties = properties
+            .with_headers(headers)
+            .with_priority(3)
+            .with_app_id("app".into())
+            .with_expiration("60000".into());
+
+        let frame = lapin::protocol::basic::gen_properties(&properties)(Vec::new().into())
+            .expect("a Vec takes all");
+        assert_eq!(encoded_properties_len(&properties), frame.write.len() + 20);
+    }
+}

@@ -212,3 +212,64 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
             hex
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(payload: &[u8]) -> Received {
+        let (message_id, problem) = Received::identify(Some(b"m-1"), payload);
+        Received {
+            message_id,
+            event_type: None,
+            aggregate_id: None,
+            exchange: String::new(),
+            routing_key: String::new(),
+            headers: serde_json::json!({}),
+            payload: payload.to_vec(),
+            problem,
+        }
+    }
+
+    /// SHA-256 of `0123456789`.
+    const DIGEST: &str = "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882";
+
+    #[test]
+    fn a_truncated_message_keeps_its_beginning_and_the_digest_of_the_whole() {
+        let mut message = received(b"0123456789");
+        message.truncate(4);
+        assert_eq!(message.payload, b"0123");
+        let problem = message.problem.clone().unwrap();
+        assert_eq!(problem.class(), "truncated");
+        let text = format!("truncated: 4 of 10 bytes stored, the whole had sha256 {DIGEST}");
+        assert_eq!(problem.to_string(), text);
+        assert_eq!(message.whole_digest(), DIGEST);
+    }
+
+    #[test]
+    fn a_message_that_is_cut_twice_still_tells_of_the_whole() {
+        let mut message = received(b"0123456789");
+        message.truncate(8);
+        message.truncate(4);
+        let text = format!("truncated: 4 of 10 bytes stored, the whole had sha256 {DIGEST}");
+        assert_eq!(message.problem.unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn a_message_that_is_short_enough_is_left_alone() {
+        let mut message = received(b"0123456789");
+        message.truncate(10);
+        assert_eq!(message, received(b"0123456789"));
+    }
+
+    #[test]
+    fn what_else_was_wrong_is_not_forgotten_when_cutting() {
+        let mut message = received(b"0123456789");
+        message.problem = Some(Problem::BadMessageId(UnusableId::Empty));
+        message.truncate(4);
+        let problem = message.problem.unwrap();
+        assert_eq!(problem.class(), "truncated");
+        let end = "; message_id is empty; stored under the digest of its body";
+        assert!(problem.to_string().ends_with(end), "{problem}");
+    }
+}

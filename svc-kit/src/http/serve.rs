@@ -105,7 +105,7 @@ mod tests {
     use std::sync::Arc;
 
     use axum::routing::get;
-    use tokio::io::AsyncReadExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::sync::Notify;
 
     use super::*;
@@ -200,14 +200,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_never_sends_its_request_is_disconnected() {
-        let server = start(Router::new(), Duration::from_secs(10)).await;
+    async fn a_client_that_never_sends_its_next_request_is_disconnected() {
+        let server = start(Router::new().route("/", get("ok")), Duration::from_secs(10)).await;
         let mut client = TcpStream::connect(server.url.trim_start_matches("http://"))
             .await
             .unwrap();
+        // An answer first, so that the server has surely met this client when the clock jumps.
+        client
+            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
         tokio::time::pause();
-        let mut answer = Vec::new();
-        let closed = client.read_to_end(&mut answer);
+        let mut rest = Vec::new();
+        let closed = client.read_to_end(&mut rest);
         tokio::time::timeout(HEADER_TIMEOUT * 2, closed)
             .await
             .unwrap()
