@@ -1,1 +1,34 @@
-//! e2e
+//! Throwaway servers and processes for tests, the demo and the benchmark.
+//!
+//! Real MariaDB, real MySQL and real RabbitMQ run in directories of their own, on free ports of
+//! 127.0.0.1, and are gone when their owner is: dropped, panicked, interrupted or killed.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! let db = e2e::shared::mariadb().await;
+//! let database = db.create_database().await?;
+//! let pool = database.pool()?;
+//! sqlx::query("SELECT 1").execute(&pool).await?;
+//!
+//! let rabbit = e2e::shared::rabbit().await;
+//! let vhost = rabbit.create_vhost().await?;
+//! rabbit.management()?.declare_queue(&vhost.name, "q", serde_json::json!({})).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod cache;
+pub mod db;
+pub mod fetch;
+mod home;
+mod owner;
+pub mod port;
+pub mod product;
+mod program;
+pub mod rabbit;
+mod server;
+pub mod shared;
+pub mod wait;
+
+pub use db::{Db, DbOptions, Flavor, TestDatabase};
+pub use rabbit::{Management, Rabbit, RabbitOptions, RabbitVersion, Vhost};

@@ -1,0 +1,321 @@
+//! Throwaway RabbitMQ brokers that share nothing with any other Erlang node of the machine.
+
+mod management;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use rustix::process::Signal;
+
+pub use management::{Management, QueueInfo};
+
+use crate::{home::Home, port, program, server::Server, wait};
+
+/// The user with all rights on every throwaway broker.
+pub const ADMIN: &str = "admin";
+/// Password of [`ADMIN`]. No secret: the brokers listen on 127.0.0.1 and hold test data.
+pub const ADMIN_PASSWORD: &str = "throwaway";
+
+const PROGRAM: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+/// A broker takes six seconds of processor time to start; a busy machine multiplies that.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Which RabbitMQ.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RabbitVersion {
+    /// The machine's own package.
+    #[default]
+    System,
+    /// An installation below a root of its own, such as [`crate::cache::rabbitmq4_root`].
+    Chroot(PathBuf),
+}
+
+/// What a broker should have beyond the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct RabbitOptions {
+    /// Which RabbitMQ.
+    pub version: RabbitVersion,
+    /// Further lines of `rabbitmq.conf`. `{dir}` is replaced by the directory of `files` as the
+    /// broker sees it.
+    pub conf: Vec<String>,
+    /// Files to write before the start, such as certificates: name and content.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+/// A running broker. Dropping it kills it and removes its data.
+#[derive(Debug)]
+pub struct Rabbit {
+    amqp_port: u16,
+    management_port: u16,
+    // Declared before `home`: the processes must be gone before their directory is.
+    server: Server,
+    epmd: Server,
+    home: Home,
+}
+
+/// A virtual host of a test's own.
+#[derive(Clone, Debug)]
+pub struct Vhost {
+    /// Its name.
+    pub name: String,
+    /// Its AMQP URL for [`ADMIN`].
+    pub amqp_url: String,
+}
+
+impl Rabbit {
+    /// Starts a broker with fresh data on free ports of 127.0.0.1 and waits until it answers.
+    pub async fn start(options: RabbitOptions) -> anyhow::Result<Self> {
+        // Another process may take a port between the choice and the start.
+        let mut attempts = 3;
+        loop {
+            attempts -= 1;
+            let rabbit = Self::create(&options)?;
+            match rabbit.launch().await {
+                Ok(()) => return Ok(rabbit),
+                Err(_) if attempts > 0 && rabbit.server.log().contains("eaddrinuse") => {}
+                Err(err) => return Err(err),
+            }
+        }
+    }
+
+    fn create(options: &RabbitOptions) -> anyhow::Result<Self> {
+        let chroot = match &options.version {
+            RabbitVersion::System => None,
+            RabbitVersion::Chroot(root) => Some(root.as_path()),
+        };
+        let program = chroot.unwrap_or(Path::new("/")).join(&PROGRAM[1..]);
+        ensure!(
+            program.exists(),
+            "{} is not installed: `make test` and `make demo` install it on Debian and Ubuntu \
+             (package rabbitmq-server); elsewhere install it yourself or use `make up`",
+            program.display()
+        );
+        let home = Home::create("rabbit", chroot)?;
+        home.write(&options.files)?;
+        let ports = Ports::choose()?;
+        write_configuration(&home, &ports, &options.conf)?;
+        let epmd = match chroot {
+            Some(_) => PathBuf::from("/usr/bin/epmd"),
+            None => program::find("epmd", "erlang-base")?,
+        };
+        let epmd_env = ports.epmd_env();
+        let epmd = Server::new(
+            home.launch(
+                &epmd,
+                ["-port".to_owned(), ports.epmd.to_string()],
+                epmd_env,
+            ),
+            home.host("epmd.log"),
+        );
+        let environment = environment(&home, &ports);
+        let server = Server::new(
+            home.launch(Path::new(PROGRAM), [], environment),
+            home.host("log"),
+        );
+        Ok(Self {
+            amqp_port: ports.amqp,
+            management_port: ports.management,
+            server,
+            epmd,
+            home,
+        })
+    }
+
+    async fn launch(&self) -> anyhow::Result<()> {
+        if self.epmd.pid().is_none() {
+            self.epmd.start()?;
+        }
+        self.server.start()?;
+        let management = self.management()?;
+        let address = ("127.0.0.1", self.amqp_port);
+        let answered = wait::try_until("the broker to answer", START_TIMEOUT, async || {
+            if let Err(ended) = self.server.must_run() {
+                return Some(Err(ended));
+            }
+            // The AMQP listener comes last, but on a restart the old one may linger in the
+            // management plugin's answer: ask both.
+            tokio::net::TcpStream::connect(address).await.ok()?;
+            management.get("overview").await.ok().map(|_| Ok(()))
+        });
+        answered.await.with_context(|| self.server.log_tail())?
+    }
+
+    /// The AMQP port on 127.0.0.1; the same after a restart.
+    pub fn amqp_port(&self) -> u16 {
+        self.amqp_port
+    }
+
+    /// Address of the management page and its API.
+    pub fn management_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.management_port)
+    }
+
+    /// The AMQP URL of a virtual host for [`ADMIN`].
+    pub fn amqp_url(&self, vhost: &str) -> String {
+        self.user_url(ADMIN, ADMIN_PASSWORD, vhost)
+    }
+
+    /// The AMQP URL of a virtual host for any user.
+    pub fn user_url(&self, user: &str, password: &str, vhost: &str) -> String {
+        let vhost = management::segment(vhost);
+        format!(
+            "amqp://{user}:{password}@127.0.0.1:{}/{vhost}",
+            self.amqp_port
+        )
+    }
+
+    /// Creates a virtual host with a name of its own in which [`ADMIN`] may do everything.
+    pub async fn create_vhost(&self) -> anyhow::Result<Vhost> {
+        let name = format!("t-{}", uuid::Uuid::now_v7().simple());
+        let management = self.management()?;
+        management
+            .put(&format!("vhosts/{name}"), &serde_json::json!({}))
+            .await?;
+        management.set_permissions(&name, ADMIN, [".*"; 3]).await?;
+        let amqp_url = self.amqp_url(&name);
+        Ok(Vhost { name, amqp_url })
+    }
+
+    /// A client of the management API. It belongs to the caller's runtime.
+    pub fn management(&self) -> anyhow::Result<Management> {
+        Management::new(&self.management_url(), ADMIN, ADMIN_PASSWORD)
+    }
+
+    /// The broker's directory as this process sees it.
+    pub fn dir(&self) -> PathBuf {
+        self.home.host("")
+    }
+
+    /// The broker's process id, or `None` while it is down.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.pid()
+    }
+
+    /// SIGKILL: what was confirmed must be there after [`Rabbit::restart`].
+    pub fn kill(&self) -> anyhow::Result<()> {
+        self.server.kill()
+    }
+
+    /// Shuts the broker down in order and waits until it is gone. Takes seconds.
+    pub async fn stop(&self) -> anyhow::Result<()> {
+        self.server.stop(STOP_TIMEOUT).await
+    }
+
+    /// Starts the broker again on the same ports and data; a running one is killed first.
+    pub async fn restart(&self) -> anyhow::Result<()> {
+        self.server.kill()?;
+        self.launch().await
+    }
+
+    /// SIGSTOP: connections stay open and nothing answers.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.server.signal(Signal::STOP)
+    }
+
+    /// SIGCONT after [`Rabbit::pause`].
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.server.signal(Signal::CONT)
+    }
+
+    /// The broker's log.
+    pub fn log(&self) -> String {
+        self.server.log()
+    }
+}
+
+struct Ports {
+    amqp: u16,
+    management: u16,
+    distribution: u16,
+    epmd: u16,
+}
+
+impl Ports {
+    fn choose() -> anyhow::Result<Self> {
+        Ok(Self {
+            amqp: port::free()?,
+            management: port::free()?,
+            distribution: port::free()?,
+            epmd: port::free()?,
+        })
+    }
+
+    fn epmd_env(&self) -> Vec<(String, String)> {
+        vec![
+            ("ERL_EPMD_PORT".to_owned(), self.epmd.to_string()),
+            ("ERL_EPMD_ADDRESS".to_owned(), "127.0.0.1".to_owned()),
+        ]
+    }
+}
+
+fn write_configuration(home: &Home, ports: &Ports, extra: &[String]) -> anyhow::Result<()> {
+    let mut conf = format!(
+        "listeners.tcp.1 = 127.0.0.1:{}\n\
+         management.tcp.ip = 127.0.0.1\n\
+         management.tcp.port = {}\n\
+         default_user = {ADMIN}\n\
+         default_pass = {ADMIN_PASSWORD}\n\
+         # Queue counts half a second old at most, so that tests need not wait for five.\n\
+         collect_statistics_interval = 500\n",
+        ports.amqp, ports.management
+    );
+    if home.is_chroot() {
+        // The default reads /proc, which nobody has mounted there.
+        conf.push_str("vm_memory_calculation_strategy = allocated\n");
+    }
+    for line in extra {
+        conf.push_str(&line.replace("{dir}", &home.path_inside()));
+        conf.push('\n');
+    }
+    home.write(&[
+        ("rabbitmq.conf".to_owned(), conf.into_bytes()),
+        (
+            "enabled_plugins".to_owned(),
+            b"[rabbitmq_management].\n".to_vec(),
+        ),
+        (
+            ".erlang.cookie".to_owned(),
+            uuid::Uuid::now_v7().simple().to_string().into_bytes(),
+        ),
+    ])?;
+    // Erlang refuses a cookie that others can read.
+    fs::set_permissions(
+        home.host(".erlang.cookie"),
+        fs::Permissions::from_mode(0o400),
+    )
+    .context("could not protect the Erlang cookie")
+}
+
+fn environment(home: &Home, ports: &Ports) -> Vec<(String, String)> {
+    let mut environment = ports.epmd_env();
+    let mut set = |name: &str, value: String| environment.push((name.to_owned(), value));
+    set("HOME", home.path_inside());
+    // The node's name needs no resolver: the distribution listens on the loopback alone.
+    set("RABBITMQ_NODENAME", format!("e2e-{}@localhost", ports.amqp));
+    set("RABBITMQ_DIST_PORT", ports.distribution.to_string());
+    set("RABBITMQ_CONFIG_FILE", home.inside("rabbitmq.conf"));
+    set(
+        "RABBITMQ_ENABLED_PLUGINS_FILE",
+        home.inside("enabled_plugins"),
+    );
+    set("RABBITMQ_MNESIA_BASE", home.inside("mnesia"));
+    set("RABBITMQ_LOG_BASE", home.inside("logs"));
+    // Neither exists: the machine's own files in /etc/rabbitmq must have no say.
+    set("RABBITMQ_ADVANCED_CONFIG_FILE", home.inside("none.config"));
+    set("RABBITMQ_CONF_ENV_FILE", home.inside("none-env.conf"));
+    set("ERL_CRASH_DUMP", home.inside("crash.dump"));
+    set("ERL_CRASH_DUMP_SECONDS", "0".to_owned());
+    // The script then becomes the broker instead of watching over it, and signals reach it.
+    set("RABBITMQ_ALLOW_INPUT", "1".to_owned());
+    set(
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+        "-noinput -kernel inet_dist_use_interface {127,0,0,1}".to_owned(),
+    );
+    environment
+}

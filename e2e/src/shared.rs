@@ -1,0 +1,98 @@
+//! One server of each kind per test process, started at first use and removed with the process.
+//!
+//! Tests share addresses and the admin's password, never pools or clients: each `#[tokio::test]`
+//! has a runtime of its own, and a connection dies with the runtime it was made on. Isolation
+//! comes from a database and a virtual host per test.
+
+use std::{env, io::Write as _};
+
+use tokio::sync::OnceCell;
+
+use crate::{Db, DbOptions, Flavor, Rabbit, RabbitOptions, RabbitVersion, cache};
+
+/// The shared MariaDB server.
+///
+/// # Panics
+/// With the reason when it can't be started.
+pub async fn mariadb() -> &'static Db {
+    static SERVER: OnceCell<Db> = OnceCell::const_new();
+    database(&SERVER, Flavor::MariaDb).await
+}
+
+/// The shared MySQL server; `None`, and a loud line, where real MySQL can't be had.
+///
+/// # Panics
+/// With the reason when it can't be started, or can't be had and `REQUIRE_MYSQL=1` is set.
+pub async fn mysql() -> Option<&'static Db> {
+    static SERVER: OnceCell<Db> = OnceCell::const_new();
+    if let Err(why) = cache::mysql_root() {
+        assert!(
+            !mysql_required(),
+            "REQUIRE_MYSQL is set, but there is no MySQL: {why:#}"
+        );
+        warn(&format!("MySQL half of this test SKIPPED: {why:#}"));
+        return None;
+    }
+    Some(database(&SERVER, Flavor::MySql).await)
+}
+
+/// Every database server that can be had: MariaDB always, MySQL by [`mysql`].
+pub async fn databases() -> Vec<&'static Db> {
+    [Some(mariadb().await), mysql().await]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// The shared RabbitMQ of the machine's own packages.
+///
+/// # Panics
+/// With the reason when it can't be started.
+pub async fn rabbit() -> &'static Rabbit {
+    static BROKER: OnceCell<Rabbit> = OnceCell::const_new();
+    broker(&BROKER, RabbitVersion::System).await
+}
+
+/// The shared RabbitMQ 4; `None`, and a loud line, where it can't be had.
+///
+/// # Panics
+/// With the reason when it can't be started.
+pub async fn rabbit4() -> Option<&'static Rabbit> {
+    static BROKER: OnceCell<Rabbit> = OnceCell::const_new();
+    match cache::rabbitmq4_root() {
+        Ok(root) => Some(broker(&BROKER, RabbitVersion::Chroot(root)).await),
+        Err(why) => {
+            warn(&format!("RabbitMQ 4 half of this test SKIPPED: {why:#}"));
+            None
+        }
+    }
+}
+
+/// Whether a missing MySQL is an error rather than a skipped half.
+pub fn mysql_required() -> bool {
+    env::var("REQUIRE_MYSQL").is_ok_and(|value| value == "1")
+}
+
+async fn database(cell: &'static OnceCell<Db>, flavor: Flavor) -> &'static Db {
+    let started = cell.get_or_try_init(async || Db::start(flavor, DbOptions::default()).await);
+    started
+        .await
+        .unwrap_or_else(|err| panic!("could not start {flavor:?}: {err:#}"))
+}
+
+async fn broker(cell: &'static OnceCell<Rabbit>, version: RabbitVersion) -> &'static Rabbit {
+    let options = RabbitOptions {
+        version,
+        ..RabbitOptions::default()
+    };
+    let started = cell.get_or_try_init(async || Rabbit::start(options).await);
+    started
+        .await
+        .unwrap_or_else(|err| panic!("could not start RabbitMQ: {err:#}"))
+}
+
+/// Straight to standard error: the test harness hides what a passing test prints.
+fn warn(message: &str) {
+    // A closed standard error is no reason to fail a test.
+    drop(writeln!(std::io::stderr(), "\n*** {message}\n"));
+}

@@ -1,0 +1,13 @@
+//! The throwaway servers themselves: they start, answer, keep data over a crash, and are gone when
+//! their owner is, however it ends.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
+)]
+
+mod database;
+mod owner;
+mod product;
+mod rabbit;
+mod wait;
