@@ -1,1 +1,31 @@
-//! relay
+//! The relay: tails the binlog, publishes each new outbox row to RabbitMQ with publisher confirms,
+//! and marks it sent.
+//!
+//! The modules in the order of the data path; ARCHITECTURE.md tells the whole.
+
+pub mod config;
+pub mod lease;
+pub mod relay;
+
+pub mod intake;
+pub mod session;
+
+pub mod binlog;
+pub mod pass;
+pub mod table;
+
+pub mod dispatch;
+pub mod held;
+pub mod queue;
+pub mod schedule;
+
+pub mod broker;
+pub mod lane;
+pub mod mark;
+pub mod publish;
+pub mod settle;
+
+pub mod cleanup;
+pub mod gauges;
+pub mod metrics;
+pub mod ops;

@@ -1,2 +1,105 @@
-//! relay
-fn main() {}
+//! `relay`: the command line.
+
+use std::io::Write;
+
+use clap::{Parser, Subcommand};
+use prometheus::Registry;
+use relay::config::{RunArgs, TableArgs};
+use relay::ops::check::{self, State};
+use relay::relay::{CONDITIONS, Relay};
+use svc_kit::admin::{Admin, Readiness};
+use svc_kit::boot::{self, ConfigError, Exit};
+use svc_kit::{migrate, signals, telemetry};
+
+/// Tails the MySQL or MariaDB binlog, publishes each new outbox row to RabbitMQ, marks it sent
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Relay until SIGTERM
+    Run(Box<RunArgs>),
+    /// Tell every condition the relay needs and the mend of each that is not met
+    Check(Box<RunArgs>),
+    /// Create the outbox tables, or bring them up to date
+    Migrate {
+        #[command(flatten)]
+        table: TableArgs,
+        /// Print the SQL instead of applying it
+        #[arg(long)]
+        print: bool,
+    },
+}
+
+fn main() -> Exit {
+    boot::install_crypto();
+    let done = match boot::parse_args::<Cli>().command {
+        Command::Run(args) => run(*args),
+        Command::Check(args) => check(*args),
+        Command::Migrate { table, print } => migrate(&table, print),
+    };
+    done.unwrap_or_else(|err| {
+        let misconfigured = err.is::<ConfigError>();
+        // The one line an operator needs, whatever RUST_LOG says.
+        drop(writeln!(std::io::stderr(), "relay: {err:#}"));
+        if misconfigured {
+            Exit::Misconfigured
+        } else {
+            Exit::Failed
+        }
+    })
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    Ok(builder.worker_threads(2).enable_all().build()?)
+}
+
+fn run(args: RunArgs) -> anyhow::Result<Exit> {
+    telemetry::init(args.table.log_format);
+    let admin_addr = args.admin.admin_addr;
+    let config = args.resolve()?;
+    let registry = Registry::new();
+    let readiness = Readiness::new(&CONDITIONS);
+    runtime()?.block_on(async {
+        let stop = signals::listen(config.drain_timeout)?;
+        let relay = Relay::build(config, &registry, readiness.clone())?;
+        let _admin = Admin::bind(admin_addr, readiness, registry.clone(), axum::Router::new())?;
+        Ok(relay.run(stop).await?)
+    })
+}
+
+fn check(args: RunArgs) -> anyhow::Result<Exit> {
+    telemetry::init(args.table.log_format);
+    let config = args.resolve()?;
+    let conditions = runtime()?.block_on(check::all(&config));
+    let mut out = std::io::stdout().lock();
+    for condition in &conditions {
+        writeln!(out, "{condition}")?;
+    }
+    let met = conditions
+        .iter()
+        .all(|c| matches!(c.state, State::Ok | State::Warning));
+    Ok(if met { Exit::Drained } else { Exit::Failed })
+}
+
+fn migrate(table: &TableArgs, print: bool) -> anyhow::Result<Exit> {
+    telemetry::init(table.log_format);
+    let name = table.checked_name()?;
+    let sets = [migrate::Set::new(
+        name.to_owned(),
+        outbox::migrations_for(name)?,
+    )];
+    if print {
+        migrate::print(&sets, &mut std::io::stdout().lock())?;
+        return Ok(Exit::Drained);
+    }
+    let table = table.resolve()?;
+    let applied = runtime()?.block_on(migrate::run(&table.url, &sets))?;
+    tracing::info!(new = ?applied.new, already = applied.already, "migrated");
+    Ok(Exit::Drained)
+}

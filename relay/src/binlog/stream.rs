@@ -1,0 +1,89 @@
+//! The task that reads the binlog and hands over groups.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow};
+use futures::StreamExt;
+use mysql_async::BinlogStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+use super::connect::HEARTBEAT;
+use super::group::{Group, Grouper, ROW_OVERHEAD};
+use super::position::Position;
+
+/// Groups between the stream and the machine.
+pub const GROUPS_MAX: usize = 1024;
+/// Without a heartbeat for this long the stream is dead: there is no read time-out below.
+const SILENCE_MAX: std::time::Duration = HEARTBEAT.saturating_mul(3);
+
+/// A group as it arrived.
+#[derive(Debug)]
+pub struct Arrival {
+    /// What it brought.
+    pub group: Group,
+    /// When.
+    pub at: Instant,
+    /// Gives back the group's share of the buffer when dropped.
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+/// Where the task tells what it has read.
+pub struct Outlet {
+    /// The groups that concern the outbox, in commit order.
+    pub groups: mpsc::Sender<Arrival>,
+    /// Everything up to here has been read, and what concerned the outbox is in `groups` already.
+    pub position: watch::Sender<Position>,
+    /// Bytes that may be in `groups`.
+    pub budget: Arc<Semaphore>,
+}
+
+/// Reads until an error, or until nobody takes the groups any more.
+///
+/// # Errors
+/// Why the stream ended: the session then catches up and opens another.
+pub async fn run(
+    mut stream: BinlogStream,
+    mut grouper: Grouper,
+    outlet: Outlet,
+) -> anyhow::Result<()> {
+    loop {
+        let event = tokio::time::timeout(SILENCE_MAX, stream.next())
+            .await
+            .map_err(|_| anyhow!("no event and no heartbeat for {SILENCE_MAX:?}"))?
+            .context("the server ended the stream")?
+            .context("reading the binlog")?;
+        let before = grouper.position().clone();
+        let group = grouper.feed(&event);
+        if let Some(group) = group {
+            let share = share_of(&outlet.budget, &group).await?;
+            let arrival = Arrival {
+                group,
+                at: Instant::now(),
+                _share: share,
+            };
+            if outlet.groups.send(arrival).await.is_err() {
+                return Ok(());
+            }
+        }
+        if *grouper.position() != before {
+            outlet.position.send_replace(grouper.position().clone());
+        }
+    }
+}
+
+async fn share_of(
+    budget: &Arc<Semaphore>,
+    group: &Group,
+) -> anyhow::Result<Option<OwnedSemaphorePermit>> {
+    let bytes: usize = group
+        .rows
+        .iter()
+        .map(|row| row.payload.len() + ROW_OVERHEAD)
+        .sum();
+    if bytes == 0 {
+        return Ok(None);
+    }
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    Ok(Some(Arc::clone(budget).acquire_many_owned(bytes).await?))
+}

@@ -1,0 +1,106 @@
+//! The publishing connection to RabbitMQ and what it tells by itself.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use futures::StreamExt;
+use lapin::options::ExchangeDeclareOptions;
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Connection, ErrorKind, Event, ExchangeKind};
+use svc_kit::amqp::Amqp;
+use tokio::sync::mpsc;
+
+/// What the connection tells.
+#[derive(Debug)]
+pub enum BrokerNews {
+    /// `connection.blocked`, with the broker's reason: it takes no publishes for now.
+    Blocked(String),
+    /// It takes publishes again.
+    Unblocked,
+    /// The connection is gone.
+    Lost(String),
+}
+
+/// Connects; publishing has a connection of its own, because a blocked one takes no writes at all.
+///
+/// # Errors
+/// lapin's.
+pub async fn connect(amqp: &Amqp, name: &str) -> Result<Arc<Connection>, lapin::Error> {
+    Ok(Arc::new(amqp.connect(&format!("relay {name}")).await?))
+}
+
+/// Makes sure that `exchange` is there: looks first, declares it only when it is absent, and never
+/// fights over its arguments. Returns what an operator should know.
+///
+/// # Errors
+/// Only a lost connection. A missing right is the routes' matter: their rows wait visibly.
+pub async fn declare_exchange(
+    connection: &Connection,
+    exchange: &str,
+) -> anyhow::Result<Result<(), String>> {
+    let name = ShortString::try_new(exchange.to_owned())
+        .map_err(|_| anyhow::anyhow!("the exchange's name is over 255 bytes"))?;
+    match declare(connection, name.clone(), true).await {
+        Ok(()) => return Ok(Ok(())),
+        Err(err) if is_soft(&err, AMQPSoftError::NOTFOUND) => {}
+        Err(err) if err.is_amqp_soft_error() => return Ok(Err(err.to_string())),
+        Err(err) => return Err(err).context("looking for the exchange"),
+    }
+    match declare(connection, name, false).await {
+        Ok(()) => {
+            tracing::info!(exchange, "declared the exchange, which was absent");
+            Ok(Ok(()))
+        }
+        Err(err) if err.is_amqp_soft_error() => Ok(Err(err.to_string())),
+        Err(err) => Err(err).context("declaring the exchange"),
+    }
+}
+
+async fn declare(connection: &Connection, name: ShortString, passive: bool) -> lapin::Result<()> {
+    // An error closes the channel, so each attempt has its own.
+    let channel = connection.create_channel().await?;
+    let options = ExchangeDeclareOptions {
+        passive,
+        durable: true,
+        auto_delete: false,
+        internal: false,
+        nowait: false,
+    };
+    channel
+        .exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default())
+        .await?;
+    channel.close(200, "done".into()).await
+}
+
+fn is_soft(err: &lapin::Error, wanted: AMQPSoftError) -> bool {
+    let ErrorKind::ProtocolError(amqp) = err.kind() else {
+        return false;
+    };
+    matches!(amqp.kind(), AMQPErrorKind::Soft(soft) if *soft == wanted)
+}
+
+/// Passes on what the connection tells until it is lost.
+///
+/// # Errors
+/// Never; the type is that of a task.
+pub async fn listen(
+    connection: Arc<Connection>,
+    news: mpsc::Sender<BrokerNews>,
+) -> anyhow::Result<()> {
+    let mut events = std::pin::pin!(connection.events_listener());
+    while let Some(event) = events.next().await {
+        let told = match event {
+            Event::ConnectionBlocked(reason) => BrokerNews::Blocked(reason),
+            Event::ConnectionUnblocked => BrokerNews::Unblocked,
+            Event::Error(err) if !connection.status().connected() => {
+                BrokerNews::Lost(err.to_string())
+            }
+            _ => continue,
+        };
+        if news.send(told).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! The relay's settings: parsed once, from flags and environment.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use svc_kit::amqp::{Amqp, AmqpArgs};
+use svc_kit::boot::ConfigError;
+use svc_kit::database::DatabaseUrl;
+use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
+use svc_kit::telemetry::LogFormat;
+
+use crate::queue::BatchLimit;
+use crate::schedule::Schedule;
+
+/// Whose order is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Order {
+    /// Per aggregate: a message waits for the earlier ones of its key.
+    Key,
+    /// Nobody's: a message waits for nothing.
+    None,
+}
+
+/// How new rows are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// By the binlog, within a millisecond; the sweep is the safety net.
+    Cdc,
+    /// By reading the table every `RELAY_POLL_INTERVAL`; needs no replication right.
+    Poll,
+}
+
+/// The database and table all commands work on.
+#[derive(Args, Debug)]
+pub struct TableArgs {
+    /// The database of the outbox.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// The outbox table; its companions are TABLE_fence and TABLE_attempts
+    #[arg(long, env = "RELAY_OUTBOX_TABLE", default_value = "outbox")]
+    pub outbox_table: String,
+    /// Log lines as text or JSON
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// `relay run` and `relay check`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Database, table, log format.
+    #[command(flatten)]
+    pub table: TableArgs,
+    /// The broker.
+    #[command(flatten)]
+    pub amqp: AmqpArgs,
+    /// The admin listener.
+    #[command(flatten)]
+    pub admin: AdminArgs<9764>,
+    /// A label for logs and the broker's connection list
+    #[arg(long, env = "RELAY_NAME", default_value = "outbox")]
+    pub name: String,
+    /// cdc tails the binlog; poll reads the table only and needs no replication right
+    #[arg(long, env = "RELAY_MODE", default_value = "cdc")]
+    pub mode: Mode,
+    /// Time between two reads of the table in poll mode
+    #[arg(long, env = "RELAY_POLL_INTERVAL", default_value = "200ms", value_parser = duration)]
+    pub poll_interval: Duration,
+    /// Keep the order per aggregate (key), or no order (none)
+    #[arg(long, env = "RELAY_ORDER", default_value = "key")]
+    pub order: Order,
+    /// Topic exchange to declare when it is absent; empty declares none
+    #[arg(long, env = "RELAY_DECLARE_EXCHANGE", default_value = "order-exchange")]
+    pub declare_exchange: String,
+    /// Messages in one batch of a lane
+    #[arg(long, env = "RELAY_BATCH_MAX", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    pub batch_max: u32,
+    /// Payload bytes in one batch; a single larger message goes alone
+    #[arg(long, env = "RELAY_BATCH_BYTES", default_value_t = 4 << 20,
+          value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub batch_bytes: u64,
+    /// Channels that publish side by side
+    #[arg(long, env = "RELAY_LANES", default_value_t = 4,
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub lanes: u16,
+    /// Time for the broker to confirm a batch
+    #[arg(long, env = "RELAY_CONFIRM_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub confirm_timeout: Duration,
+    /// Time between two sweeps of rows that are still pending
+    #[arg(long, env = "RELAY_SWEEP_INTERVAL", default_value = "10s", value_parser = duration)]
+    pub sweep_interval: Duration,
+    /// Bytes of messages in memory, between binlog or table and broker
+    #[arg(long, env = "RELAY_BUFFER_BYTES", default_value_t = 32 << 20,
+          value_parser = clap::value_parser!(u64).range(65_536..=1 << 34))]
+    pub buffer_bytes: u64,
+    /// Failures by a message's own fault after which it is parked
+    #[arg(long, env = "RELAY_MAX_ATTEMPTS", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_attempts: u32,
+    /// Wait after the first failure
+    #[arg(long, env = "RELAY_BACKOFF_MIN", default_value = "1s", value_parser = duration)]
+    pub backoff_min: Duration,
+    /// Longest wait between two attempts
+    #[arg(long, env = "RELAY_BACKOFF_MAX", default_value = "5m", value_parser = duration)]
+    pub backoff_max: Duration,
+    /// Sent rows older than this are deleted; 0s keeps them
+    #[arg(long, env = "RELAY_RETENTION", default_value = "7d", value_parser = duration)]
+    pub retention: Duration,
+    /// Time for what is on its way to be confirmed and marked after SIGTERM
+    #[arg(long, env = "RELAY_DRAIN_TIMEOUT", default_value = "25s", value_parser = duration)]
+    pub drain_timeout: Duration,
+}
+
+/// The outbox, found.
+#[derive(Clone, Debug)]
+pub struct OutboxTable {
+    /// The server and database.
+    pub url: DatabaseUrl,
+    /// The table's name, checked to need no quoting beyond backticks.
+    pub name: String,
+}
+
+/// Checked settings of `relay run`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The outbox.
+    pub table: OutboxTable,
+    /// The broker.
+    pub amqp: Amqp,
+    /// `RELAY_NAME`.
+    pub name: String,
+    /// `RELAY_MODE`.
+    pub mode: Mode,
+    /// `RELAY_POLL_INTERVAL`.
+    pub poll_interval: Duration,
+    /// `RELAY_ORDER`.
+    pub order: Order,
+    /// `RELAY_DECLARE_EXCHANGE`; `None` when empty.
+    pub declare_exchange: Option<String>,
+    /// `RELAY_BATCH_MAX` and `RELAY_BATCH_BYTES`.
+    pub batch: BatchLimit,
+    /// `RELAY_LANES`.
+    pub lanes: usize,
+    /// `RELAY_CONFIRM_TIMEOUT`.
+    pub confirm_timeout: Duration,
+    /// `RELAY_SWEEP_INTERVAL`.
+    pub sweep_interval: Duration,
+    /// `RELAY_BUFFER_BYTES`.
+    pub buffer_bytes: usize,
+    /// `RELAY_BACKOFF_MIN`, `RELAY_BACKOFF_MAX`, `RELAY_MAX_ATTEMPTS`.
+    pub schedule: Schedule,
+    /// `RELAY_RETENTION`; zero keeps sent rows.
+    pub retention: Duration,
+    /// `RELAY_DRAIN_TIMEOUT`.
+    pub drain_timeout: Duration,
+}
+
+impl TableArgs {
+    /// The table's name, if it needs no quoting beyond backticks.
+    ///
+    /// # Errors
+    /// The field, what is wrong with it and the mend.
+    pub fn checked_name(&self) -> Result<&str, ConfigError> {
+        let name = self.outbox_table.as_str();
+        let fits = (1..=48).contains(&name.len())
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if fits {
+            return Ok(name);
+        }
+        Err(ConfigError::new(
+            "RELAY_OUTBOX_TABLE",
+            format!("{name:?} is not a table name the relay can use"),
+            "use 1 to 48 letters, digits and underscores; the database is in DATABASE_URL",
+        ))
+    }
+
+    /// Checks the table's name and the URL.
+    ///
+    /// # Errors
+    /// The field, what is wrong with it and the mend.
+    pub fn resolve(&self) -> Result<OutboxTable, ConfigError> {
+        let name = self.checked_name()?.to_owned();
+        Ok(OutboxTable {
+            url: self.database.resolve()?,
+            name,
+        })
+    }
+}
+
+impl RunArgs {
+    /// Checks what belongs together.
+    ///
+    /// # Errors
+    /// The field, what is wrong with it and the mend.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        for (field, value) in [
+            ("RELAY_POLL_INTERVAL", self.poll_interval),
+            ("RELAY_CONFIRM_TIMEOUT", self.confirm_timeout),
+            ("RELAY_SWEEP_INTERVAL", self.sweep_interval),
+            ("RELAY_BACKOFF_MIN", self.backoff_min),
+        ] {
+            if value < Duration::from_millis(1) {
+                return Err(ConfigError {
+                    field: field.into(),
+                    problem: "it is under a millisecond".into(),
+                    mend: "give a duration such as 200ms or 10s".into(),
+                });
+            }
+        }
+        if self.backoff_max < self.backoff_min {
+            return Err(ConfigError {
+                field: "RELAY_BACKOFF_MAX".into(),
+                problem: "it is shorter than RELAY_BACKOFF_MIN".into(),
+                mend: "make it at least as long".into(),
+            });
+        }
+        Ok(Config {
+            table: self.table.resolve()?,
+            amqp: self.amqp.resolve()?,
+            name: self.name,
+            mode: self.mode,
+            poll_interval: self.poll_interval,
+            order: self.order,
+            declare_exchange: Some(self.declare_exchange).filter(|name| !name.is_empty()),
+            batch: BatchLimit {
+                rows: size(u64::from(self.batch_max)),
+                bytes: size(self.batch_bytes),
+            },
+            lanes: usize::from(self.lanes),
+            confirm_timeout: self.confirm_timeout,
+            sweep_interval: self.sweep_interval,
+            buffer_bytes: size(self.buffer_bytes),
+            schedule: Schedule {
+                min: self.backoff_min,
+                max: self.backoff_max,
+                attempts_max: self.max_attempts,
+            },
+            retention: self.retention,
+            drain_timeout: self.drain_timeout,
+        })
+    }
+}
+
+fn size(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,414 @@
+//! Keys and routes that are served from the table until they are level. No IO, no clock.
+//!
+//! A hold says: rows of this key (or route) are waiting in the table, so a row that the tail brings
+//! now must not overtake them. Only passes feed a held key. It is **level**, and the tail may have
+//! it back, when a pass that began after a fence met nothing of it that it had to leave, and the
+//! tail left nothing of it in the table since that pass began: then everything pending is in its
+//! lane, in order, and the lane keeps the order. Nothing is remembered of a held row but its key.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use crate::config::Order;
+use crate::queue::RowId;
+use crate::schedule::Schedule;
+
+/// Keys held at once; beyond it the relay stops tailing and lives by passes until there are fewer.
+pub const KEYS_MAX: usize = 1 << 18;
+
+/// Where a message goes: exchange and routing key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// Bytes of the row's `exchange`.
+    pub exchange: Vec<u8>,
+    /// Bytes of the row's `routing_key`.
+    pub routing_key: Vec<u8>,
+}
+
+/// What a pass may do with a row it met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admit {
+    /// Send it.
+    Go,
+    /// It stays in the table for now; its key is held if keys are ordered.
+    Leave,
+    /// More keys would have to be held than the bound allows: the pass ends here.
+    Full,
+}
+
+/// Which pass asks, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Visit {
+    /// Number of the pass.
+    pub pass: u64,
+    /// Now.
+    pub now: Instant,
+}
+
+#[derive(Debug)]
+struct KeyHold {
+    /// When, in touches, the tail or a failure last left a row of it in the table.
+    touch: u64,
+    /// The last pass that had to leave a row of it: it leaves all rows behind that one too.
+    left: u64,
+    /// The head waits until then: what comes behind it is no reason for a pass.
+    until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct RouteHold {
+    failures: u32,
+    due: Instant,
+    probe: Option<RowId>,
+    waiting: u64,
+    counting: u64,
+}
+
+/// The held keys and routes.
+#[derive(Debug)]
+pub struct Held {
+    order: Order,
+    schedule: Schedule,
+    keys: HashMap<u64, KeyHold>,
+    routes: HashMap<Route, RouteHold>,
+    touches: u64,
+    began: u64,
+    wake: Option<Instant>,
+}
+
+impl Held {
+    /// Nothing held.
+    pub fn new(order: Order, schedule: Schedule) -> Self {
+        Self {
+            order,
+            schedule,
+            keys: HashMap::new(),
+            routes: HashMap::new(),
+            touches: 0,
+            began: 0,
+            wake: None,
+        }
+    }
+
+    /// True when nothing is held, so the tail need not ask.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.routes.is_empty()
+    }
+
+    /// True when there is no room for another held key.
+    pub fn is_full(&self) -> bool {
+        self.keys.len() >= KEYS_MAX
+    }
+
+    /// When the next pass is wanted for what is held.
+    pub fn wake(&self) -> Option<Instant> {
+        self.wake
+    }
+
+    /// The shut routes with the number of rows waiting for each, the fullest first.
+    pub fn waiting(&self) -> Vec<(&Route, u64)> {
+        let mut waiting: Vec<_> = self
+            .routes
+            .iter()
+            .map(|(r, hold)| (r, hold.waiting))
+            .collect();
+        waiting.sort_by_key(|(_, rows)| std::cmp::Reverse(*rows));
+        waiting
+    }
+
+    /// Must a row of the tail stay in the table?
+    pub fn holds(&self, key: u64, route: &Route) -> bool {
+        self.keys.contains_key(&key) || self.routes.contains_key(route)
+    }
+
+    /// Is the route shut?
+    pub fn holds_route(&self, route: &Route) -> bool {
+        self.routes.contains_key(route)
+    }
+
+    /// The tail left a row in the table: because it [`Held::holds`] it, or because the row is to be
+    /// sent `later`.
+    pub fn leave(&mut self, key: u64, route: &Route, later: Option<Instant>, now: Instant) {
+        let route_due = self.routes.get_mut(route).map(|hold| {
+            hold.waiting += 1;
+            hold.due
+        });
+        self.touch(key, 0, later.or(route_due), now);
+    }
+
+    /// A row of the key is in the table again, or still: after a failure, or taken out of a lane
+    /// behind one. Later rows of it wait at least until the pass after `pass`.
+    pub fn put_back(&mut self, key: u64, pass: u64, until: Option<Instant>, now: Instant) {
+        self.touch(key, pass, until, now);
+    }
+
+    fn touch(&mut self, key: u64, left: u64, until: Option<Instant>, now: Instant) {
+        self.touches += 1;
+        if self.order == Order::None {
+            self.wake_at(until.unwrap_or(now));
+            return;
+        }
+        let hold = self.keys.entry(key).or_insert(KeyHold {
+            touch: self.touches,
+            left,
+            until: None,
+        });
+        hold.touch = self.touches;
+        hold.left = hold.left.max(left);
+        if hold.until.is_none_or(|waits| waits <= now) {
+            hold.until = until;
+        }
+        let wake = hold.until.unwrap_or(now);
+        self.wake_at(wake);
+    }
+
+    fn wake_at(&mut self, at: Instant) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+
+    /// A pass begins. Rows it leaves set the next wake anew.
+    pub fn pass_began(&mut self) {
+        self.began = self.touches;
+        self.wake = None;
+        for hold in self.routes.values_mut() {
+            hold.counting = 0;
+        }
+    }
+
+    /// A pass met a pending row that is not on its way. `later` is its `next_attempt_at` when that
+    /// is still to come.
+    pub fn admit(
+        &mut self,
+        row: RowId,
+        (key, route): (u64, &Route),
+        later: Option<Instant>,
+        visit: Visit,
+    ) -> Admit {
+        let held = self.keys.get(&key);
+        if held.is_some_and(|hold| hold.left == visit.pass) {
+            self.count(route);
+            return Admit::Leave;
+        }
+        if let Some(later) = later {
+            return self.leave_in_pass(key, visit, later);
+        }
+        let Some(hold) = self.routes.get_mut(route) else {
+            return Admit::Go;
+        };
+        if hold.probe.is_none() && hold.due <= visit.now {
+            hold.probe = Some(row);
+            return Admit::Go;
+        }
+        hold.counting += 1;
+        let due = hold.due;
+        self.leave_in_pass(key, visit, due)
+    }
+
+    /// A pass met a row whose failure is being written: it and what is behind it stay.
+    pub fn leave_failing(&mut self, key: u64, visit: Visit) -> Admit {
+        self.leave_in_pass(key, visit, visit.now)
+    }
+
+    fn leave_in_pass(&mut self, key: u64, visit: Visit, until: Instant) -> Admit {
+        self.wake_at(until);
+        if self.order == Order::None {
+            return Admit::Leave;
+        }
+        if self.is_full() && !self.keys.contains_key(&key) {
+            return Admit::Full;
+        }
+        let hold = self.keys.entry(key).or_insert(KeyHold {
+            touch: 0,
+            left: 0,
+            until: None,
+        });
+        hold.left = visit.pass;
+        hold.until = Some(until);
+        Admit::Leave
+    }
+
+    fn count(&mut self, route: &Route) {
+        if let Some(hold) = self.routes.get_mut(route) {
+            hold.counting += 1;
+        }
+    }
+
+    /// A pass has read the whole table. `fenced`: it began after a fence, so what it did not meet is
+    /// not there.
+    pub fn pass_ended(&mut self, pass: u64, fenced: bool) {
+        for hold in self.routes.values_mut() {
+            hold.waiting = hold.counting;
+        }
+        if fenced {
+            let began = self.began;
+            // A shut route nothing waits for any more is forgotten: there is nothing to probe with.
+            self.routes
+                .retain(|_, hold| hold.counting > 0 || hold.probe.is_some());
+            self.keys
+                .retain(|_, hold| hold.left == pass || hold.touch > began);
+            self.keys.shrink_to(2 * self.keys.len());
+        }
+    }
+
+    /// A row failed by its route's fault. Returns true when this row is the route's sample: the one
+    /// whose text is written down.
+    pub fn shut_route(&mut self, route: &Route, row: RowId, dice: f64, now: Instant) -> bool {
+        let schedule = self.schedule;
+        let first = !self.routes.contains_key(route);
+        let hold = self.routes.entry(route.clone()).or_insert(RouteHold {
+            failures: 0,
+            due: now,
+            probe: None,
+            waiting: 0,
+            counting: 0,
+        });
+        hold.waiting += 1;
+        let sample = first || hold.probe == Some(row);
+        if sample {
+            hold.failures += 1;
+            hold.probe = None;
+            hold.due = now + schedule.delay(hold.failures, dice);
+        }
+        let due = hold.due;
+        self.wake_at(due);
+        sample
+    }
+
+    /// A row was confirmed; if it was its route's probe the route is open. Returns true then.
+    pub fn confirmed(&mut self, route: &Route, row: RowId, now: Instant) -> bool {
+        let opened = self
+            .routes
+            .get(route)
+            .is_some_and(|hold| hold.probe == Some(row));
+        if opened {
+            self.routes.remove(route);
+            for hold in self.keys.values_mut() {
+                hold.until = None;
+            }
+            self.wake_at(now);
+        }
+        opened
+    }
+
+    /// The row did not go after all: if it was a probe, another may be.
+    pub fn probe_gone(&mut self, route: &Route, row: RowId, now: Instant) {
+        if let Some(hold) = self
+            .routes
+            .get_mut(route)
+            .filter(|hold| hold.probe == Some(row))
+        {
+            hold.probe = None;
+            self.wake_at(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn held() -> Held {
+        let schedule = Schedule {
+            min: Duration::from_secs(1),
+            max: Duration::from_mins(5),
+            attempts_max: 5,
+        };
+        Held::new(Order::Key, schedule)
+    }
+
+    fn route(name: &str) -> Route {
+        Route {
+            exchange: b"x".to_vec(),
+            routing_key: name.into(),
+        }
+    }
+
+    fn row(id: u64) -> RowId {
+        RowId::new(id, "m")
+    }
+
+    #[test]
+    fn a_key_is_level_only_after_a_pass_that_left_nothing_and_saw_no_touch() {
+        let now = Instant::now();
+        let mut held = held();
+        let open = route("open");
+        held.put_back(7, 0, None, now);
+        assert!(held.holds(7, &open));
+        assert_eq!(held.wake(), Some(now), "a pass is wanted at once");
+
+        held.pass_began();
+        held.leave(7, &open, None, now);
+        held.pass_ended(1, true);
+        assert!(
+            held.holds(7, &open),
+            "the tail left a row after the pass began"
+        );
+
+        held.pass_began();
+        assert_eq!(
+            held.admit(row(1), (7, &open), None, Visit { pass: 2, now }),
+            Admit::Go
+        );
+        held.pass_ended(2, true);
+        assert!(!held.holds(7, &open));
+    }
+
+    #[test]
+    fn a_row_that_waits_holds_all_rows_behind_it() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(9);
+        let mut held = held();
+        let open = route("open");
+        let visit = Visit { pass: 1, now };
+        held.pass_began();
+        assert_eq!(
+            held.admit(row(1), (7, &open), Some(later), visit),
+            Admit::Leave
+        );
+        assert_eq!(held.admit(row(2), (7, &open), None, visit), Admit::Leave);
+        assert_eq!(held.admit(row(3), (8, &open), None, visit), Admit::Go);
+        held.pass_ended(1, true);
+        assert_eq!(held.wake(), Some(later));
+        held.leave(7, &open, None, now);
+        assert_eq!(
+            held.wake(),
+            Some(later),
+            "what comes behind a waiting head wakes nobody"
+        );
+    }
+
+    #[test]
+    fn a_shut_route_sends_one_probe_at_a_time_and_opens_by_it() {
+        let now = Instant::now();
+        let mut held = held();
+        let shut = route("shut");
+        assert!(
+            held.shut_route(&shut, row(1), 0.0, now),
+            "the first failure is the sample"
+        );
+        assert!(!held.shut_route(&shut, row(2), 0.0, now));
+        let due = now + Duration::from_secs(1);
+
+        held.pass_began();
+        let early = Visit { pass: 1, now };
+        assert_eq!(held.admit(row(1), (1, &shut), None, early), Admit::Leave);
+        assert_eq!(held.admit(row(2), (2, &shut), None, early), Admit::Leave);
+        held.pass_ended(1, true);
+        assert_eq!(held.waiting(), vec![(&shut, 2)]);
+        assert_eq!(held.wake(), Some(due));
+
+        held.pass_began();
+        let ripe = Visit { pass: 2, now: due };
+        assert_eq!(held.admit(row(1), (1, &shut), None, ripe), Admit::Go);
+        assert_eq!(held.admit(row(2), (2, &shut), None, ripe), Admit::Leave);
+        assert!(
+            !held.confirmed(&shut, row(9), due),
+            "only the probe opens a route"
+        );
+        assert!(held.confirmed(&shut, row(1), due));
+        assert!(!held.holds_route(&shut));
+        assert_eq!(held.wake(), Some(due), "the rest goes at once");
+    }
+}

@@ -1,0 +1,532 @@
+//! Where rows come from: the tail, the passes, and how the two take turns.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use svc_kit::backoff::Backoff;
+use svc_kit::tasks::Tasks;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::binlog::connect;
+use crate::binlog::decode::Columns;
+use crate::binlog::group::{Committed, Doubt, Group, Grouper};
+use crate::binlog::position::Position;
+use crate::binlog::stream::{self, Arrival, GROUPS_MAX, Outlet};
+use crate::config::{Config, Mode, Order, OutboxTable};
+use crate::dispatch::Dispatch;
+use crate::metrics::Phase;
+use crate::pass::{Passes, Plan, Summary};
+use crate::session::Session;
+use crate::table::Page;
+
+/// A tail that does not reach a position that the server has shown is broken: after a RESET the
+/// dump thread of either server stays connected, without an error, and never delivers again.
+const TAIL_BROKEN_AFTER: Duration = Duration::from_secs(10);
+/// A server that hides everything makes the relay a poller, not a storm.
+const HIDDEN_PASS_EVERY: Duration = Duration::from_secs(1);
+const REOPEN_MIN: Duration = Duration::from_millis(100);
+const REOPEN_MAX: Duration = Duration::from_secs(10);
+
+/// An open binlog stream.
+pub struct Tail {
+    groups: mpsc::Receiver<Arrival>,
+    position: watch::Receiver<Position>,
+    task: Tasks,
+    /// While it waits for a position: groups that were read before it and are not taken yet.
+    ahead: Option<usize>,
+    opened: Instant,
+}
+
+/// The binlog stream, or what there is instead.
+pub enum TailState {
+    /// None: before the catch-up is over, and in poll mode.
+    Closed,
+    /// Being connected.
+    Opening(JoinHandle<anyhow::Result<Tail>>),
+    /// Delivering.
+    Open(Tail),
+}
+
+impl TailState {
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self, Self::Open(_))
+    }
+
+    /// The three things to listen to, apart, so that one `select!` can.
+    pub(crate) fn ears(&mut self) -> (Opening<'_>, Groups<'_>, Moves<'_>) {
+        match self {
+            Self::Closed => (Opening(None), Groups(None), Moves(None)),
+            Self::Opening(task) => (Opening(Some(task)), Groups(None), Moves(None)),
+            Self::Open(Tail {
+                groups,
+                task,
+                position,
+                ..
+            }) => (
+                Opening(None),
+                Groups(Some((groups, task))),
+                Moves(Some(position)),
+            ),
+        }
+    }
+
+    pub(crate) fn try_arrival(&mut self) -> Option<Arrival> {
+        match self {
+            Self::Open(tail) => tail.groups.try_recv().ok(),
+            Self::Closed | Self::Opening(_) => None,
+        }
+    }
+}
+
+/// A stream being opened.
+pub(crate) struct Opening<'a>(Option<&'a mut JoinHandle<anyhow::Result<Tail>>>);
+/// Groups of an open stream.
+pub(crate) struct Groups<'a>(Option<(&'a mut mpsc::Receiver<Arrival>, &'a mut Tasks)>);
+/// Positions of an open stream.
+pub(crate) struct Moves<'a>(Option<&'a mut watch::Receiver<Position>>);
+
+impl Opening<'_> {
+    /// The stream, or why there is none.
+    pub(crate) async fn done(self) -> anyhow::Result<Tail> {
+        match self.0 {
+            Some(task) => task.await.context("opening the binlog stream")?,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Groups<'_> {
+    /// The next group, or why there will be none. Cancel-safe.
+    pub(crate) async fn next(self) -> Result<Arrival, String> {
+        let Some((groups, task)) = self.0 else {
+            return std::future::pending().await;
+        };
+        if let Some(arrival) = groups.recv().await {
+            return Ok(arrival);
+        }
+        let why = task.join_next().await.and_then(|ended| ended.outcome.err());
+        Err(why.map_or_else(|| "it was stopped".to_owned(), |err| err.to_string()))
+    }
+}
+
+impl Moves<'_> {
+    /// The stream has read on.
+    pub(crate) async fn next(self) {
+        if let Some(position) = self.0
+            && position.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending::<()>().await;
+    }
+}
+
+impl Tail {
+    /// Has everything up to `wanted` been taken? The position alone does not say it: groups that
+    /// were read before may still be between the stream and the machine.
+    fn has_passed(&mut self, wanted: &Position) -> bool {
+        if self.ahead.is_none() && *self.position.borrow_and_update() >= *wanted {
+            self.ahead = Some(self.groups.len());
+        }
+        self.ahead == Some(0)
+    }
+}
+
+/// How rows are found at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    CatchingUp,
+    Tailing,
+    Polling,
+}
+
+/// The turns of tail and passes.
+pub struct Intake {
+    way: Way,
+    pub(crate) tail: TailState,
+    next_pass: Instant,
+    /// The next pass explains itself: the tail said that it can't see everything.
+    doubted: bool,
+    hidden_pass_at: Instant,
+    reopen: Backoff,
+    reopen_at: Instant,
+    /// The tail starts before the catch-up's last pass; past this it brings nothing twice.
+    already_sent_until: Option<Position>,
+    /// Where the tail was when the page at hand was asked for.
+    tail_at_ask: Option<Position>,
+}
+
+impl Intake {
+    /// At the start of a session.
+    pub fn new(mode: Mode, now: Instant) -> Self {
+        Self {
+            way: match mode {
+                Mode::Cdc => Way::CatchingUp,
+                Mode::Poll => Way::Polling,
+            },
+            tail: TailState::Closed,
+            next_pass: now,
+            doubted: false,
+            hidden_pass_at: now,
+            reopen: Backoff::new(REOPEN_MIN, REOPEN_MAX),
+            reopen_at: now,
+            already_sent_until: None,
+            tail_at_ask: None,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        match self.way {
+            Way::CatchingUp => Phase::CatchingUp,
+            Way::Tailing => Phase::Tailing,
+            Way::Polling => Phase::Polling,
+        }
+    }
+
+    pub(crate) fn next_pass_at(&self, passes: &Passes, dispatch: &Dispatch) -> Instant {
+        match self.way {
+            // Until the tail is on, nothing else finds rows: no rest.
+            Way::CatchingUp if self.tail.is_closed() => self.next_pass,
+            // It is being opened behind the last pass: another one now would send rows that it brings.
+            Way::CatchingUp => self.next_pass + connect::CONNECT_TIMEOUT * 2,
+            Way::Tailing | Way::Polling => {
+                let wanted = dispatch
+                    .held
+                    .wake()
+                    .map_or(self.next_pass, |w| w.min(self.next_pass));
+                wanted.max(passes.rest_until())
+            }
+        }
+    }
+
+    /// The plan of the pass that is due now, if one is.
+    pub(crate) fn next_pass(
+        &mut self,
+        passes: &Passes,
+        dispatch: &Dispatch,
+        config: &Config,
+        now: Instant,
+    ) -> Option<Plan> {
+        if now < self.next_pass_at(passes, dispatch) {
+            return None;
+        }
+        let doubted = std::mem::take(&mut self.doubted);
+        Some(match self.way {
+            Way::CatchingUp => {
+                // Without an order the tail starts at once and takes over page by page.
+                let verify = config.order == Order::None;
+                Plan {
+                    fence: true,
+                    positions: true,
+                    verify,
+                    count_missed: false,
+                }
+            }
+            Way::Tailing => Plan {
+                fence: doubted || !dispatch.held.is_empty(),
+                positions: true,
+                verify: true,
+                count_missed: !doubted,
+            },
+            // No tail could overtake, so no fence is needed to call a key level.
+            Way::Polling => Plan {
+                fence: false,
+                positions: false,
+                verify: false,
+                count_missed: false,
+            },
+        })
+    }
+}
+
+impl TailState {
+    fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
+}
+
+impl Session<'_> {
+    pub(crate) fn on_page(&mut self, page: Page, now: Instant) {
+        let backwards = page.end.is_some() && page.end < self.intake.tail_at_ask;
+        self.passes.page(page, now + TAIL_BROKEN_AFTER);
+        if backwards && self.intake.tail.is_open() {
+            tracing::error!("the binlog went backwards: it was reset; opening another stream");
+            self.catch_up(now);
+        }
+        if self.config.order == Order::None
+            && self.intake.way == Way::CatchingUp
+            && let Some(from) = self.passes.start().cloned()
+            && self.intake.tail.is_closed()
+        {
+            self.open_tail_at(from);
+        }
+    }
+
+    /// A page is asked for: the server's position can't be before the tail's after this.
+    pub(crate) fn note_tail_position(&mut self) {
+        self.intake.tail_at_ask = match &self.intake.tail {
+            TailState::Open(tail) => Some(tail.position.borrow().clone()),
+            TailState::Closed | TailState::Opening(_) => None,
+        };
+    }
+
+    /// Looks whether the tail has come as far as the page at hand needs, and whether it still comes.
+    pub(crate) fn check_tail(&mut self, now: Instant) {
+        let takes = self.takes_from_tail();
+        let Some((wanted, deadline)) = self.passes.awaited() else {
+            return;
+        };
+        let wanted = wanted.clone();
+        let tail = match &mut self.intake.tail {
+            TailState::Open(tail) => tail,
+            TailState::Opening(_) => return self.passes.extend(now + TAIL_BROKEN_AFTER),
+            TailState::Closed => return self.passes.unverifiable(true),
+        };
+        if tail.has_passed(&wanted) {
+            tail.ahead = None;
+            if self
+                .intake
+                .already_sent_until
+                .as_ref()
+                .is_some_and(|until| *until <= wanted)
+            {
+                self.intake.already_sent_until = None;
+                self.dispatch.clear_already_sent();
+            }
+            self.passes.verified();
+        } else if !takes {
+            // Nothing was taken from it: that is not the tail's fault.
+            self.passes.extend(now + TAIL_BROKEN_AFTER);
+        } else if now >= deadline {
+            tracing::error!(%wanted, "the binlog stream is dead: it does not reach a position that \
+                the server has shown; opening another");
+            self.catch_up(now);
+        }
+    }
+
+    pub(crate) fn on_arrival(&mut self, arrival: Arrival, now: Instant) {
+        if let TailState::Open(tail) = &mut self.intake.tail
+            && let Some(ahead) = &mut tail.ahead
+        {
+            *ahead = ahead.saturating_sub(1);
+        }
+        let at = arrival.at;
+        let Group {
+            rows,
+            deferred,
+            committed,
+            doubt,
+        } = arrival.group;
+        if let Some(doubt) = doubt {
+            self.on_doubt(&doubt, now);
+            return;
+        }
+        let committed = self.commit_instant(committed, at);
+        for row in rows {
+            self.dispatch.tail(row, committed, now);
+        }
+        for row in deferred {
+            self.dispatch.tail_deferred(&row, now);
+        }
+        if self.config.order == Order::Key && self.dispatch.held.is_full() {
+            tracing::warn!("too many keys are held to tail, living by passes for now");
+            self.catch_up(now);
+        }
+    }
+
+    /// When the group was committed, by our clock.
+    ///
+    /// MariaDB tells whole seconds only. A fresh second is as good as now, which is when the event
+    /// arrived: it does so within 0.05 ms of the commit.
+    fn commit_instant(&self, committed: Committed, at: Instant) -> Instant {
+        let Some(clock) = self.clock else { return at };
+        match committed {
+            Committed::Micros(micros) => clock.instant_of(micros.cast_signed(), at),
+            Committed::Seconds(seconds) => {
+                let end_of_second = clock.instant_of((i64::from(seconds) + 1) * 1_000_000, at);
+                if at - end_of_second < Duration::from_secs(1) {
+                    at
+                } else {
+                    end_of_second
+                }
+            }
+        }
+    }
+
+    fn on_doubt(&mut self, doubt: &Doubt, now: Instant) {
+        match doubt {
+            Doubt::Undecodable(what) => {
+                self.metrics.undecodable_events.inc();
+                tracing::warn!(
+                    what,
+                    "the binlog hides something from the relay, reading the table"
+                );
+            }
+            Doubt::Unvouched(what) => tracing::debug!(what, "reading the table instead"),
+            Doubt::TooLarge => tracing::info!("a transaction over the buffer, reading the table"),
+        }
+        self.intake.doubted = true;
+        self.passes.excuse_tail();
+        match self.config.order {
+            // What is hidden has an unknown key: nothing may overtake it.
+            Order::Key => self.catch_up_hidden(now),
+            Order::None => self.intake.next_pass = now,
+        }
+    }
+
+    fn catch_up_hidden(&mut self, now: Instant) {
+        let at = self.intake.hidden_pass_at.max(now);
+        self.intake.hidden_pass_at = at + HIDDEN_PASS_EVERY;
+        self.catch_up(at);
+    }
+
+    /// Back to passes; the tail is opened anew behind them.
+    fn catch_up(&mut self, at: Instant) {
+        self.intake.tail = TailState::Closed;
+        self.metrics.binlog_connected.set(0);
+        self.passes.unverifiable(false);
+        self.intake.already_sent_until = None;
+        self.dispatch.clear_already_sent();
+        self.intake.way = Way::CatchingUp;
+        self.intake.next_pass = at;
+        self.show_way("");
+    }
+
+    /// Orders flow whichever way rows are found, so no way clears readiness.
+    pub(crate) fn show_way(&self, why: &str) {
+        let phase = self.intake.phase();
+        self.metrics.set_phase(phase);
+        self.readiness
+            .set("binlog", true, format!("{}{why}", phase.name()));
+    }
+
+    pub(crate) fn on_pass_ended(&mut self, pass: Summary, now: Instant) {
+        let fenced = pass.plan.fence || self.intake.way == Way::Polling;
+        self.dispatch
+            .held
+            .pass_ended(pass.number, fenced && !pass.cut_short);
+        self.metrics.set_waiting(&self.dispatch.held.waiting());
+        match self.intake.way {
+            Way::CatchingUp if self.config.order == Order::None => {
+                self.intake.next_pass = now;
+            }
+            Way::CatchingUp => {
+                self.intake.next_pass = self.intake.next_pass.max(now);
+                if let (Some(sent), Some(from), false) = (pass.sent, pass.start, pass.cut_short) {
+                    self.dispatch.set_already_sent(sent);
+                    self.intake.already_sent_until = pass.end;
+                    self.open_tail_at(from);
+                }
+            }
+            Way::Tailing => {
+                let rest = if self.intake.doubted {
+                    Duration::ZERO
+                } else {
+                    self.config.sweep_interval
+                };
+                self.intake.next_pass = now + rest;
+            }
+            Way::Polling => {
+                self.intake.next_pass = now + self.config.poll_interval;
+                if self.config.mode == Mode::Cdc && now >= self.intake.reopen_at {
+                    self.catch_up(now);
+                }
+            }
+        }
+    }
+
+    fn open_tail_at(&mut self, from: Position) {
+        let table = self.config.table.clone();
+        let bytes = self.config.buffer_bytes / 2;
+        self.intake.tail = TailState::Opening(svc_kit::tasks::unit(open(table, from, bytes)));
+    }
+
+    pub(crate) fn on_tail_opened(&mut self, opened: anyhow::Result<Tail>, now: Instant) {
+        match opened {
+            Ok(tail) => {
+                tracing::info!(position = %*tail.position.borrow(), "tailing the binlog");
+                self.intake.tail = TailState::Open(tail);
+                self.metrics.binlog_connected.set(1);
+                self.intake.way = Way::Tailing;
+                self.intake.next_pass = now + self.config.sweep_interval;
+                self.show_way("");
+            }
+            Err(err) => {
+                let wait = self.intake.reopen.next();
+                tracing::error!(error = format!("{err:#}"), retry_in = ?wait,
+                    "the binlog can't be read, polling stands in");
+                self.intake.tail = TailState::Closed;
+                self.intake.already_sent_until = None;
+                self.dispatch.clear_already_sent();
+                self.passes.unverifiable(true);
+                self.intake.way = Way::Polling;
+                self.intake.reopen_at = now + wait;
+                self.intake.next_pass = now;
+                self.show_way(&format!(", the binlog can't be read: {err:#}"));
+            }
+        }
+    }
+
+    pub(crate) fn on_tail_ended(&mut self, why: &str, now: Instant) {
+        let TailState::Open(tail) = &self.intake.tail else {
+            return;
+        };
+        if tail.opened.elapsed() > REOPEN_MAX {
+            self.intake.reopen.reset();
+        }
+        let wait = self.intake.reopen.next();
+        tracing::warn!(error = why, retry_in = ?wait, "the binlog stream ended, catching up");
+        self.catch_up(now + wait);
+    }
+}
+
+async fn open(table: OutboxTable, from: Position, bytes_max: usize) -> anyhow::Result<Tail> {
+    let mut connection = table.url.connect().await?;
+    let (schema, name, columns) = shape(&mut connection, &table.name).await?;
+    drop(connection);
+    let columns = Columns::locate(&columns).map_err(|problem| anyhow!(problem))?;
+    let stream = connect::open(&table.url, &from).await?;
+    let (groups_in, groups) = mpsc::channel(GROUPS_MAX);
+    let (position_in, position) = watch::channel(from.clone());
+    let outlet = Outlet {
+        groups: groups_in,
+        position: position_in,
+        budget: Arc::new(Semaphore::new(bytes_max.min(Semaphore::MAX_PERMITS))),
+    };
+    let grouper = Grouper::new((&schema, &name), columns, bytes_max, from);
+    let mut task = Tasks::new();
+    task.spawn("binlog", stream::run(stream, grouper, outlet));
+    Ok(Tail {
+        groups,
+        position,
+        task,
+        ahead: None,
+        opened: Instant::now(),
+    })
+}
+
+/// The names as the binlog spells them, and the columns in their order.
+async fn shape(
+    connection: &mut sqlx::MySqlConnection,
+    table: &str,
+) -> anyhow::Result<(String, String, Vec<String>)> {
+    let columns: Vec<(String, String, String)> = sqlx::query_as(
+        "SELECT CAST(TABLE_SCHEMA AS CHAR), CAST(TABLE_NAME AS CHAR), CAST(COLUMN_NAME AS CHAR) \
+         FROM information_schema.COLUMNS \
+         WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = ? ORDER BY ORDINAL_POSITION",
+    )
+    .bind(table)
+    .fetch_all(connection)
+    .await?;
+    let (schema, name, _) = columns
+        .first()
+        .ok_or_else(|| anyhow!("no table {table}"))?
+        .clone();
+    Ok((
+        schema,
+        name,
+        columns.into_iter().map(|(_, _, column)| column).collect(),
+    ))
+}

@@ -1,0 +1,134 @@
+//! A lane: one AMQP channel, one batch at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::options::ConfirmSelectOptions;
+use lapin::{Channel, Connection};
+use tokio::sync::mpsc;
+
+use crate::lease::Lease;
+use crate::publish::{closed, publish};
+use crate::queue::Item;
+use crate::settle::Verdict;
+
+/// What became of a batch.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// Every message has its verdict, in the batch's order.
+    Settled(Vec<Verdict>),
+    /// The broker closed the channel, or the connection, because of something in the batch.
+    Closed {
+        /// AMQP reply code.
+        code: u16,
+        /// Code and text.
+        text: String,
+    },
+    /// Some confirms did not come within the time-out; the channel is closed.
+    TimedOut {
+        /// Which were answered, in the batch's order. Their answers are not to be trusted either.
+        answered: Vec<bool>,
+    },
+    /// The connection is gone: every outcome is unknown and nobody is to blame.
+    Lost(String),
+    /// Nothing was published: another relay may hold the lock.
+    LeaseOver,
+}
+
+/// A batch that has come back.
+#[derive(Debug)]
+pub struct Done {
+    /// Which lane had it.
+    pub lane: usize,
+    /// Its rows, in publish order.
+    pub items: Vec<Item>,
+    /// What became of them.
+    pub outcome: Outcome,
+}
+
+/// What every lane of a session shares.
+#[derive(Clone)]
+pub struct Broker {
+    /// The publishing connection.
+    pub connection: Arc<Connection>,
+    /// Checked before the first byte of each batch.
+    pub lease: Lease,
+    /// `RELAY_CONFIRM_TIMEOUT`.
+    pub confirm_timeout: Duration,
+}
+
+/// Runs a lane until `batches` is closed. A channel that died is replaced for the next batch.
+///
+/// # Errors
+/// When the session no longer listens.
+pub async fn run(
+    lane: usize,
+    broker: Broker,
+    mut batches: mpsc::Receiver<Vec<Item>>,
+    done: mpsc::Sender<Done>,
+) -> anyhow::Result<()> {
+    let frame_max = usize::try_from(broker.connection.configuration().frame_max()).unwrap_or(0);
+    let mut channel: Option<Channel> = None;
+    while let Some(items) = batches.recv().await {
+        let outcome = attempt(&broker, &mut channel, &items, frame_max).await;
+        if !matches!(outcome, Outcome::Settled(_) | Outcome::LeaseOver)
+            && let Some(dead) = channel.take()
+        {
+            // A late confirm must find nobody: its row is somebody else's business from now on.
+            let closing = dead.close(200, "batch given up".into());
+            drop(tokio::time::timeout(Duration::from_secs(1), closing).await);
+        }
+        if done
+            .send(Done {
+                lane,
+                items,
+                outcome,
+            })
+            .await
+            .is_err()
+        {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn attempt(
+    broker: &Broker,
+    channel: &mut Option<Channel>,
+    items: &[Item],
+    frame_max: usize,
+) -> Outcome {
+    if channel.is_none() {
+        match open(broker).await {
+            Ok(opened) => *channel = Some(opened),
+            Err(outcome) => return outcome,
+        }
+    }
+    if !broker.lease.is_valid() {
+        return Outcome::LeaseOver;
+    }
+    match channel {
+        Some(channel) => publish(channel, items, frame_max, broker.confirm_timeout).await,
+        None => Outcome::Lost("no channel".into()),
+    }
+}
+
+async fn open(broker: &Broker) -> Result<Channel, Outcome> {
+    let opening = async {
+        let channel = broker.connection.create_channel().await?;
+        channel
+            .confirm_select(ConfirmSelectOptions { nowait: false })
+            .await?;
+        Ok(channel)
+    };
+    match tokio::time::timeout(broker.confirm_timeout, opening).await {
+        Ok(Ok(channel)) => Ok(channel),
+        // Nothing of the batch was sent, so nothing in it is to blame.
+        Ok(Err(err)) => Err(Outcome::Lost(match closed(&err) {
+            Outcome::Closed { text, .. } | Outcome::Lost(text) => text,
+            _ => err.to_string(),
+        })),
+        Err(_) => Err(Outcome::Lost("no answer to channel.open".into())),
+    }
+}

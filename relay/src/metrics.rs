@@ -1,0 +1,317 @@
+//! The relay's metrics: every name and label value in one place.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
+
+use crate::held::Route;
+
+/// Who brought a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The tail.
+    Binlog,
+    /// A pass over the table.
+    Sweep,
+}
+
+/// Why a publish failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// basic.nack: the queue refused it.
+    Nack,
+    /// basic.return: no queue is bound.
+    Returned,
+    /// No confirm in time.
+    Timeout,
+    /// The broker closed the channel.
+    ChannelClosed,
+    /// Over the broker's message size limit.
+    TooLarge,
+    /// The row can't be a message.
+    Invalid,
+}
+
+/// The state of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Another relay holds the lock, or the database can't be reached.
+    Standby,
+    /// The lock is held; broker and database are being connected.
+    Connecting,
+    /// Passes over the table until little is left.
+    CatchingUp,
+    /// The binlog brings the rows.
+    Tailing,
+    /// Passes alone.
+    Polling,
+    /// Stopping: no intake.
+    Draining,
+    /// Stopped.
+    Stopped,
+}
+
+impl Source {
+    /// Label value.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Binlog => "binlog",
+            Self::Sweep => "sweep",
+        }
+    }
+}
+
+impl Reason {
+    const ALL: [Self; 6] = [
+        Self::Nack,
+        Self::Returned,
+        Self::Timeout,
+        Self::ChannelClosed,
+        Self::TooLarge,
+        Self::Invalid,
+    ];
+
+    /// Label value, and the class in `outbox_attempts`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nack => "nack",
+            Self::Returned => "returned",
+            Self::Timeout => "timeout",
+            Self::ChannelClosed => "channel_closed",
+            Self::TooLarge => "too_large",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
+impl Phase {
+    const ALL: [Self; 7] = [
+        Self::Standby,
+        Self::Connecting,
+        Self::CatchingUp,
+        Self::Tailing,
+        Self::Polling,
+        Self::Draining,
+        Self::Stopped,
+    ];
+
+    /// Label value.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Standby => "standby",
+            Self::Connecting => "connecting",
+            Self::CatchingUp => "catching_up",
+            Self::Tailing => "tailing",
+            Self::Polling => "polling",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// `pending_rows` and `parked_rows` stop counting here.
+pub const ROWS_COUNTED_MAX: u32 = 100_000;
+/// Pairs that `waiting_rows` shows.
+const WAITING_ROUTES_MAX: usize = 50;
+
+/// Half a millisecond to a minute: the floor is about one millisecond.
+const COMMIT_TO_CONFIRM_BUCKETS: [f64; 20] = [
+    0.0005, 0.00075, 0.001, 0.00125, 0.0015, 0.002, 0.0025, 0.003, 0.004, 0.005, 0.0075, 0.01,
+    0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 20.0, 60.0,
+];
+
+/// All metrics, prefix `outbox_relay_`.
+#[derive(Clone)]
+#[expect(
+    missing_docs,
+    reason = "each field is named and explained where it is registered"
+)]
+pub struct Metrics {
+    pub pending_rows: IntGauge,
+    pub parked_rows: IntGauge,
+    pub oldest_pending_age: Gauge,
+    pub oldest_parked_age: Gauge,
+    pub binlog_lag: Gauge,
+    pub commit_to_confirm: Histogram,
+    pub marked: IntCounter,
+    pub in_flight: IntGauge,
+    pub leader: IntGauge,
+    pub broker_connected: IntGauge,
+    pub broker_blocked: IntGauge,
+    pub binlog_connected: IntGauge,
+    pub missed_by_binlog: IntCounter,
+    pub undecodable_events: IntCounter,
+    pub cleaned: IntCounter,
+    pub unmarked: IntCounter,
+    published: IntCounterVec,
+    confirmed: IntCounterVec,
+    failed: IntCounterVec,
+    phase: IntGaugeVec,
+    waiting_rows: IntGaugeVec,
+}
+
+struct Register<'a>(&'a Registry);
+
+impl Register<'_> {
+    fn add<C: Collector + Clone + 'static>(
+        &self,
+        collector: Result<C, prometheus::Error>,
+    ) -> Result<C, prometheus::Error> {
+        let collector = collector?;
+        self.0.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.add(IntGauge::new(full(name), help))
+    }
+
+    fn seconds(&self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+        self.add(Gauge::new(full(name), help))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.add(IntCounter::new(full(name), help))
+    }
+
+    fn counters(
+        &self,
+        name: &str,
+        label: &str,
+        help: &str,
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        self.add(IntCounterVec::new(Opts::new(full(name), help), &[label]))
+    }
+
+    fn gauges(
+        &self,
+        name: &str,
+        labels: &[&str],
+        help: &str,
+    ) -> Result<IntGaugeVec, prometheus::Error> {
+        self.add(IntGaugeVec::new(Opts::new(full(name), help), labels))
+    }
+}
+
+fn full(name: &str) -> String {
+    format!("outbox_relay_{name}")
+}
+
+impl Metrics {
+    /// Registers all of them, each label value at 0.
+    ///
+    /// # Errors
+    /// A name that is taken: a bug.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let r = Register(registry);
+        let latency = HistogramOpts::new(
+            full("commit_to_confirm_seconds"),
+            "Commit in the database to confirm by the broker, rows that the binlog brought",
+        )
+        .buckets(COMMIT_TO_CONFIRM_BUCKETS.to_vec());
+        let metrics = Self {
+            pending_rows: r.gauge("pending_rows", "Rows not sent yet; counts to 100000")?,
+            parked_rows: r.gauge(
+                "parked_rows",
+                "Rows a person must look at; counts to 100000",
+            )?,
+            oldest_pending_age: r.seconds(
+                "oldest_pending_age_seconds",
+                "Age of the oldest pending row by the database's clock, 0 if none",
+            )?,
+            oldest_parked_age: r.seconds(
+                "oldest_parked_age_seconds",
+                "Age of the oldest parked row by the database's clock, 0 if none",
+            )?,
+            binlog_lag: r.seconds(
+                "binlog_lag_seconds",
+                "Now minus the commit time of the oldest event not yet confirmed, 0 if none",
+            )?,
+            commit_to_confirm: r.add(Histogram::with_opts(latency))?,
+            marked: r.counter("marked_total", "Rows marked sent")?,
+            in_flight: r.gauge("in_flight", "Rows read and not yet marked sent")?,
+            leader: r.gauge("leader", "1 while this process holds the lock")?,
+            broker_connected: r.gauge("broker_connected", "1 while connected to RabbitMQ")?,
+            broker_blocked: r.gauge("broker_blocked", "1 while RabbitMQ blocks publishers")?,
+            binlog_connected: r.gauge("binlog_connected", "1 while the binlog stream is open")?,
+            missed_by_binlog: r.counter(
+                "missed_by_binlog_total",
+                "Rows a sweep found that the binlog should have brought; 0 in a sound system",
+            )?,
+            undecodable_events: r.counter(
+                "undecodable_events_total",
+                "Binlog events that touch the outbox and could not be decoded; a pass stood in",
+            )?,
+            cleaned: r.counter("cleaned_total", "Sent rows deleted after RELAY_RETENTION")?,
+            unmarked: r.counter(
+                "mark_missed_total",
+                "Confirmed rows whose mark found them changed or gone",
+            )?,
+            published: r.counters("published_total", "source", "Messages given to the broker")?,
+            confirmed: r.counters(
+                "confirmed_total",
+                "source",
+                "Messages confirmed by the broker",
+            )?,
+            failed: r.counters("failed_total", "reason", "Publishes that failed")?,
+            phase: r.gauges("phase", &["phase"], "1 for the state the relay is in")?,
+            waiting_rows: r.gauges(
+                "waiting_rows",
+                &["exchange", "routing_key"],
+                "Rows waiting for a route that is shut; the 50 fullest",
+            )?,
+        };
+        metrics.start_labels();
+        Ok(metrics)
+    }
+
+    fn start_labels(&self) {
+        for source in [Source::Binlog, Source::Sweep] {
+            self.published.with_label_values(&[source.name()]).inc_by(0);
+            self.confirmed.with_label_values(&[source.name()]).inc_by(0);
+        }
+        for reason in Reason::ALL {
+            self.failed.with_label_values(&[reason.name()]).inc_by(0);
+        }
+        self.set_phase(Phase::Standby);
+    }
+
+    /// Counts a message given to the broker.
+    pub fn published(&self, source: Source) {
+        self.published.with_label_values(&[source.name()]).inc();
+    }
+
+    /// Counts a message confirmed by the broker.
+    pub fn confirmed(&self, source: Source) {
+        self.confirmed.with_label_values(&[source.name()]).inc();
+    }
+
+    /// Counts a failed publish.
+    pub fn failed(&self, reason: Reason) {
+        self.failed.with_label_values(&[reason.name()]).inc();
+    }
+
+    /// Shows the state of the machine.
+    pub fn set_phase(&self, now: Phase) {
+        for phase in Phase::ALL {
+            self.phase
+                .with_label_values(&[phase.name()])
+                .set(i64::from(phase == now));
+        }
+    }
+
+    /// Shows the shut routes, the fullest first.
+    pub fn set_waiting(&self, routes: &[(&Route, u64)]) {
+        self.waiting_rows.reset();
+        for (route, rows) in routes.iter().take(WAITING_ROUTES_MAX) {
+            let exchange = String::from_utf8_lossy(&route.exchange);
+            let routing_key = String::from_utf8_lossy(&route.routing_key);
+            let rows = i64::try_from(*rows).unwrap_or(i64::MAX);
+            self.waiting_rows
+                .with_label_values(&[&*exchange, &*routing_key])
+                .set(rows);
+        }
+    }
+}

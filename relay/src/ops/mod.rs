@@ -1,0 +1,3 @@
+//! What an operator asks the relay.
+
+pub mod check;

@@ -1,0 +1,352 @@
+//! A pass over the pending rows: the one way to read the table. No IO; [`crate::table`] has the SQL.
+//!
+//! While the tail is on, a page is *verified* before anything of it is sent: the position after the
+//! page was read is waited for, so whatever the tail was about to bring has been brought, and what
+//! is left is what the tail will not bring.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::binlog::position::Position;
+use crate::dispatch::{Dispatch, Head, Take};
+use crate::queue::RowId;
+use crate::table::{Ask, PAGE, Page, PageAsk};
+
+/// A pass rests this many times as long as it took, so that reading a table full of waiting rows
+/// never takes more than a tenth of a core.
+const REST_FACTOR: u32 = 9;
+
+/// How a pass is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Commit a fence first, so that everything before it is visible.
+    pub fence: bool,
+    /// Read binlog positions: they cost a statement each.
+    pub positions: bool,
+    /// Wait for the tail before sending what a page holds.
+    pub verify: bool,
+    /// What the tail did not bring counts as missed.
+    pub count_missed: bool,
+}
+
+/// What a complete pass has found.
+#[derive(Debug)]
+pub struct Summary {
+    /// Its number.
+    pub number: u64,
+    /// How it was made.
+    pub plan: Plan,
+    /// Where the binlog was before its fence.
+    pub start: Option<Position>,
+    /// Where the binlog was after its last page.
+    pub end: Option<Position>,
+    /// The rows it sent, or `None` when they were more than a page.
+    pub sent: Option<HashSet<RowId>>,
+    /// It ended early because too many keys are held.
+    pub cut_short: bool,
+}
+
+/// What to do next.
+#[derive(Debug)]
+pub enum Progress {
+    /// Nothing until something happens.
+    Wait,
+    /// Ask the table.
+    Ask(Ask),
+    /// The pass has ended.
+    Ended(Box<Summary>),
+}
+
+#[derive(Debug)]
+enum Step {
+    Resting,
+    Reading,
+    /// The page at hand waits for the tail to pass the position after it.
+    Verifying {
+        deadline: Instant,
+    },
+    Admitting,
+    Loading {
+        asked: Vec<Head>,
+    },
+}
+
+struct Current {
+    number: u64,
+    plan: Plan,
+    began: Instant,
+    upto: Option<u64>,
+    start: Option<Position>,
+    end: Option<Position>,
+    sent: HashSet<RowId>,
+    sent_many: bool,
+    page: VecDeque<Head>,
+    read_at: Instant,
+    last_page: bool,
+    after: u64,
+    cut_short: bool,
+}
+
+/// Passes, one after the other.
+pub struct Passes {
+    step: Step,
+    current: Option<Current>,
+    number: u64,
+    rest_until: Instant,
+    missed: u64,
+}
+
+/// How much more may be queued.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Rows.
+    pub rows: usize,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+impl Passes {
+    /// None has been made.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            step: Step::Resting,
+            current: None,
+            number: 0,
+            rest_until: now,
+            missed: 0,
+        }
+    }
+
+    /// No pass is being made.
+    pub fn is_idle(&self) -> bool {
+        self.current.is_none()
+    }
+
+    /// The earliest time for the next pass.
+    pub fn rest_until(&self) -> Instant {
+        self.rest_until
+    }
+
+    /// Rows that the tail should have brought, counted since the last call.
+    pub fn take_missed(&mut self) -> u64 {
+        std::mem::take(&mut self.missed)
+    }
+
+    /// Whole rows are being loaded. The tail must wait when keys are ordered: what it brings now may
+    /// be later than a row that is being loaded.
+    pub fn is_loading(&self) -> bool {
+        matches!(self.step, Step::Loading { .. })
+    }
+
+    /// The position that the tail must pass before the page is sent.
+    pub fn awaited(&self) -> Option<(&Position, Instant)> {
+        let Step::Verifying { deadline } = self.step else {
+            return None;
+        };
+        let end = self.current.as_ref()?.end.as_ref()?;
+        Some((end, deadline))
+    }
+
+    /// The tail could not go on for a reason of ours: it gets more time.
+    pub fn extend(&mut self, until: Instant) {
+        if let Step::Verifying { deadline } = &mut self.step {
+            *deadline = until;
+        }
+    }
+
+    /// Begins a pass. Only when [`Passes::is_idle`].
+    pub fn begin(&mut self, plan: Plan, dispatch: &mut Dispatch, now: Instant) -> Ask {
+        self.number += 1;
+        dispatch.pass_began(self.number);
+        self.current = Some(Current {
+            number: self.number,
+            plan,
+            began: now,
+            upto: None,
+            start: None,
+            end: None,
+            sent: HashSet::new(),
+            sent_many: false,
+            page: VecDeque::new(),
+            read_at: now,
+            last_page: false,
+            after: 0,
+            cut_short: false,
+        });
+        self.ask_page(dispatch)
+    }
+
+    fn ask_page(&mut self, dispatch: &mut Dispatch) -> Ask {
+        self.step = Step::Reading;
+        dispatch.page_asked();
+        let current = self.current.as_ref();
+        let plan = current.map(|pass| pass.plan);
+        Ask::Page(PageAsk {
+            after: current.map_or(0, |pass| pass.after),
+            upto: current.and_then(|pass| pass.upto),
+            fence: plan.is_some_and(|plan| plan.fence),
+            positions: plan.is_some_and(|plan| plan.positions),
+        })
+    }
+
+    /// A page has arrived; `verify_until` is when the tail must have passed it.
+    pub fn page(&mut self, page: Page, verify_until: Instant) {
+        let Some(pass) = &mut self.current else {
+            return;
+        };
+        pass.upto = Some(page.upto);
+        pass.start = pass.start.take().or(page.start);
+        pass.end = page.end;
+        pass.after = page.heads.last().map_or(pass.after, |head| head.id.id);
+        pass.last_page = page.last;
+        pass.read_at = page.read_at;
+        pass.page = page.heads.into();
+        self.step = if pass.plan.verify && pass.end.is_some() {
+            Step::Verifying {
+                deadline: verify_until,
+            }
+        } else {
+            Step::Admitting
+        };
+    }
+
+    /// The first position of the pass at hand, for the tail that starts with it.
+    pub fn start(&self) -> Option<&Position> {
+        self.current.as_ref()?.start.as_ref()
+    }
+
+    /// The tail has passed the page at hand, or there is no tail to wait for.
+    pub fn verified(&mut self) {
+        if matches!(self.step, Step::Verifying { .. }) {
+            self.step = Step::Admitting;
+        }
+    }
+
+    /// The tail has said that it can't see everything.
+    pub fn excuse_tail(&mut self) {
+        if let Some(pass) = &mut self.current {
+            pass.plan.count_missed = false;
+        }
+    }
+
+    /// The tail is gone: what is not verified yet can't be. The pass goes on without if `go_on`, as
+    /// in Polling, and ends here otherwise; an answer that is under way is taken, then dropped.
+    pub fn unverifiable(&mut self, go_on: bool) {
+        let Some(pass) = &mut self.current else {
+            return;
+        };
+        pass.plan.verify = false;
+        pass.plan.count_missed = false;
+        if !go_on {
+            pass.cut_short = true;
+            pass.page.clear();
+        }
+        self.verified();
+    }
+
+    /// The rows that were asked for are in the queue.
+    pub fn loaded(&mut self) -> Vec<Head> {
+        match std::mem::replace(&mut self.step, Step::Admitting) {
+            Step::Loading { asked } => asked,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Works through the page at hand as far as there is room.
+    pub fn go_on(&mut self, dispatch: &mut Dispatch, room: Room, now: Instant) -> Progress {
+        if !matches!(self.step, Step::Admitting) {
+            return Progress::Wait;
+        }
+        let Some(pass) = &mut self.current else {
+            return Progress::Wait;
+        };
+        if pass.cut_short {
+            return self.end(dispatch, now);
+        }
+        if room.rows == 0 || room.bytes == 0 {
+            return Progress::Wait;
+        }
+        let asked = pass.admit(dispatch, room, now, &mut self.missed);
+        if !asked.is_empty() {
+            let ids = asked.iter().map(|head| head.id.id).collect();
+            self.step = Step::Loading { asked };
+            return Progress::Ask(Ask::Rows(ids));
+        }
+        dispatch.page_done();
+        if pass.last_page || pass.cut_short {
+            return self.end(dispatch, now);
+        }
+        Progress::Ask(self.ask_page(dispatch))
+    }
+
+    fn end(&mut self, dispatch: &mut Dispatch, now: Instant) -> Progress {
+        dispatch.page_done();
+        self.step = Step::Resting;
+        let Some(pass) = self.current.take() else {
+            return Progress::Wait;
+        };
+        let took = now.saturating_duration_since(pass.began);
+        self.rest_until = now + took.saturating_mul(REST_FACTOR).min(Duration::from_mins(5));
+        Progress::Ended(Box::new(Summary {
+            number: pass.number,
+            plan: pass.plan,
+            start: pass.start,
+            end: pass.end,
+            sent: (!pass.sent_many).then_some(pass.sent),
+            cut_short: pass.cut_short,
+        }))
+    }
+}
+
+impl Current {
+    /// The rows of the page that may go, up to the room there is. One row larger than all the room
+    /// goes when nothing else is asked for.
+    fn admit(
+        &mut self,
+        dispatch: &mut Dispatch,
+        room: Room,
+        now: Instant,
+        missed: &mut u64,
+    ) -> Vec<Head> {
+        let mut asked: Vec<Head> = Vec::new();
+        let mut bytes = 0;
+        while let Some(head) = self.page.front() {
+            let next = bytes + head.bytes;
+            if asked.len() >= room.rows || (next > room.bytes && !asked.is_empty()) {
+                break;
+            }
+            let wait_until = head
+                .wait
+                .map(|wait| self.read_at + wait)
+                .filter(|until| *until > now);
+            match dispatch.admit(head, wait_until, now) {
+                Take::Send {
+                    missed: unexplained,
+                } => {
+                    *missed += u64::from(unexplained && self.plan.count_missed);
+                    bytes = next;
+                    if let Some(head) = self.page.pop_front() {
+                        self.remember(head.id);
+                        asked.push(head);
+                    }
+                }
+                Take::Skip => {
+                    self.page.pop_front();
+                }
+                Take::Full => {
+                    self.cut_short = true;
+                    self.page.clear();
+                }
+            }
+        }
+        asked
+    }
+
+    fn remember(&mut self, id: RowId) {
+        if self.sent.len() >= PAGE {
+            self.sent_many = true;
+        } else {
+            self.sent.insert(id);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! One batch to the broker and all its answers back.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use lapin::message::BasicReturnMessage;
+use lapin::options::BasicPublishOptions;
+use lapin::protocol::AMQPErrorKind;
+use lapin::{Channel, Confirmation, ErrorKind, PublisherConfirm};
+use outbox::message::{Message, encode, encoded_properties_len};
+
+use crate::lane::Outcome;
+use crate::queue::Item;
+use crate::settle::{Answer, Returned, Verdict, settle};
+
+/// Every message is to reach a queue: without this flag RabbitMQ acks one that reaches none.
+const MANDATORY: BasicPublishOptions = BasicPublishOptions {
+    mandatory: true,
+    immediate: false,
+};
+
+/// Publishes `items` and awaits every confirm.
+///
+/// The publishes are joined: awaiting each one hands over to lapin's io task once a message, which
+/// halves the rate. `join_all` polls them in order, so the order on the wire is the batch's.
+pub async fn publish(
+    channel: &Channel,
+    items: &[Item],
+    frame_max: usize,
+    timeout: Duration,
+) -> Outcome {
+    let encoded: Vec<Result<Message, String>> = items
+        .iter()
+        .map(|item| message_of(item, frame_max))
+        .collect();
+    let sends = items.iter().zip(&encoded).filter_map(|(item, message)| {
+        let message = message.as_ref().ok()?;
+        Some(channel.basic_publish(
+            message.exchange.clone(),
+            message.routing_key.clone(),
+            MANDATORY,
+            &item.row.payload,
+            message.properties.clone(),
+        ))
+    });
+    let exchange = async {
+        let sent = join_all(sends).await;
+        let mut confirms = Vec::with_capacity(sent.len());
+        let mut failure = None;
+        for publish in sent {
+            match publish {
+                Ok(confirm) => confirms.push(confirm),
+                Err(err) => failure = Some(worse(failure, err)),
+            }
+        }
+        (await_all(confirms, timeout).await, failure)
+    };
+    // A blocked connection takes no writes at all: the publish itself hangs.
+    let Ok((answers, failure)) = tokio::time::timeout(timeout.saturating_mul(2), exchange).await
+    else {
+        return Outcome::TimedOut {
+            answered: vec![false; items.len()],
+        };
+    };
+    conclude(items, encoded, answers, failure)
+}
+
+fn message_of(item: &Item, frame_max: usize) -> Result<Message, String> {
+    let message = encode(&item.row).map_err(|invalid| invalid.to_string())?;
+    let length = encoded_properties_len(&message.properties);
+    if frame_max > 0 && length > frame_max {
+        return Err(format!(
+            "headers take {length} bytes, more than frame_max {frame_max}"
+        ));
+    }
+    Ok(message)
+}
+
+type Reply = Option<lapin::Result<Confirmation>>;
+
+/// `None` for a confirm that did not come in time.
+async fn await_all(confirms: Vec<PublisherConfirm>, timeout: Duration) -> Vec<Reply> {
+    let deadline = tokio::time::Instant::now() + timeout;
+    join_all(
+        confirms
+            .into_iter()
+            .map(|confirm| async move { tokio::time::timeout_at(deadline, confirm).await.ok() }),
+    )
+    .await
+}
+
+fn conclude(
+    items: &[Item],
+    encoded: Vec<Result<Message, String>>,
+    replies: Vec<Reply>,
+    mut failure: Option<lapin::Error>,
+) -> Outcome {
+    let mut answers = Vec::with_capacity(replies.len());
+    let mut returned = Vec::new();
+    for reply in replies {
+        match reply {
+            None => answers.push(None),
+            Some(Ok(confirmation)) => {
+                let answer = answer_of(&confirmation);
+                returned.extend(confirmation.take_message().map(|back| returned_of(&back)));
+                match answer {
+                    Ok(answer) => answers.push(Some(answer)),
+                    Err(problem) => return Outcome::Lost(problem),
+                }
+            }
+            Some(Err(err)) => failure = Some(worse(failure, err)),
+        }
+    }
+    if let Some(err) = failure {
+        return closed(&err);
+    }
+    if answers.contains(&None) {
+        let mut answers = answers.into_iter();
+        let answered = encoded.iter().map(|message| {
+            message.is_err() || answers.next().is_some_and(|answer| answer.is_some())
+        });
+        return Outcome::TimedOut {
+            answered: answered.collect(),
+        };
+    }
+    let published: Vec<(&str, Answer)> = items
+        .iter()
+        .zip(&encoded)
+        .filter(|(_, message)| message.is_ok())
+        .map(|(item, _)| item.row.message_id.as_str())
+        .zip(answers.into_iter().flatten())
+        .collect();
+    match settle(&published, returned) {
+        Ok(verdicts) => {
+            let mut verdicts = verdicts.into_iter();
+            let all = encoded.into_iter().map(|message| match message {
+                Ok(_) => verdicts.next().unwrap_or(Verdict::Nacked),
+                Err(problem) => Verdict::Invalid(problem),
+            });
+            Outcome::Settled(all.collect())
+        }
+        Err(stranger) => Outcome::Lost(format!(
+            "a returned message that was not published: {}",
+            stranger.0.message_id
+        )),
+    }
+}
+
+fn answer_of(confirmation: &Confirmation) -> Result<Answer, String> {
+    match confirmation {
+        Confirmation::Ack(_) => Ok(Answer::Ack),
+        Confirmation::Nack(_) => Ok(Answer::Nack),
+        Confirmation::NotRequested => Err("the channel is not in confirm mode".into()),
+    }
+}
+
+fn returned_of(back: &BasicReturnMessage) -> Returned {
+    let id = back.delivery.properties.message_id().as_ref();
+    Returned {
+        message_id: id.map(|id| id.as_str().to_owned()).unwrap_or_default(),
+        text: format!("{} {}", back.reply_code, back.reply_text),
+    }
+}
+
+/// The broker's own words are worth more than the state errors that follow from them.
+fn worse(known: Option<lapin::Error>, err: lapin::Error) -> lapin::Error {
+    known.filter(lapin::Error::is_amqp_error).unwrap_or(err)
+}
+
+/// Tells a closed channel from a lost connection.
+///
+/// Protocol errors (501–506, 540, 541) close the connection because of what was sent; 320 and the
+/// rest of the hard ones because of something else.
+pub fn closed(err: &lapin::Error) -> Outcome {
+    let ErrorKind::ProtocolError(amqp) = err.kind() else {
+        return Outcome::Lost(err.to_string());
+    };
+    let code = amqp.get_id();
+    let by_content = match amqp.kind() {
+        AMQPErrorKind::Soft(_) => true,
+        AMQPErrorKind::Hard(_) => matches!(code, 501..=506 | 540 | 541),
+    };
+    let text = format!("{code} {}", amqp.get_message());
+    if by_content {
+        Outcome::Closed { code, text }
+    } else {
+        Outcome::Lost(text)
+    }
+}

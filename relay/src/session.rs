@@ -1,0 +1,487 @@
+//! One life of broker, table and binlog connections: the machine from CatchingUp to Draining.
+//!
+//! This is the one place that waits for several things at once. Everything it decides is decided in
+//! [`crate::dispatch`], [`crate::held`] and [`crate::pass`], which know neither IO nor clock.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use svc_kit::admin::Readiness;
+use svc_kit::signals::Shutdown;
+use svc_kit::tasks::{Ended, Tasks};
+use tokio::sync::{mpsc, watch};
+
+use crate::binlog::stream::Arrival;
+use crate::broker::BrokerNews;
+use crate::config::{Config, Mode, Order};
+use crate::dispatch::{Dispatch, Effects, Mark};
+use crate::gauges::TailLag;
+use crate::intake::{Intake, Tail, TailState};
+use crate::lane::{Done, Outcome};
+use crate::lease::{Clock, Leadership};
+use crate::mark::{MARK_MAX, Write, Written};
+use crate::metrics::{Metrics, Phase};
+use crate::pass::{Passes, Progress, Room};
+use crate::queue::Item;
+use crate::table::{Answer, Ask};
+
+/// Confirmed rows that wait to be marked; above it nothing new is taken in.
+pub const MARKS_MAX: usize = 8192;
+/// Batches' worth of rows that may wait for each lane.
+const BATCHES_AHEAD: usize = 4;
+/// How often the lag is told and the routes are shown.
+const TICK: Duration = Duration::from_secs(1);
+/// Groups taken from the binlog before the lanes are looked at.
+const GROUPS_AT_ONCE: usize = 256;
+
+/// Why a session ended.
+#[derive(Debug)]
+pub enum End {
+    /// SIGTERM, and everything on its way is confirmed and marked.
+    Drained,
+    /// The second SIGTERM, or the drain took too long.
+    CutOff,
+    /// Another relay may be active.
+    LeaseLost(String),
+    /// A connection or a task failed: start again.
+    Failed(anyhow::Error),
+}
+
+/// What the outside tells a session.
+pub struct Outside {
+    /// SIGTERM, and the end of patience.
+    pub stop: Shutdown,
+    /// The lock.
+    pub leadership: watch::Receiver<Leadership>,
+    /// To the gauges.
+    pub lag: watch::Sender<TailLag>,
+}
+
+/// A lane's inlet, and what it is busy with.
+pub struct LaneHandle {
+    /// Batches; the lane holds one at a time.
+    pub batches: mpsc::Sender<Vec<Item>>,
+    /// It has a batch, whose oldest commit is this.
+    pub busy: Option<Option<Instant>>,
+}
+
+/// The ends of the session's tasks.
+pub struct Wires {
+    /// The tasks themselves: one that ends before the session is an error.
+    pub tasks: Tasks,
+    /// Lanes.
+    pub lanes: Vec<LaneHandle>,
+    /// From the lanes.
+    pub done: mpsc::Receiver<Done>,
+    /// To the marker.
+    pub writes: mpsc::Sender<Write>,
+    /// From the marker.
+    pub written: mpsc::Receiver<Written>,
+    /// To the table reader.
+    pub asks: mpsc::Sender<Ask>,
+    /// From the table reader.
+    pub answers: mpsc::Receiver<Answer>,
+    /// From the broker's connection.
+    pub news: mpsc::Receiver<BrokerNews>,
+}
+
+enum Event {
+    Stop,
+    CutOff,
+    Leadership,
+    News(BrokerNews),
+    Done(Done),
+    Written(Written),
+    Answer(Answer),
+    Arrival(Box<Arrival>),
+    TailMoved,
+    TailEnded(String),
+    TailOpened(anyhow::Result<Tail>),
+    TaskEnded(Ended),
+    Timer,
+}
+
+/// See the module.
+pub struct Session<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) metrics: &'a Metrics,
+    pub(crate) readiness: &'a Readiness,
+    pub(crate) dispatch: Dispatch,
+    pub(crate) passes: Passes,
+    pub(crate) intake: Intake,
+    wires: Wires,
+    marks: Vec<Mark>,
+    /// Failures and samples: few, and before any mark.
+    failures: VecDeque<Write>,
+    writing: usize,
+    blocked: bool,
+    draining: bool,
+    pub(crate) clock: Option<Clock>,
+    next_tick: Instant,
+}
+
+impl<'a> Session<'a> {
+    /// Puts a session together from connected parts.
+    pub fn new(
+        config: &'a Config,
+        metrics: &'a Metrics,
+        readiness: &'a Readiness,
+        wires: Wires,
+        dispatch: Dispatch,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            config,
+            metrics,
+            readiness,
+            dispatch,
+            passes: Passes::new(now),
+            intake: Intake::new(config.mode, now),
+            wires,
+            marks: Vec::new(),
+            failures: VecDeque::new(),
+            writing: 0,
+            blocked: false,
+            draining: false,
+            clock: None,
+            next_tick: now,
+        }
+    }
+
+    /// Runs until something ends it.
+    pub async fn run(&mut self, outside: &mut Outside) -> End {
+        self.take_clock(outside);
+        self.show_way("");
+        loop {
+            let now = Instant::now();
+            if let Err(err) = self.advance(now, &outside.lag) {
+                return End::Failed(err);
+            }
+            if self.draining && self.is_drained() {
+                return End::Drained;
+            }
+            let event = self.next(outside).await;
+            match self.handle(event, outside) {
+                Ok(None) => {}
+                Ok(Some(end)) => return end,
+                Err(err) => return End::Failed(err),
+            }
+        }
+    }
+
+    async fn next(&mut self, outside: &mut Outside) -> Event {
+        let wake = self.wake_at();
+        let takes = self.takes_from_tail();
+        let verifying = self.passes.awaited().is_some();
+        let draining = self.draining;
+        let Wires {
+            done,
+            written,
+            answers,
+            news,
+            tasks,
+            ..
+        } = &mut self.wires;
+        let (opening, groups, moves) = self.intake.tail.ears();
+        tokio::select! {
+            biased;
+            () = outside.stop.now.cancelled() => Event::CutOff,
+            () = outside.stop.drain.cancelled(), if !draining => Event::Stop,
+            _ = outside.leadership.changed() => Event::Leadership,
+            Some(told) = news.recv() => Event::News(told),
+            Some(batch) = done.recv() => Event::Done(batch),
+            Some(write) = written.recv() => Event::Written(write),
+            Some(answer) = answers.recv() => Event::Answer(answer),
+            opened = opening.done() => Event::TailOpened(opened),
+            arrival = groups.next(), if takes => {
+                arrival.map_or_else(Event::TailEnded, |arrival| Event::Arrival(Box::new(arrival)))
+            }
+            () = moves.next(), if verifying => Event::TailMoved,
+            Some(ended) = tasks.join_next() => Event::TaskEnded(ended),
+            () = tokio::time::sleep_until(wake.into()) => Event::Timer,
+        }
+    }
+
+    fn handle(&mut self, event: Event, outside: &mut Outside) -> anyhow::Result<Option<End>> {
+        let now = Instant::now();
+        match event {
+            Event::CutOff => return Ok(Some(End::CutOff)),
+            Event::Stop => self.begin_drain(),
+            Event::Leadership => {
+                if let Some(why) = self.take_clock(outside) {
+                    return Ok(Some(End::LeaseLost(why)));
+                }
+            }
+            Event::News(BrokerNews::Lost(why)) => return Err(anyhow!("broker: {why}")),
+            Event::News(BrokerNews::Blocked(why)) => {
+                tracing::warn!(reason = %why, "the broker blocks publishers, intake stops");
+                self.set_blocked(true, format!("blocked by the broker: {why}"));
+            }
+            Event::News(BrokerNews::Unblocked) => {
+                tracing::info!("the broker takes publishes again");
+                self.set_blocked(false, "connected".into());
+            }
+            Event::Done(done) => self.on_done(done, now)?,
+            Event::Written(written) => self.on_written(written),
+            Event::Answer(Answer::Page(page)) => self.on_page(page, now),
+            Event::Answer(Answer::Rows(rows)) => {
+                let asked = self.passes.loaded();
+                self.dispatch.loaded(&asked, rows, now);
+            }
+            Event::Arrival(first) => {
+                self.on_arrival(*first, now);
+                for _ in 1..GROUPS_AT_ONCE {
+                    let next = self
+                        .takes_from_tail()
+                        .then(|| self.intake.tail.try_arrival());
+                    let Some(Some(next)) = next else { break };
+                    self.on_arrival(next, now);
+                }
+            }
+            Event::TailOpened(opened) => self.on_tail_opened(opened, now),
+            Event::TailEnded(why) => self.on_tail_ended(&why, now),
+            Event::TaskEnded(ended) => return Err(why_ended(ended)),
+            Event::TailMoved | Event::Timer => {}
+        }
+        Ok(None)
+    }
+
+    /// Everything that follows from the state: batches, writes, the next page, the next pass.
+    fn advance(&mut self, now: Instant, lag: &watch::Sender<TailLag>) -> anyhow::Result<()> {
+        self.feed_lanes()?;
+        self.feed_marker()?;
+        if !self.draining {
+            self.check_tail(now);
+            self.advance_pass(now)?;
+            self.feed_lanes()?;
+        }
+        if now >= self.next_tick {
+            self.next_tick = now + TICK;
+            lag.send_replace(self.tail_lag());
+            self.metrics.set_waiting(&self.dispatch.held.waiting());
+        }
+        self.metrics
+            .in_flight
+            .set(i64::try_from(self.dispatch.in_flight()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    fn feed_lanes(&mut self) -> anyhow::Result<()> {
+        if self.blocked || self.marks.len() >= MARKS_MAX {
+            return Ok(());
+        }
+        for (number, lane) in self.wires.lanes.iter_mut().enumerate() {
+            if lane.busy.is_some() {
+                continue;
+            }
+            let Some(batch) = self.dispatch.queue.next_batch(number) else {
+                continue;
+            };
+            for item in &batch {
+                self.metrics.published(item.source);
+            }
+            lane.busy = Some(batch.iter().filter_map(|item| item.committed).min());
+            lane.batches
+                .try_send(batch)
+                .map_err(|_| anyhow!("lane {number} is gone"))?;
+        }
+        Ok(())
+    }
+
+    fn feed_marker(&mut self) -> anyhow::Result<()> {
+        while !(self.failures.is_empty() && self.marks.is_empty()) {
+            let permit = match self.wires.writes.try_reserve() {
+                Ok(permit) => permit,
+                Err(mpsc::error::TrySendError::Full(())) => return Ok(()),
+                Err(mpsc::error::TrySendError::Closed(())) => {
+                    return Err(anyhow!("the marker is gone"));
+                }
+            };
+            let write = self.failures.pop_front().unwrap_or_else(|| {
+                let rest = self.marks.split_off(self.marks.len().min(MARK_MAX));
+                Write::Sent(std::mem::replace(&mut self.marks, rest))
+            });
+            permit.send(write);
+            self.writing += 1;
+        }
+        Ok(())
+    }
+
+    fn advance_pass(&mut self, now: Instant) -> anyhow::Result<()> {
+        loop {
+            let progress = if self.passes.is_idle() {
+                self.intake
+                    .next_pass(&self.passes, &self.dispatch, self.config, now)
+                    .map_or(Progress::Wait, |plan| {
+                        Progress::Ask(self.passes.begin(plan, &mut self.dispatch, now))
+                    })
+            } else {
+                let room = self.room();
+                self.passes.go_on(&mut self.dispatch, room, now)
+            };
+            self.metrics
+                .missed_by_binlog
+                .inc_by(self.passes.take_missed());
+            match progress {
+                Progress::Wait => return Ok(()),
+                Progress::Ask(ask) => {
+                    self.note_tail_position();
+                    let sent = self.wires.asks.try_send(ask);
+                    return sent.map_err(|_| anyhow!("the table reader is gone"));
+                }
+                Progress::Ended(summary) => self.on_pass_ended(*summary, now),
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: Done, now: Instant) -> anyhow::Result<()> {
+        if let Some(lane) = self.wires.lanes.get_mut(done.lane) {
+            lane.busy = None;
+        }
+        let (lost, closed) = match &done.outcome {
+            Outcome::Lost(why) => (Some(why.clone()), None),
+            Outcome::Closed { text, .. } => (None, Some(text.clone())),
+            _ => (None, None),
+        };
+        let done = self.excuse(done);
+        let effects = self.dispatch.done(&done, rand::random(), now);
+        self.take_effects(effects, now);
+        if let Some(why) = closed {
+            tracing::warn!(
+                reason = why,
+                rows = done.items.len(),
+                "the broker closed a channel"
+            );
+        }
+        lost.map_or(Ok(()), |why| Err(anyhow!("broker: {why}")))
+    }
+
+    /// A blocked connection answers nobody: that is no route's fault.
+    fn excuse(&self, mut done: Done) -> Done {
+        if self.blocked && matches!(done.outcome, Outcome::TimedOut { .. }) {
+            done.outcome = Outcome::TimedOut {
+                answered: vec![true; done.items.len()],
+            };
+        }
+        done
+    }
+
+    fn take_effects(&mut self, effects: Effects, now: Instant) {
+        for reason in effects.refused {
+            self.metrics.failed(reason);
+        }
+        for (mark, source, committed) in effects.sent {
+            self.metrics.confirmed(source);
+            if let Some(committed) = committed {
+                let took = now.saturating_duration_since(committed).as_secs_f64();
+                self.metrics.commit_to_confirm.observe(took);
+            }
+            self.marks.push(mark);
+        }
+        for failure in effects.failed {
+            self.metrics.failed(failure.reason);
+            let (id, reason) = (failure.row.id.id, failure.reason.name());
+            tracing::warn!(id, reason, attempts = failure.attempts, next = ?failure.next,
+                error = failure.text, "a message failed");
+            self.failures.push_back(Write::Failed(failure));
+        }
+        for sample in effects.samples {
+            let (id, reason) = (sample.row.id.id, sample.reason.name());
+            tracing::warn!(
+                id,
+                reason,
+                error = sample.text,
+                "a route is shut, its rows wait"
+            );
+            self.failures.push_back(Write::Sample(sample));
+        }
+    }
+
+    fn on_written(&mut self, written: Written) {
+        self.writing -= 1;
+        self.metrics.marked.inc_by(written.marked);
+        self.metrics.unmarked.inc_by(written.missed);
+        self.dispatch.written(written.rows);
+    }
+
+    fn set_blocked(&mut self, blocked: bool, detail: String) {
+        self.blocked = blocked;
+        self.readiness.set("broker", !blocked, detail);
+        self.metrics.broker_blocked.set(i64::from(blocked));
+    }
+
+    fn take_clock(&mut self, outside: &mut Outside) -> Option<String> {
+        match &*outside.leadership.borrow_and_update() {
+            Leadership::Leader { clock } => {
+                self.clock = Some(*clock);
+                None
+            }
+            Leadership::Standby(why) => Some(why.clone()),
+        }
+    }
+
+    fn begin_drain(&mut self) {
+        tracing::info!(in_flight = self.dispatch.in_flight(), "draining");
+        self.draining = true;
+        self.metrics.set_phase(Phase::Draining);
+        self.intake.tail = TailState::Closed;
+        self.dispatch.drop_queued();
+    }
+
+    fn is_drained(&self) -> bool {
+        let idle = self.wires.lanes.iter().all(|lane| lane.busy.is_none());
+        idle && self.marks.is_empty() && self.failures.is_empty() && self.writing == 0
+    }
+
+    /// Room for rows in the queue. A broker that blocks, or marks that pile up, take it away.
+    pub(crate) fn room(&self) -> Room {
+        if self.blocked || self.marks.len() >= MARKS_MAX {
+            return Room { rows: 0, bytes: 0 };
+        }
+        let rows = self.wires.lanes.len() * self.config.batch.rows * BATCHES_AHEAD;
+        let queue = &self.dispatch.queue;
+        Room {
+            rows: rows.saturating_sub(queue.rows()),
+            bytes: (self.config.buffer_bytes / 2).saturating_sub(queue.bytes()),
+        }
+    }
+
+    pub(crate) fn takes_from_tail(&self) -> bool {
+        let loading = self.config.order == Order::Key && self.passes.is_loading();
+        let room = self.room();
+        !self.draining && !loading && room.rows > 0 && room.bytes > 0
+    }
+
+    fn wake_at(&self) -> Instant {
+        let pass = self
+            .passes
+            .is_idle()
+            .then(|| self.intake.next_pass_at(&self.passes, &self.dispatch));
+        let deadline = self.passes.awaited().map(|(_, deadline)| deadline);
+        pass.into_iter()
+            .chain(deadline)
+            .fold(self.next_tick, Instant::min)
+    }
+
+    fn tail_lag(&self) -> TailLag {
+        if !self.intake.tail.is_open() || self.config.mode == Mode::Poll {
+            return TailLag::NotTailing;
+        }
+        let with_broker = self
+            .wires
+            .lanes
+            .iter()
+            .filter_map(|lane| lane.busy.flatten());
+        TailLag::Tailing(with_broker.chain(self.dispatch.queue.oldest_commit()).min())
+    }
+}
+
+/// A task that ends before its session is an error, even when it ends well.
+pub fn why_ended(ended: Ended) -> anyhow::Error {
+    let name = ended.name;
+    match ended.outcome {
+        Ok(()) => anyhow!("task {name} ended early"),
+        Err(err) => anyhow::Error::new(err).context(format!("task {name}")),
+    }
+}

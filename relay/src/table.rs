@@ -1,0 +1,344 @@
+//! Reading the outbox table: the one task that serves passes.
+
+use std::time::{Duration, Instant};
+
+use outbox::row::Row;
+use sqlx::mysql::{MySqlConnection, MySqlRow};
+use sqlx::{AssertSqlSafe, Executor, Row as _};
+use time::PrimitiveDateTime;
+use tokio::sync::mpsc;
+
+use crate::binlog::position::Position;
+use crate::config::OutboxTable;
+use crate::dispatch::Head;
+use crate::held::Route;
+use crate::queue::{RowId, key_hash};
+
+/// Rows in a page of a pass.
+pub const PAGE: usize = 1000;
+/// No read of the relay may hang for ever on a stalled server.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a pass wants next.
+#[derive(Debug)]
+pub enum Ask {
+    /// The heads of the next rows.
+    Page(PageAsk),
+    /// The whole rows with these ids, as far as they are still pending.
+    Rows(Vec<u64>),
+}
+
+/// A page of pending rows with `after < id <= upto`.
+#[derive(Clone, Debug)]
+pub struct PageAsk {
+    /// The last id of the page before.
+    pub after: u64,
+    /// `None` begins a pass: see [`Page::start`].
+    pub upto: Option<u64>,
+    /// Begin with a fence: everything committed before it is visible afterwards.
+    pub fence: bool,
+    /// Read the binlog position too: before the fence and after the page.
+    pub positions: bool,
+}
+
+/// The answer to an [`Ask`].
+#[derive(Debug)]
+pub enum Answer {
+    /// To [`Ask::Page`].
+    Page(Page),
+    /// To [`Ask::Rows`], with each row's attempts.
+    Rows(Vec<(Row, u32)>),
+}
+
+/// A page of a pass.
+#[derive(Debug)]
+pub struct Page {
+    /// The rows, by id.
+    pub heads: Vec<Head>,
+    /// Highest id in the table when the pass began.
+    ///
+    /// A pass goes no further: a row above it was inserted after the pass began, and one below it,
+    /// of the same key, may have become visible behind the pass.
+    pub upto: u64,
+    /// Where the binlog was before the fence of a pass that begins.
+    pub start: Option<Position>,
+    /// Where the binlog was after the page was read.
+    pub end: Option<Position>,
+    /// There is no further page.
+    pub last: bool,
+    /// When it was read.
+    pub read_at: Instant,
+}
+
+/// The SQL for one table on one server.
+#[derive(Clone, Debug)]
+pub struct Queries {
+    table: String,
+    fence: String,
+    /// `FORCE INDEX` on (status, id): a stale statistic must not make a pass scan the sent rows.
+    index: String,
+    position: &'static str,
+}
+
+impl Queries {
+    /// Finds out what the server needs.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn discover(
+        connection: &mut MySqlConnection,
+        table: &OutboxTable,
+    ) -> Result<Self, sqlx::Error> {
+        let version: String = sqlx::query_scalar("SELECT VERSION()")
+            .fetch_one(&mut *connection)
+            .await?;
+        let index: Option<String> = sqlx::query_scalar(
+            "SELECT CAST(a.INDEX_NAME AS CHAR) FROM information_schema.STATISTICS a \
+             JOIN information_schema.STATISTICS b USING (TABLE_SCHEMA, TABLE_NAME, INDEX_NAME) \
+             WHERE a.TABLE_SCHEMA = DATABASE() AND a.TABLE_NAME = ? \
+             AND a.SEQ_IN_INDEX = 1 AND a.COLUMN_NAME = 'status' \
+             AND b.SEQ_IN_INDEX = 2 AND b.COLUMN_NAME = 'id' LIMIT 1",
+        )
+        .bind(&table.name)
+        .fetch_optional(connection)
+        .await?;
+        Ok(Self {
+            table: format!("`{}`", table.name),
+            fence: format!("UPDATE `{}_fence` SET n = n + 1", table.name),
+            index: index
+                .map(|name| format!("FORCE INDEX (`{name}`)"))
+                .unwrap_or_default(),
+            position: position_statement(&version),
+        })
+    }
+
+    /// Is there an index on (status, id)?
+    pub fn has_index(&self) -> bool {
+        !self.index.is_empty()
+    }
+
+    /// The binlog's end now.
+    ///
+    /// # Errors
+    /// The database's; [`sqlx::Error::RowNotFound`] when the binlog is off.
+    pub async fn position(
+        &self,
+        connection: &mut MySqlConnection,
+    ) -> Result<Position, sqlx::Error> {
+        let row = connection
+            .fetch_one(sqlx::raw_sql(AssertSqlSafe(self.position)))
+            .await?;
+        Ok(Position::new(
+            row.try_get::<String, _>(0)?,
+            row.try_get::<u64, _>(1)?,
+        ))
+    }
+
+    async fn page(
+        &self,
+        connection: &mut MySqlConnection,
+        ask: &PageAsk,
+    ) -> Result<Page, sqlx::Error> {
+        let start = match ask.upto {
+            None if ask.positions => Some(self.position(connection).await?),
+            _ => None,
+        };
+        if ask.upto.is_none() && ask.fence {
+            connection
+                .execute(sqlx::raw_sql(AssertSqlSafe(self.fence.as_str())))
+                .await?;
+        }
+        let upto = match ask.upto {
+            Some(upto) => upto,
+            None => self.highest_id(connection).await?,
+        };
+        let read_at = Instant::now();
+        let heads = self.heads(connection, ask.after, upto).await?;
+        let end = match ask.positions {
+            true => Some(self.position(connection).await?),
+            false => None,
+        };
+        Ok(Page {
+            last: heads.len() < PAGE,
+            heads,
+            upto,
+            start,
+            end,
+            read_at,
+        })
+    }
+
+    async fn highest_id(&self, connection: &mut MySqlConnection) -> Result<u64, sqlx::Error> {
+        let statement = AssertSqlSafe(format!("SELECT MAX(id) FROM {}", self.table));
+        let id: Option<u64> = sqlx::query_scalar(statement).fetch_one(connection).await?;
+        Ok(id.unwrap_or(0))
+    }
+
+    async fn heads(
+        &self,
+        connection: &mut MySqlConnection,
+        after: u64,
+        upto: u64,
+    ) -> Result<Vec<Head>, sqlx::Error> {
+        // No due, age or key in the WHERE: with them in SQL the rows of one waiting key filled
+        // every page for ever, and other keys starved behind them.
+        let statement = AssertSqlSafe(format!(
+            "SELECT id, message_id, aggregate_type, aggregate_id, exchange, routing_key, \
+             TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), next_attempt_at), \
+             OCTET_LENGTH(payload), \
+             attempts > 0 OR sent_at IS NOT NULL OR last_error IS NOT NULL \
+             OR next_attempt_at IS NOT NULL \
+             FROM {} {} WHERE status = 1 AND id > ? AND id <= ? ORDER BY id LIMIT {PAGE}",
+            self.table, self.index
+        ));
+        let rows = sqlx::query(statement)
+            .bind(after)
+            .bind(upto)
+            .fetch_all(connection)
+            .await?;
+        rows.iter().map(head_of).collect()
+    }
+
+    async fn rows(
+        &self,
+        connection: &mut MySqlConnection,
+        ids: &[u64],
+    ) -> Result<Vec<(Row, u32)>, sqlx::Error> {
+        let statement = AssertSqlSafe(format!(
+            "SELECT id, message_id, aggregate_type, aggregate_id, event_type, exchange, \
+             routing_key, content_type, headers, payload, created_at, attempts \
+             FROM {} WHERE id IN ({}) AND status = 1 ORDER BY id",
+            self.table,
+            placeholders(padded_len(ids.len()), "?"),
+        ));
+        let mut query = sqlx::query(statement);
+        for id in padded(ids) {
+            query = query.bind(id);
+        }
+        query
+            .fetch_all(connection)
+            .await?
+            .iter()
+            .map(row_of)
+            .collect()
+    }
+}
+
+/// The statement that shows the binlog's end: renamed in MySQL 8.2, the old name gone in 8.4.
+pub fn position_statement(version: &str) -> &'static str {
+    let mut parts = version
+        .split(['.', '-'])
+        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let number = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    if !version.contains("MariaDB") && number >= (8, 2) {
+        "SHOW BINARY LOG STATUS"
+    } else {
+        "SHOW MASTER STATUS"
+    }
+}
+
+fn head_of(row: &MySqlRow) -> Result<Head, sqlx::Error> {
+    let bytes = |index: usize| row.try_get_unchecked::<Vec<u8>, _>(index);
+    let wait: Option<i64> = row.try_get(6)?;
+    let wait = wait
+        .and_then(|micros| u64::try_from(micros).ok())
+        .filter(|micros| *micros > 0);
+    Ok(Head {
+        id: RowId::new(row.try_get(0)?, &String::from_utf8_lossy(&bytes(1)?)),
+        key: key_hash(&bytes(2)?, &bytes(3)?),
+        route: Route {
+            exchange: bytes(4)?,
+            routing_key: bytes(5)?,
+        },
+        wait: wait.map(Duration::from_micros),
+        bytes: usize::try_from(row.try_get_unchecked::<i64, _>(7)?).unwrap_or(usize::MAX),
+        relived: row.try_get_unchecked::<i64, _>(8)? != 0,
+    })
+}
+
+fn row_of(row: &MySqlRow) -> Result<(Row, u32), sqlx::Error> {
+    let bytes = |index: usize| row.try_get_unchecked::<Vec<u8>, _>(index);
+    let read = Row {
+        id: row.try_get(0)?,
+        message_id: String::from_utf8_lossy(&bytes(1)?).into_owned(),
+        aggregate_type: bytes(2)?,
+        aggregate_id: bytes(3)?,
+        event_type: bytes(4)?,
+        exchange: bytes(5)?,
+        routing_key: bytes(6)?,
+        content_type: bytes(7)?,
+        headers: row.try_get_unchecked::<Option<Vec<u8>>, _>(8)?,
+        payload: bytes(9)?,
+        // sqlx reads a zero date as NULL.
+        created_at: row.try_get_unchecked::<Option<PrimitiveDateTime>, _>(10)?,
+    };
+    Ok((read, row.try_get(11)?))
+}
+
+/// A prepared statement per power of two, not one per length.
+pub fn padded_len(len: usize) -> usize {
+    len.max(1).next_power_of_two()
+}
+
+/// The items, the last one repeated up to [`padded_len`]: in an IN list it changes nothing.
+pub fn padded<T: Clone>(items: &[T]) -> impl Iterator<Item = T> {
+    let last = items.last().cloned();
+    let missing = padded_len(items.len()) - items.len();
+    items
+        .iter()
+        .cloned()
+        .chain(std::iter::repeat_n(last, missing).flatten())
+}
+
+/// `?, ?, ?` for `count` values.
+pub fn placeholders(count: usize, one: &str) -> String {
+    vec![one; count].join(", ")
+}
+
+/// Serves the asks of a session, one after the other, until `asks` is closed.
+///
+/// # Errors
+/// The first database error: the session then starts again.
+pub async fn serve(
+    mut connection: MySqlConnection,
+    queries: Queries,
+    mut asks: mpsc::Receiver<Ask>,
+    answers: mpsc::Sender<Answer>,
+) -> anyhow::Result<()> {
+    while let Some(ask) = asks.recv().await {
+        let read = async {
+            match &ask {
+                Ask::Page(ask) => queries.page(&mut connection, ask).await.map(Answer::Page),
+                Ask::Rows(ids) => queries.rows(&mut connection, ids).await.map(Answer::Rows),
+            }
+        };
+        let answer = tokio::time::timeout(READ_TIMEOUT, read).await??;
+        if answers.send(answer).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_padded_with_its_last_item() {
+        assert_eq!(padded(&[1, 2, 3]).collect::<Vec<_>>(), [1, 2, 3, 3]);
+        assert_eq!(padded(&[1]).collect::<Vec<_>>(), [1]);
+        assert_eq!(placeholders(padded_len(3), "?"), "?, ?, ?, ?");
+    }
+
+    #[test]
+    fn the_position_statement_follows_the_server() {
+        assert_eq!(position_statement("9.7.0"), "SHOW BINARY LOG STATUS");
+        assert_eq!(position_statement("8.0.36-debian"), "SHOW MASTER STATUS");
+        assert_eq!(
+            position_statement("10.11.6-MariaDB-1"),
+            "SHOW MASTER STATUS"
+        );
+        assert_eq!(position_statement("11.4.2-MariaDB"), "SHOW MASTER STATUS");
+    }
+}
