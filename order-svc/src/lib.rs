@@ -1,1 +1,20 @@
-//! order-svc
+//! order-svc: takes orders over HTTP; one transaction writes the order and its event.
+//!
+//! In the order a request meets them: [`http`] reads it as an [`order`], [`place`] writes it with
+//! its event and its [`idempotency`] key. What carries the event on is not known here.
+//! [`service`] puts them together.
+
+pub mod config;
+pub mod service;
+
+pub mod http;
+pub mod openapi;
+
+pub mod idempotency;
+pub mod order;
+pub mod place;
+
+pub mod metrics;
+pub mod probe;
+
+pub use service::{Service, build, migrations};

@@ -1,1 +1,31 @@
-//! pay-svc
+//! pay-svc: takes each message into an inbox, drops duplicates, pays, retries on a schedule, parks
+//! what keeps failing.
+//!
+//! In the order a message meets them: [`consumer`] (on the [`topology`] it needs) or [`http`] hand
+//! it to the [`store`], which commits it before anything is acknowledged; a [`worker`] takes it with
+//! a [`claim`], reads it as a [`payment`], asks the [`provider`] and [`settle`]s; what fails is
+//! tried again as [`schedule`] decides. [`service`] puts them together.
+
+pub mod config;
+pub mod service;
+
+pub mod consumer;
+pub mod topology;
+
+pub mod store;
+
+pub mod claim;
+pub mod payment;
+pub mod provider;
+pub mod schedule;
+pub mod settle;
+pub mod worker;
+
+pub mod http;
+pub mod openapi;
+
+pub mod database;
+pub mod gauges;
+pub mod metrics;
+
+pub use service::{Service, build, build_with, migrations};

@@ -1,0 +1,366 @@
+//! The orders API. Handlers only translate: requests to orders, outcomes to answers.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::header::{CONTENT_TYPE, LOCATION};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use prometheus::Registry;
+use serde::Serialize;
+use sqlx::MySqlPool;
+use svc_kit::database::{Fault, classify};
+use svc_kit::http::{Problem, http_metrics};
+use svc_kit::tasks;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::idempotency::{BadKey, IdempotencyKey};
+use crate::metrics::Metrics;
+use crate::openapi;
+use crate::order::{Order, OrderRequest, RequestError, rfc3339};
+use crate::place::{self, Found, PlaceError, Placed};
+
+/// The longest body, in bytes.
+pub const BODY_MAX: usize = 64 * 1024;
+
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// A unit of database work that takes longer is answered without its outcome.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// What the handlers need.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// Connections to the orders.
+    pub pool: MySqlPool,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// The routes, with metrics for each.
+///
+/// # Panics
+/// When `registry` has the HTTP metrics already.
+#[must_use]
+pub fn router(api: Api, registry: &Registry) -> Router {
+    let measured = http_metrics(registry).expect("each service registers the HTTP metrics once");
+    Router::new()
+        .route("/orders", post(place_order))
+        .route("/orders/{id}", get(find_order))
+        .route("/buy", post(buy))
+        .route("/openapi.json", get(openapi::document))
+        .method_not_allowed_fallback(async || {
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            Problem::new(
+                status,
+                "method_not_allowed",
+                "The path does not take this method",
+            )
+        })
+        .fallback(async || {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "not_found",
+                "There is nothing at this path",
+            )
+        })
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(measured)
+        .with_state(api)
+}
+
+/// Places an order.
+#[utoipa::path(
+    post,
+    path = "/orders",
+    params(
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 128,
+         pattern = "^[!-~]+$", description = "The same key and order get the same answer"),
+    ),
+    request_body = openapi::OrderRequest,
+    responses(
+        (status = 201, description = "Placed, or placed before with this key",
+         body = openapi::Receipt, headers(("Location" = String))),
+        (status = "4XX", description = "Malformed (400), too long (413), not JSON (415), or \
+         invalid, or the key of another order (422)",
+         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The database can't be used; see Retry-After",
+         body = openapi::Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn place_order(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let body = body.map_err(|err| unreadable(&err))?;
+    let request = read(&headers, &body)?;
+    answer(api, &headers, request).await
+}
+
+/// Places an order, or a sample order for a client that sends no body.
+#[utoipa::path(
+    post,
+    path = "/buy",
+    params(
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 128,
+         pattern = "^[!-~]+$", description = "The same key and order get the same answer"),
+    ),
+    request_body = Option<openapi::OrderRequest>,
+    responses(
+        (status = 201, description = "Placed, or placed before with this key",
+         body = openapi::Receipt, headers(("Location" = String))),
+        (status = "4XX", description = "As of POST /orders",
+         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The database can't be used; see Retry-After",
+         body = openapi::Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn buy(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let body = body.map_err(|err| unreadable(&err))?;
+    let request = if body.is_empty() {
+        OrderRequest::sample()
+    } else {
+        read(&headers, &body)?
+    };
+    answer(api, &headers, request).await
+}
+
+fn read(headers: &HeaderMap, body: &[u8]) -> Result<OrderRequest, Problem> {
+    if !is_json(headers) {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return Err(Problem::new(
+            status,
+            "not_json",
+            "The body must be application/json",
+        ));
+    }
+    OrderRequest::parse(body).map_err(|err| match err {
+        RequestError::Malformed(detail) => Problem::new(
+            StatusCode::BAD_REQUEST,
+            "malformed_json",
+            "The body is not valid JSON",
+        )
+        .detail(detail),
+        RequestError::Invalid(errors) => errors.into_iter().fold(
+            Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "invalid_order",
+                "The order is not valid",
+            ),
+            |problem, error| problem.error(error.member, error.detail),
+        ),
+    })
+}
+
+async fn answer(api: Api, headers: &HeaderMap, request: OrderRequest) -> Result<Response, Problem> {
+    let key = idempotency_key(headers)?;
+    let order = Order::new(Uuid::now_v7(), OffsetDateTime::now_utc(), request);
+    let work = async move {
+        let placed = place::place(&api.pool, &order, key.as_ref()).await;
+        if let Ok(Placed::New(_)) = &placed {
+            api.metrics.orders_placed.inc();
+        }
+        placed
+    };
+    match in_own_task(work).await?.map_err(|err| not_placed(&err))? {
+        Placed::New(receipt) | Placed::Again(receipt) => Ok(created(receipt)),
+        Placed::KeyReused => Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "idempotency_key_reused",
+            "The Idempotency-Key belongs to another request",
+        )),
+    }
+}
+
+/// The receipt as it was stored, byte for byte, so that a repeated request has an equal answer.
+fn created(receipt: String) -> Response {
+    let order_id = serde_json::from_str::<serde_json::Value>(&receipt)
+        .ok()
+        .and_then(|receipt| Some(receipt.get("order_id")?.as_str()?.to_owned()))
+        .unwrap_or_default();
+    // Relative, so that it is right behind a gateway that strips a prefix as well.
+    let headers = [
+        (CONTENT_TYPE, "application/json".to_owned()),
+        (LOCATION, format!("orders/{order_id}")),
+    ];
+    (StatusCode::CREATED, headers, receipt).into_response()
+}
+
+/// Shows an order and how far its message has come.
+#[utoipa::path(
+    get,
+    path = "/orders/{id}",
+    params(("id" = String, Path, format = "uuid")),
+    responses(
+        (status = 200, description = "The order", body = openapi::Order),
+        (status = 404, description = "There is no such order",
+         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The database can't be used; see Retry-After",
+         body = openapi::Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn find_order(
+    State(api): State<Api>,
+    Path(order_id): Path<String>,
+) -> Result<Response, Problem> {
+    let unknown = || {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "unknown_order",
+            "There is no order with this id",
+        )
+    };
+    let order_id = Uuid::try_parse(&order_id).map_err(|_| unknown())?;
+    let work = async move { place::find(&api.pool, order_id).await };
+    let found = in_own_task(work)
+        .await?
+        .map_err(|err| database_problem(&err))?;
+    found
+        .map(|found| axum::Json(View::of(&found)).into_response())
+        .ok_or_else(unknown)
+}
+
+/// The body of `GET /orders/{id}`.
+#[derive(Serialize)]
+struct View<'a> {
+    order_id: String,
+    message_id: String,
+    #[serde(flatten)]
+    request: &'a OrderRequest,
+    placed_at: String,
+    delivery: &'static str,
+}
+
+impl<'a> View<'a> {
+    fn of(found: &'a Found) -> Self {
+        let Found { order, delivery } = found;
+        Self {
+            order_id: order.order_id.to_string(),
+            message_id: order.message_id().to_string(),
+            request: &order.request,
+            placed_at: rfc3339(order.placed_at),
+            delivery: delivery.name(),
+        }
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+    else {
+        return false;
+    };
+    let essence = value
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let key = match (values.next(), values.next()) {
+        (None, _) => return Ok(None),
+        (Some(value), None) => IdempotencyKey::parse(value.as_bytes()),
+        (Some(_), Some(_)) => Err(BadKey),
+    };
+    key.map(Some).map_err(|err| {
+        let status = StatusCode::BAD_REQUEST;
+        Problem::new(
+            status,
+            "bad_idempotency_key",
+            "The Idempotency-Key can't be used",
+        )
+        .detail(err.to_string())
+    })
+}
+
+/// A handler is dropped when its client goes away; what it has begun in the database is not.
+async fn in_own_task<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::time::timeout(DATABASE_TIMEOUT, tasks::unit(work)).await {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err(err)) => {
+            tracing::error!(error = %err, "request could not be worked on");
+            Err(internal())
+        }
+        Err(_elapsed) => {
+            tracing::warn!(timeout = ?DATABASE_TIMEOUT, "database did not answer in time");
+            Err(unavailable())
+        }
+    }
+}
+
+fn not_placed(err: &PlaceError) -> Problem {
+    match err {
+        PlaceError::Database(err) => database_problem(err),
+        PlaceError::Event(err) => {
+            tracing::error!(error = %err, "event can't be written");
+            internal()
+        }
+    }
+}
+
+fn database_problem(err: &sqlx::Error) -> Problem {
+    match classify(err) {
+        Fault::Away
+        | Fault::ReadOnly
+        | Fault::Busy
+        | Fault::MissingTable
+        | Fault::Misconfigured(_) => {
+            tracing::warn!(error = %err, "database can't be used");
+            unavailable()
+        }
+        Fault::Other => {
+            tracing::error!(error = %err, "database refused a statement");
+            internal()
+        }
+    }
+}
+
+fn unavailable() -> Problem {
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    Problem::new(
+        status,
+        "database_unavailable",
+        "The database can't be used at the moment",
+    )
+    .detail("try again; with the same Idempotency-Key no order is placed twice")
+    .retry_after(RETRY_AFTER)
+}
+
+fn internal() -> Problem {
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    Problem::new(status, "internal", "Something went wrong on our side")
+}
+
+fn unreadable(err: &BytesRejection) -> Problem {
+    if err.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        return Problem::new(
+            status,
+            "body_too_large",
+            "The body has more than 65536 bytes",
+        );
+    }
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "unreadable_body",
+        "The body could not be read",
+    )
+}

@@ -1,0 +1,115 @@
+//! `/openapi.json`: the API as a document for programs.
+
+use axum::Json;
+use utoipa::openapi::OpenApi as Document;
+use utoipa::{OpenApi, ToSchema};
+
+use crate::http;
+
+/// The document.
+pub async fn document() -> Json<Document> {
+    // An OpenApi value is built from constants; there is nothing to wait for, but axum asks.
+    std::future::ready(Json(Contract::openapi())).await
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "order-svc",
+        description = "Takes orders. An order and the message that tells of it are one transaction."
+    ),
+    paths(http::place_order, http::find_order, http::buy),
+    components(schemas(OrderRequest, Receipt, Order, Problem, FieldError))
+)]
+struct Contract;
+
+/// What a client asks for.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "a description for the document; order::OrderRequest is the value"
+)]
+pub(crate) struct OrderRequest {
+    #[schema(min_length = 1, max_length = 64, example = "c-17")]
+    customer_id: String,
+    /// In the currency's minor unit.
+    #[schema(minimum = 1, maximum = 1_000_000_000_000_000i64, example = 1999)]
+    amount_minor: i64,
+    #[schema(pattern = "^[A-Z]{3}$", example = "EUR")]
+    currency: String,
+    #[schema(max_length = 1000)]
+    description: Option<String>,
+}
+
+/// A placed order.
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "a description for the document; order::Order is the value"
+)]
+pub(crate) struct Receipt {
+    #[schema(format = "uuid")]
+    order_id: String,
+    /// The message that tells of the order.
+    #[schema(format = "uuid")]
+    message_id: String,
+    customer_id: String,
+    amount_minor: i64,
+    currency: String,
+    #[schema(nullable = false)]
+    description: Option<String>,
+    #[schema(format = "date-time")]
+    placed_at: String,
+}
+
+/// A placed order, and how far its message has come.
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "a description for the document; place::Found is the value"
+)]
+pub(crate) struct Order {
+    #[schema(inline)]
+    #[serde(flatten)]
+    receipt: Receipt,
+    delivery: Delivery,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(
+    dead_code,
+    reason = "a description for the document; outbox::row has the value"
+)]
+enum Delivery {
+    Pending,
+    Sent,
+    Parked,
+    Discarded,
+}
+
+/// RFC 9457; `code` is stable.
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "a description for the document; svc_kit::http has the value"
+)]
+pub(crate) struct Problem {
+    title: String,
+    status: u16,
+    code: String,
+    detail: Option<String>,
+    errors: Option<Vec<FieldError>>,
+}
+
+/// One wrong member.
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "a description for the document; svc_kit::http has the value"
+)]
+struct FieldError {
+    field: String,
+    detail: String,
+}

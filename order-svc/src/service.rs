@@ -1,0 +1,168 @@
+//! The service as a whole: [`build`] binds, [`Service::run`] serves.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use prometheus::Registry;
+use sqlx::MySqlPool;
+use svc_kit::admin::{Admin, Readiness};
+use svc_kit::boot::{ConfigError, Exit};
+use svc_kit::migrate::Set;
+use svc_kit::signals::Shutdown;
+use svc_kit::tasks::{Ended, TaskError, Tasks};
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::http::{self, Api};
+use crate::metrics::Metrics;
+use crate::probe;
+
+/// A service whose listeners are bound.
+pub struct Service {
+    config: Config,
+    pool: MySqlPool,
+    readiness: Readiness,
+    listener: TcpListener,
+    addr: SocketAddr,
+    admin: Admin,
+    app: Router,
+}
+
+/// The migrations this service applies: its own, and those of the outbox in its database.
+#[must_use]
+pub fn migrations() -> Vec<Set> {
+    vec![
+        Set::new("outbox", outbox::migrations()),
+        Set::new("orders", sqlx::migrate!("../migrations/orders")),
+    ]
+}
+
+/// Binds both listeners. The database is not needed yet.
+///
+/// # Errors
+/// An address that can't be bound.
+pub async fn build(config: Config) -> Result<Service, ConfigError> {
+    let readiness = Readiness::new(&[probe::CONDITION]);
+    let registry = Registry::new();
+    let metrics = Metrics::register(&registry).expect("a new registry has no other metric");
+    let pool = config.database.pool(config.connections);
+    let app = http::router(
+        Api {
+            pool: pool.clone(),
+            metrics,
+        },
+        &registry,
+    );
+    let listener = TcpListener::bind(config.listen_addr)
+        .await
+        .map_err(|err| cannot_bind(&err))?;
+    let addr = listener.local_addr().map_err(|err| cannot_bind(&err))?;
+    let admin = Admin::bind(
+        config.admin_addr,
+        readiness.clone(),
+        registry,
+        Router::new(),
+    )?;
+    Ok(Service {
+        config,
+        pool,
+        readiness,
+        listener,
+        addr,
+        admin,
+        app,
+    })
+}
+
+impl Service {
+    /// Where the orders API listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where the admin listener listens.
+    #[must_use]
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin.addr()
+    }
+
+    /// Serves until `shutdown`, and says how it ended.
+    pub async fn run(self, shutdown: Shutdown) -> Exit {
+        let Self {
+            config,
+            pool,
+            readiness,
+            listener,
+            addr,
+            admin,
+            app,
+        } = self;
+        tracing::info!(%addr, "orders API listening");
+        let mut tasks = Tasks::new();
+        let drain = shutdown.drain.clone();
+        tasks.spawn("http", async move {
+            svc_kit::http::serve(listener, app, drain, config.drain_timeout).await
+        });
+        let watched = (
+            config.database,
+            pool.clone(),
+            readiness,
+            shutdown.drain.clone(),
+        );
+        tasks.spawn("database", async move {
+            let (url, pool, readiness, stop) = watched;
+            probe::watch(url, pool, readiness, stop).await
+        });
+        let exit = supervise(tasks, &shutdown).await;
+        drop(admin);
+        exit
+    }
+}
+
+/// Joins all tasks. One that fails, or ends before it was asked to, makes the others drain.
+async fn supervise(mut tasks: Tasks, shutdown: &Shutdown) -> Exit {
+    let mut exit = Exit::Drained;
+    loop {
+        tokio::select! {
+            ended = tasks.join_next() => {
+                let Some(Ended { name, outcome }) = ended else { return exit };
+                match outcome {
+                    Ok(()) if shutdown.drain.is_cancelled() => {}
+                    Ok(()) => {
+                        tracing::error!(task = name, "task ended unasked");
+                        exit = Exit::Failed;
+                    }
+                    Err(err) => exit = report(name, &err),
+                }
+                shutdown.drain.cancel();
+            }
+            () = shutdown.now.cancelled() => return Exit::Failed,
+        }
+    }
+}
+
+fn report(task: &'static str, err: &TaskError) -> Exit {
+    if let TaskError::Failed(cause) = err
+        && let Some(config) = cause.downcast_ref::<ConfigError>()
+    {
+        return misconfigured(config);
+    }
+    tracing::error!(task, error = %err, "task failed");
+    Exit::Failed
+}
+
+/// Says what to mend, and that starting again will not help.
+#[must_use]
+pub fn misconfigured(err: &ConfigError) -> Exit {
+    tracing::error!(error = %err, "wrong configuration");
+    Exit::Misconfigured
+}
+
+fn cannot_bind(err: &std::io::Error) -> ConfigError {
+    ConfigError::new(
+        "LISTEN_ADDR",
+        format!("can't be bound: {err}"),
+        "choose a free address",
+    )
+}

@@ -1,0 +1,193 @@
+//! Taking rows to work on. A claim moves `next_attempt_at` ahead: until then the rows are nobody
+//! else's, and a worker that dies gives them back by doing nothing.
+
+use std::time::{Duration, Instant};
+
+use outbox::row::InboxStatus;
+use sqlx::{AssertSqlSafe, Connection as _, FromRow, MySqlPool};
+use time::PrimitiveDateTime;
+
+use crate::database::retire_if_read_only;
+use crate::payment::PAYLOAD_MAX;
+
+/// Headers longer than this are not read: they are only wanted for one time stamp.
+const HEADERS_READ_MAX: usize = 64 * 1024;
+
+/// A received message that is due.
+#[derive(Debug, Clone, FromRow)]
+pub struct Due {
+    /// The inbox's key.
+    pub message_id: Vec<u8>,
+    /// AMQP property `type`.
+    pub event_type: Option<String>,
+    /// A JSON object.
+    pub headers: Option<String>,
+    /// The first [`PAYLOAD_MAX`] + 1 bytes of the body.
+    pub payload: Vec<u8>,
+    /// Attempts spent so far.
+    pub attempts: u32,
+    /// Microseconds since it was stored, by the database's clock.
+    age_micros: i64,
+    /// The lease on it; one value for all rows of a claim.
+    lease: PrimitiveDateTime,
+}
+
+impl Due {
+    /// Time since the message was stored.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        Duration::from_micros(u64::try_from(self.age_micros).unwrap_or(0))
+    }
+
+    /// The id as text, for logs.
+    #[must_use]
+    pub fn id(&self) -> String {
+        String::from_utf8_lossy(&self.message_id).into_owned()
+    }
+
+    /// The header `occurred-at`, if the message has one.
+    #[must_use]
+    pub fn occurred_at(&self) -> Option<String> {
+        let headers: serde_json::Value = serde_json::from_str(self.headers.as_deref()?).ok()?;
+        Some(
+            headers
+                .get(outbox::message::OCCURRED_AT)?
+                .as_str()?
+                .to_owned(),
+        )
+    }
+}
+
+/// How long rows belong to whoever claimed them.
+#[derive(Debug, Clone, Copy)]
+pub struct Lease {
+    /// What `next_attempt_at` was set to. A write that finds another value has lost its rows.
+    pub until: PrimitiveDateTime,
+    /// The same on this process's own clock, taken before the database's, so never later.
+    pub expires: Instant,
+}
+
+/// Rows with one lease on all of them.
+#[derive(Debug)]
+pub struct Claimed {
+    /// The lease.
+    pub lease: Lease,
+    /// At least one.
+    pub rows: Vec<Due>,
+}
+
+/// Claims up to `rows_max` due rows for `lease`. `None` when nothing is due, or all that is was
+/// taken by another instance meanwhile.
+///
+/// # Errors
+/// The database's; then nothing is claimed, or the rows come back when the lease ends.
+pub async fn claim(
+    pool: &MySqlPool,
+    rows_max: usize,
+    lease: Duration,
+) -> Result<Option<Claimed>, sqlx::Error> {
+    let expires = Instant::now() + lease;
+    let mut connection = pool.acquire().await?;
+    let outcome = async {
+        let ids = due_ids(&mut connection, rows_max).await?;
+        if ids.is_empty() {
+            return Ok(None);
+        }
+        let mut tx = connection.begin().await?;
+        let rows = lock_due(&mut tx, &ids, lease).await?;
+        let Some(until) = rows.first().map(|row| row.lease) else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
+        move_ahead(&mut tx, &rows, until).await?;
+        tx.commit().await?;
+        Ok(Some(Claimed {
+            lease: Lease { until, expires },
+            rows,
+        }))
+    }
+    .await;
+    if let Err(err) = &outcome {
+        retire_if_read_only(&mut connection, err);
+    }
+    outcome
+}
+
+/// Up to half are retries (and what dead workers left), the rest is new: neither can starve the
+/// other. Reads only the index.
+async fn due_ids(
+    connection: &mut sqlx::MySqlConnection,
+    rows_max: usize,
+) -> Result<Vec<Vec<u8>>, sqlx::Error> {
+    let rows_max = u32::try_from(rows_max).unwrap_or(u32::MAX);
+    sqlx::query_scalar(
+        "SELECT message_id FROM ( \
+           (SELECT message_id FROM inbox FORCE INDEX (inbox_status_next_attempt_at) \
+            WHERE status = ? AND next_attempt_at <= UTC_TIMESTAMP(6) \
+            ORDER BY next_attempt_at LIMIT ?) \
+           UNION ALL \
+           (SELECT message_id FROM inbox FORCE INDEX (inbox_status_next_attempt_at) \
+            WHERE status = ? AND next_attempt_at IS NULL \
+            ORDER BY message_id LIMIT ?) \
+         ) AS due LIMIT ?",
+    )
+    .bind(InboxStatus::Received.code())
+    .bind(rows_max.div_ceil(2))
+    .bind(InboxStatus::Received.code())
+    .bind(rows_max)
+    .bind(rows_max)
+    .fetch_all(connection)
+    .await
+}
+
+/// Reads and locks those of the rows that are still due. Rows another instance is claiming at this
+/// moment are left to it.
+async fn lock_due(
+    connection: &mut sqlx::MySqlConnection,
+    ids: &[Vec<u8>],
+    lease: Duration,
+) -> Result<Vec<Due>, sqlx::Error> {
+    let sql = format!(
+        "SELECT message_id, event_type, IF(LENGTH(headers) <= ?, headers, NULL) AS headers, \
+         SUBSTRING(payload, 1, ?) AS payload, attempts, \
+         CAST(TIMESTAMPDIFF(MICROSECOND, received_at, UTC_TIMESTAMP(6)) AS SIGNED) AS age_micros, \
+         CAST(UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND AS DATETIME(6)) AS lease \
+         FROM inbox FORCE INDEX (PRIMARY) WHERE message_id IN ({}) AND status = ? \
+         AND (next_attempt_at IS NULL OR next_attempt_at <= UTC_TIMESTAMP(6)) \
+         FOR UPDATE SKIP LOCKED",
+        placeholders(ids.len())
+    );
+    let mut query = sqlx::query_as(AssertSqlSafe(sql))
+        .bind(u32::try_from(HEADERS_READ_MAX).unwrap_or(u32::MAX))
+        .bind(u32::try_from(PAYLOAD_MAX + 1).unwrap_or(u32::MAX))
+        .bind(i64::try_from(lease.as_micros()).unwrap_or(i64::MAX));
+    for id in ids {
+        query = query.bind(id);
+    }
+    query
+        .bind(InboxStatus::Received.code())
+        .fetch_all(connection)
+        .await
+}
+
+async fn move_ahead(
+    connection: &mut sqlx::MySqlConnection,
+    rows: &[Due],
+    until: PrimitiveDateTime,
+) -> Result<(), sqlx::Error> {
+    let sql = format!(
+        "UPDATE inbox SET next_attempt_at = ? WHERE message_id IN ({})",
+        placeholders(rows.len())
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql)).bind(until);
+    for row in rows {
+        query = query.bind(&row.message_id);
+    }
+    query.execute(connection).await?;
+    Ok(())
+}
+
+/// `?, ?, …` for a list of `count` values.
+pub(crate) fn placeholders(count: usize) -> String {
+    vec!["?"; count].join(", ")
+}

@@ -1,0 +1,323 @@
+//! From the queue to the inbox: what has arrived is stored in one transaction, then acknowledged.
+//!
+//! A consumer that is alive but does not consume must be impossible. So there is no state to
+//! repair: the end of the stream, an error, silence while messages wait, all end the session, and
+//! the next one starts from a new connection.
+
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Connection};
+use outbox::message::decode_parts;
+use svc_kit::admin::Readiness;
+use svc_kit::amqp::Amqp;
+use svc_kit::backoff::Backoff;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::Store;
+use crate::topology::{self, QUEUE};
+
+/// Name of the readiness condition: is there a connection?
+pub const BROKER: &str = "broker";
+/// Name of the readiness condition: are messages being consumed?
+pub const CONSUMER: &str = "consumer";
+
+/// Shown in RabbitMQ's list of connections.
+const CONNECTION_NAME: &str = "pay-svc";
+/// A batch is stored before it grows past this, however few its messages are.
+const BATCH_BYTES: usize = 16 * 1024 * 1024;
+/// The broker's answer to anything is late after this.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Parting needs no answer for long.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Without a delivery for this long the queue is looked at.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// How the consumer takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Messages stored in one transaction, at most.
+    pub batch_max: usize,
+    /// Messages the broker sends ahead of acknowledgements.
+    pub prefetch: u16,
+    /// Shortest wait before a new connection.
+    pub reconnect_min: Duration,
+    /// Longest wait before a new connection.
+    pub reconnect_max: Duration,
+}
+
+/// Takes messages from the queue.
+pub struct Consumer {
+    /// The broker.
+    pub amqp: Amqp,
+    /// Where messages go.
+    pub store: Store,
+    /// Where the two conditions are told.
+    pub readiness: Readiness,
+    /// How to take.
+    pub settings: Settings,
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+enum End {
+    /// It was asked to.
+    Drained,
+    /// The database could not store; the deliveries went back to the queue.
+    Database(String),
+    /// The connection, the channel or the consumer is gone or of no use.
+    Broker(String),
+}
+
+impl Consumer {
+    /// Consumes until `drain`, for ever anew.
+    ///
+    /// # Errors
+    /// [`svc_kit::boot::ConfigError`] when the broker's first answer is that the settings are wrong.
+    pub async fn run(self, drain: CancellationToken) -> anyhow::Result<()> {
+        svc_kit::amqp::first_contact(&self.amqp, &drain).await?;
+        let mut backoff = Backoff::new(self.settings.reconnect_min, self.settings.reconnect_max);
+        while !drain.is_cancelled() {
+            let end = match self.amqp.connect(CONNECTION_NAME).await {
+                Ok(connection) => {
+                    self.readiness.set(BROKER, true, "connected");
+                    let end = self.use_connection(&connection, &drain, &mut backoff).await;
+                    part(connection).await;
+                    end
+                }
+                Err(err) => End::Broker(explain(&err)),
+            };
+            match end {
+                End::Drained => break,
+                End::Broker(why) | End::Database(why) => {
+                    tracing::warn!(error = why, "consumer stopped, connecting again");
+                    self.readiness.set(BROKER, false, why.clone());
+                    self.readiness.set(CONSUMER, false, why);
+                }
+            }
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = tokio::time::sleep(backoff.next()) => {}
+            }
+        }
+        self.readiness.set(CONSUMER, false, "draining");
+        Ok(())
+    }
+
+    /// Sessions on one connection. While the database is away there is none: messages would only
+    /// go round between the queue and this process.
+    async fn use_connection(
+        &self,
+        connection: &Connection,
+        drain: &CancellationToken,
+        backoff: &mut Backoff,
+    ) -> End {
+        loop {
+            tokio::select! {
+                biased;
+                () = drain.cancelled() => return End::Drained,
+                () = self.store.database.up() => {}
+            }
+            if !connection.status().connected() {
+                return End::Broker("the connection was lost".to_owned());
+            }
+            match self.session(connection, drain, backoff).await {
+                Ok(End::Database(why)) => {
+                    tracing::warn!(error = why, "consumer cancelled until the database is back");
+                    self.readiness
+                        .set(CONSUMER, false, format!("waits for the database: {why}"));
+                }
+                Ok(end) => return end,
+                Err(err) => return End::Broker(explain(&err)),
+            }
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = tokio::time::sleep(backoff.next()) => {}
+            }
+        }
+    }
+
+    /// One channel, one consumer, until something ends it.
+    async fn session(
+        &self,
+        connection: &Connection,
+        drain: &CancellationToken,
+        backoff: &mut Backoff,
+    ) -> Result<End, lapin::Error> {
+        let (channel, mut consumer) = match in_time(self.subscribe(connection)).await {
+            Some(subscribed) => subscribed?,
+            None => return Ok(End::Broker("the broker did not answer".to_owned())),
+        };
+        let end = loop {
+            let delivery = tokio::select! {
+                biased;
+                // The drain first: what has been sent ahead goes back to the queue.
+                () = drain.cancelled() => break End::Drained,
+                delivery = tokio::time::timeout(SILENCE, consumer.next()) => delivery,
+            };
+            let first = match delivery {
+                Ok(Some(Ok(first))) => first,
+                Ok(Some(Err(err))) => return Err(err),
+                Ok(None) => break End::Broker("the consumer was cancelled".to_owned()),
+                Err(_silence) => match in_time(topology::ready_messages(connection)).await {
+                    Some(Ok(Some(0))) => continue,
+                    Some(Ok(Some(_))) => {
+                        break End::Broker("messages wait, but none is delivered".to_owned());
+                    }
+                    Some(Ok(None)) => break End::Broker(format!("the queue {QUEUE} is gone")),
+                    Some(Err(err)) => return Err(err),
+                    None => break End::Broker("the broker did not answer".to_owned()),
+                },
+            };
+            let batch = self.gather(first, &mut consumer);
+            if let Err(why) = self.store_and_ack(&channel, batch).await {
+                break why;
+            }
+            backoff.reset();
+        };
+        leave(&channel, consumer.tag()).await;
+        Ok(end)
+    }
+
+    async fn subscribe(
+        &self,
+        connection: &Connection,
+    ) -> Result<(Channel, lapin::Consumer), lapin::Error> {
+        let differences = topology::ensure(connection).await?;
+        let channel = connection.create_channel().await?;
+        let qos = BasicQosOptions { global: false };
+        channel.basic_qos(self.settings.prefetch, qos).await?;
+        let options = BasicConsumeOptions {
+            no_local: false,
+            no_ack: false,
+            exclusive: false,
+            nowait: false,
+        };
+        // An empty tag: the broker makes one up.
+        let tag = ShortString::from("");
+        let queue = ShortString::from(QUEUE);
+        let consumer = channel
+            .basic_consume(queue, tag, options, FieldTable::default())
+            .await?;
+        tracing::info!(
+            queue = QUEUE,
+            prefetch = self.settings.prefetch,
+            "consuming"
+        );
+        for difference in &differences {
+            tracing::warn!(difference, "topology differs");
+        }
+        let detail = if differences.is_empty() {
+            "consuming".to_owned()
+        } else {
+            format!("consuming; {}", differences.join("; "))
+        };
+        self.readiness.set(CONSUMER, true, detail);
+        Ok((channel, consumer))
+    }
+
+    /// What has already arrived, behind `first`. Never waits for more. When the stream ends here,
+    /// its end is met again by the caller's next look.
+    fn gather(&self, first: Delivery, consumer: &mut lapin::Consumer) -> Batch {
+        let mut batch = Batch {
+            bytes: first.data.len(),
+            deliveries: vec![first],
+            ended: None,
+        };
+        while batch.deliveries.len() < self.settings.batch_max && batch.bytes < BATCH_BYTES {
+            match consumer.next().now_or_never() {
+                None => break,
+                Some(Some(Ok(delivery))) => {
+                    batch.bytes += delivery.data.len();
+                    batch.deliveries.push(delivery);
+                }
+                Some(Some(Err(err))) => {
+                    batch.ended = Some(explain(&err));
+                    break;
+                }
+                Some(None) => {
+                    batch.ended = Some("the consumer was cancelled".to_owned());
+                    break;
+                }
+            }
+        }
+        batch
+    }
+
+    /// The acknowledgement comes after the commit, never before: a crash between the two delivers
+    /// again, and the inbox knows the message.
+    async fn store_and_ack(&self, channel: &Channel, batch: Batch) -> Result<(), End> {
+        let Some(last) = batch
+            .deliveries
+            .last()
+            .map(|delivery| delivery.delivery_tag)
+        else {
+            return Ok(());
+        };
+        let received = batch
+            .deliveries
+            .into_iter()
+            .map(|delivery| {
+                let (exchange, key) = (delivery.exchange.as_str(), delivery.routing_key.as_str());
+                decode_parts(&delivery.properties, exchange, key, delivery.data)
+            })
+            .collect();
+        if let Err(err) = self.store.take_in(received).await {
+            return Err(End::Database(format!("{:#}", anyhow::Error::from(err))));
+        }
+        // Stored all the same: when a queue is deleted, what was sent ahead exists only here.
+        if let Some(why) = batch.ended {
+            return Err(End::Broker(why));
+        }
+        match in_time(channel.basic_ack(last, BasicAckOptions { multiple: true })).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(err)) => Err(End::Broker(explain(&err))),
+            None => Err(End::Broker(
+                "an acknowledgement could not be sent".to_owned(),
+            )),
+        }
+    }
+}
+
+/// Deliveries of one consumer, in the order of their tags.
+struct Batch {
+    deliveries: Vec<Delivery>,
+    bytes: usize,
+    /// Why the stream ended behind them, if it did.
+    ended: Option<String>,
+}
+
+/// Gives back what is not acknowledged and lets go of the channel.
+async fn leave(channel: &Channel, tag: ShortString) {
+    let parting = async {
+        channel
+            .basic_cancel(tag, BasicCancelOptions { nowait: false })
+            .await?;
+        channel.close(200, ShortString::from("done")).await
+    };
+    match tokio::time::timeout(CLOSE_TIMEOUT, parting).await {
+        Ok(Ok(())) => {}
+        Ok(Err(err)) => tracing::debug!(error = %err, "channel was gone already"),
+        Err(_elapsed) => tracing::debug!("channel did not close in time"),
+    }
+}
+
+async fn part(connection: Connection) {
+    let parting = connection.close(200, ShortString::from("done"));
+    match tokio::time::timeout(CLOSE_TIMEOUT, parting).await {
+        Ok(Ok(())) => {}
+        Ok(Err(err)) => tracing::debug!(error = %err, "connection was gone already"),
+        Err(_elapsed) => tracing::debug!("connection did not close in time"),
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(REPLY_TIMEOUT, work).await.ok()
+}
+
+fn explain(err: &lapin::Error) -> String {
+    err.to_string()
+}

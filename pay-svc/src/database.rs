@@ -1,0 +1,166 @@
+//! The one place that knows whether the database can be worked with.
+//!
+//! Whoever finds that it can't says so with [`Database::suspect`] and waits with [`Database::up`];
+//! one task looks, with back-off, until it is back. So an outage is one line in the log and one
+//! connection attempt at a time, whatever the number of workers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::{MySql, MySqlPool};
+use svc_kit::admin::Readiness;
+use svc_kit::backoff::Backoff;
+use svc_kit::database::{DatabaseUrl, Fault, classify};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Name of the readiness condition.
+pub const CONDITION: &str = "database";
+
+/// How often a database that is up is looked at.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// A probe that takes longer has failed.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(3);
+
+/// The pool, and what is known of the server behind it.
+#[derive(Debug)]
+pub struct Database {
+    url: DatabaseUrl,
+    pool: MySqlPool,
+    readiness: Readiness,
+    up: watch::Sender<bool>,
+    suspected: Notify,
+}
+
+impl Database {
+    /// Connects lazily, with at most `connections` at once.
+    #[must_use]
+    pub fn new(url: DatabaseUrl, connections: u32, readiness: Readiness) -> Arc<Self> {
+        let pool = url.pool(connections);
+        let (up, _) = watch::channel(false);
+        Arc::new(Self {
+            url,
+            pool,
+            readiness,
+            up,
+            suspected: Notify::new(),
+        })
+    }
+
+    /// The connections.
+    #[must_use]
+    pub fn pool(&self) -> &MySqlPool {
+        &self.pool
+    }
+
+    /// Is the database up, as far as anybody knows?
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
+    /// Waits until the database is up.
+    pub async fn up(&self) {
+        // The sender lives in `self`, so the channel can't be closed here.
+        let _closed = self.up.subscribe().wait_for(|up| *up).await.is_err();
+    }
+
+    /// Tells that a statement failed. Faults of a single statement are not the database's.
+    pub fn suspect(&self, err: &sqlx::Error) {
+        match classify(err) {
+            Fault::Busy | Fault::Other => {}
+            Fault::Away | Fault::ReadOnly | Fault::MissingTable | Fault::Misconfigured(_) => {
+                self.mark_down(&err.to_string());
+                self.suspected.notify_one();
+            }
+        }
+    }
+
+    /// Tells that a statement did not come back in time.
+    pub fn suspect_silent(&self) {
+        self.mark_down("no answer in time");
+        self.suspected.notify_one();
+    }
+
+    /// Looks at the database until `stop`. Wrong configuration ends it only before the database has
+    /// answered for the first time.
+    ///
+    /// # Errors
+    /// [`svc_kit::boot::ConfigError`].
+    pub async fn watch(self: Arc<Self>, stop: CancellationToken) -> anyhow::Result<()> {
+        svc_kit::database::first_contact(&self.url, &stop).await?;
+        let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
+        while !stop.is_cancelled() {
+            let pause = if self.look().await {
+                backoff.reset();
+                PROBE_EVERY
+            } else {
+                backoff.next()
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.suspected.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn look(&self) -> bool {
+        match tokio::time::timeout(PROBE_TIMEOUT, self.probe()).await {
+            Ok(Ok(false)) => {
+                if !self.up.send_replace(true) {
+                    tracing::info!(database = %self.url, "database is up");
+                }
+                self.readiness.set(CONDITION, true, "connected");
+            }
+            Ok(Ok(true)) => self.mark_down("the server is read-only"),
+            Ok(Err(err)) => self.mark_down(&explain(&err)),
+            Err(_elapsed) => self.mark_down("no answer in time"),
+        }
+        self.is_up()
+    }
+
+    /// Reads one row, on a pooled connection. Is the server read-only?
+    async fn probe(&self) -> Result<bool, sqlx::Error> {
+        let mut connection = self.pool.acquire().await?;
+        let row: Result<(i64, i64), _> = sqlx::query_as(
+            "SELECT CAST(@@global.read_only AS SIGNED), \
+             CAST(EXISTS(SELECT 1 FROM inbox LIMIT 1) AS SIGNED)",
+        )
+        .fetch_one(&mut *connection)
+        .await;
+        let read_only = row?.0 != 0;
+        if read_only {
+            // A demoted primary: the next connection resolves the name again.
+            connection.close_on_drop();
+        }
+        Ok(read_only)
+    }
+
+    fn mark_down(&self, why: &str) {
+        if self.up.send_replace(false) {
+            tracing::warn!(database = %self.url, error = why, "database can't be worked with");
+        }
+        self.readiness.set(CONDITION, false, why);
+    }
+}
+
+/// Keeps a connection to a read-only server from being used again: the next one resolves the name
+/// anew and finds the server that took over.
+pub(crate) fn retire_if_read_only(connection: &mut PoolConnection<MySql>, err: &sqlx::Error) {
+    if matches!(classify(err), Fault::ReadOnly) {
+        connection.close_on_drop();
+    }
+}
+
+fn explain(err: &sqlx::Error) -> String {
+    match classify(err) {
+        Fault::Misconfigured(config) => config.to_string(),
+        Fault::MissingTable => format!("{err}; run `pay-svc migrate`"),
+        Fault::Away | Fault::ReadOnly | Fault::Busy | Fault::Other => err.to_string(),
+    }
+}

@@ -1,0 +1,396 @@
+//! The payments API: a payment by its order, and a way in by hand for when the broker is down.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use outbox::inbox::Claim;
+use outbox::message::{MessageId, Received};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sqlx::{FromRow, MySqlPool};
+use svc_kit::database::{Fault, classify};
+use svc_kit::http::Problem;
+use svc_kit::ops::{Person, Role, Tokens};
+use svc_kit::tasks;
+use time::OffsetDateTime;
+use time::format_description::StaticFormatDescription;
+use time::macros::format_description;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::openapi;
+use crate::store::{Operator, Store, StoreError};
+
+/// The longest body, in bytes.
+pub const BODY_MAX: usize = 64 * 1024;
+
+/// A unit of database work that takes longer is answered without its outcome.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Longest `inbox.event_type`, in characters.
+const TYPE_MAX: usize = 255;
+
+const MICROSECONDS: StaticFormatDescription =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+
+/// What the handlers need.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// Where messages go.
+    pub store: Store,
+    /// Who may put messages in by hand.
+    pub tokens: Tokens,
+}
+
+/// The routes.
+#[must_use]
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/payments/{order_id}", get(find_payment))
+        .route("/pay", post(put_in))
+        .route("/openapi.json", get(openapi::document))
+        .method_not_allowed_fallback(async || {
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            Problem::new(
+                status,
+                "method_not_allowed",
+                "The path does not take this method",
+            )
+        })
+        .fallback(async || {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "not_found",
+                "There is nothing at this path",
+            )
+        })
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .with_state(api)
+}
+
+/// A payment.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Payment {
+    /// UUID.
+    pub payment_id: String,
+    /// UUID.
+    pub order_id: String,
+    /// The message it was paid for.
+    pub message_id: String,
+    /// In the currency's minor unit.
+    pub amount_minor: i64,
+    /// ISO 4217.
+    pub currency: String,
+    /// `captured` or `declined`.
+    pub outcome: String,
+    /// The provider's own name for it.
+    pub provider_ref: Option<String>,
+    /// RFC 3339.
+    #[schema(format = "date-time")]
+    pub created_at: String,
+}
+
+#[derive(FromRow)]
+struct PaymentRow {
+    payment_id: String,
+    order_id: String,
+    message_id: Vec<u8>,
+    amount_minor: i64,
+    currency: String,
+    outcome: String,
+    provider_ref: Option<String>,
+    created_at: OffsetDateTime,
+}
+
+/// Shows the payment of an order.
+#[utoipa::path(
+    get,
+    path = "/payments/{order_id}",
+    params(("order_id" = String, Path, format = "uuid")),
+    responses(
+        (status = 200, description = "The payment", body = Payment),
+        (status = 404, description = "The order is not paid (yet)",
+         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The database can't be used; see Retry-After",
+         body = openapi::Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn find_payment(
+    State(api): State<Api>,
+    Path(order_id): Path<String>,
+) -> Result<Json<Payment>, Problem> {
+    let unpaid = || {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "not_paid",
+            "There is no payment of this order",
+        )
+    };
+    let order_id = Uuid::try_parse(&order_id).map_err(|_| unpaid())?;
+    let pool = api.store.database.pool().clone();
+    let work = async move { select_payment(&pool, order_id).await };
+    let row = in_own_task(work)
+        .await?
+        .map_err(|err| database_problem(&err))?;
+    let row = row.ok_or_else(unpaid)?;
+    Ok(Json(Payment {
+        payment_id: row.payment_id,
+        order_id: row.order_id,
+        message_id: String::from_utf8_lossy(&row.message_id).into_owned(),
+        amount_minor: row.amount_minor,
+        currency: row.currency,
+        outcome: row.outcome,
+        provider_ref: row.provider_ref,
+        created_at: row
+            .created_at
+            .format(MICROSECONDS)
+            .expect("a date and time have every component of the format"),
+    }))
+}
+
+async fn select_payment(
+    pool: &MySqlPool,
+    order_id: Uuid,
+) -> Result<Option<PaymentRow>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT payment_id, order_id, message_id, amount_minor, currency, outcome, provider_ref, \
+         created_at FROM payments WHERE order_id = ?",
+    )
+    .bind(order_id.to_string())
+    .fetch_optional(pool)
+    .await
+}
+
+/// A message, as it would have come from the queue.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PutIn<'a> {
+    message_id: String,
+    #[serde(rename = "type")]
+    event_type: String,
+    // Raw: the inbox compares bodies byte for byte with what the queue may bring later.
+    #[serde(borrow)]
+    payload: &'a RawValue,
+}
+
+/// What became of a message that was put in by hand.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Taken {
+    /// The id it is stored under.
+    pub message_id: String,
+    /// `received`, or `duplicate` when it was there before.
+    pub status: &'static str,
+}
+
+/// Puts a message into the inbox by hand; it takes the same path as one from the queue.
+#[utoipa::path(
+    post,
+    path = "/pay",
+    request_body = openapi::PutIn,
+    responses(
+        (status = 202, description = "Stored, to be worked on", body = Taken),
+        (status = 200, description = "Known already; counted", body = Taken),
+        (status = "4XX", description = "Malformed (400), no token (401), not an operator's (403), \
+         the id is known with another body, which is stored and parked (409), too long (413), not \
+         JSON (415), invalid (422)",
+         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The database can't be used; see Retry-After",
+         body = openapi::Problem, content_type = "application/problem+json"),
+    ),
+    security(("operator" = [])),
+)]
+pub(crate) async fn put_in(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Response> {
+    let operator = Operator(operator(&api.tokens, &headers)?.name.clone());
+    let received = read(&headers, body).map_err(IntoResponse::into_response)?;
+    let message_id = received.message_id.to_string();
+    let work = async move { api.store.take_in_by_hand(received, operator).await };
+    let claim = in_own_task(work)
+        .await
+        .and_then(|outcome| outcome.map_err(|err| not_stored(&err)))
+        .map_err(IntoResponse::into_response)?;
+    let (status, name) = match claim {
+        Claim::First => (StatusCode::ACCEPTED, "received"),
+        Claim::Duplicate => (StatusCode::OK, "duplicate"),
+        Claim::Conflict => {
+            let title = "The message_id is known with another body";
+            let problem = Problem::new(StatusCode::CONFLICT, "id_conflict", title)
+                .detail("this one is stored under the digest of its body, and parked");
+            return Err(problem.into_response());
+        }
+    };
+    Ok((
+        status,
+        Json(Taken {
+            message_id,
+            status: name,
+        }),
+    )
+        .into_response())
+}
+
+/// Who asks, if that is an operator.
+fn operator<'a>(tokens: &'a Tokens, headers: &HeaderMap) -> Result<&'a Person, Response> {
+    match tokens.bearer(headers) {
+        Some(person) if person.role >= Role::Operator => Ok(person),
+        Some(_) => {
+            let title = "The token is not an operator's";
+            Err(Problem::new(StatusCode::FORBIDDEN, "not_an_operator", title).into_response())
+        }
+        None => {
+            let title = "An operator's token is needed";
+            let status = StatusCode::UNAUTHORIZED;
+            let mut answer = Problem::new(status, "no_token", title).into_response();
+            answer
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            Err(answer)
+        }
+    }
+}
+
+fn read(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Received, Problem> {
+    let body = body.map_err(|err| unreadable(&err))?;
+    let content_type = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let essence = content_type
+        .and_then(|value| value.split(';').next())
+        .unwrap_or_default();
+    if !essence.trim().eq_ignore_ascii_case("application/json") {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return Err(Problem::new(
+            status,
+            "not_json",
+            "The body must be application/json",
+        ));
+    }
+    let invalid = || {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Problem::new(status, "invalid_message", "The message is not valid")
+    };
+    let message: PutIn<'_> = serde_json::from_slice(&body).map_err(|err| {
+        if err.is_data() {
+            return invalid().detail(err.to_string());
+        }
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "malformed_json",
+            "The body is not valid JSON",
+        )
+        .detail(err.to_string())
+    })?;
+    let message_id = MessageId::parse(message.message_id.as_bytes())
+        .map_err(|err| invalid().error("message_id", err.to_string()))?;
+    if !(1..=TYPE_MAX).contains(&message.event_type.chars().count()) {
+        let detail = format!("must have 1 to {TYPE_MAX} characters");
+        return Err(invalid().error("type", detail));
+    }
+    let payload = payload_bytes(message.payload).ok_or_else(|| {
+        invalid().error(
+            "payload",
+            "must be an object, or a string with the body as it is",
+        )
+    })?;
+    Ok(Received {
+        message_id,
+        event_type: Some(message.event_type),
+        aggregate_id: None,
+        exchange: String::new(),
+        routing_key: String::new(),
+        headers: serde_json::Value::Object(serde_json::Map::new()),
+        payload,
+        problem: None,
+    })
+}
+
+/// The body the queue would have brought: an object as it was written, or the content of a string.
+fn payload_bytes(payload: &RawValue) -> Option<Vec<u8>> {
+    let raw = payload.get();
+    match raw.as_bytes().first()? {
+        b'{' => Some(raw.as_bytes().to_vec()),
+        b'"' => serde_json::from_str::<String>(raw)
+            .ok()
+            .map(String::into_bytes),
+        _ => None,
+    }
+}
+
+/// A handler is dropped when its client goes away; what it has begun in the database is not.
+async fn in_own_task<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::time::timeout(DATABASE_TIMEOUT, tasks::unit(work)).await {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err(err)) => {
+            tracing::error!(error = %err, "request could not be worked on");
+            Err(internal())
+        }
+        Err(_elapsed) => Err(unavailable()),
+    }
+}
+
+fn not_stored(err: &StoreError) -> Problem {
+    match err {
+        StoreError::Database(err) => database_problem(err),
+        StoreError::Silent => unavailable(),
+    }
+}
+
+fn database_problem(err: &sqlx::Error) -> Problem {
+    match classify(err) {
+        Fault::Away
+        | Fault::ReadOnly
+        | Fault::Busy
+        | Fault::MissingTable
+        | Fault::Misconfigured(_) => {
+            tracing::warn!(error = %err, "database can't be used");
+            unavailable()
+        }
+        Fault::Other => {
+            tracing::error!(error = %err, "database refused a statement");
+            internal()
+        }
+    }
+}
+
+fn unavailable() -> Problem {
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    Problem::new(
+        status,
+        "database_unavailable",
+        "The database can't be used at the moment",
+    )
+    .retry_after(RETRY_AFTER)
+}
+
+fn internal() -> Problem {
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    Problem::new(status, "internal", "Something went wrong on our side")
+}
+
+fn unreadable(err: &BytesRejection) -> Problem {
+    if err.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        return Problem::new(
+            status,
+            "body_too_large",
+            "The body has more than 65536 bytes",
+        );
+    }
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "unreadable_body",
+        "The body could not be read",
+    )
+}

@@ -1,0 +1,127 @@
+//! The metrics of this service, by their contract names.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+
+/// Rows are counted up to here, so that a gauge never costs a full scan.
+pub const ROWS_COUNTED_MAX: i64 = 100_000;
+
+const RECEIVED: &str = "inbox_received_total";
+const DUPLICATES: &str = "inbox_duplicates_total";
+const PROCESSED: &str = "inbox_processed_total";
+const FAILED: &str = "inbox_failed_total";
+const PENDING_ROWS: &str = "inbox_pending_rows";
+const PARKED_ROWS: &str = "inbox_parked_rows";
+const OLDEST_PENDING: &str = "inbox_oldest_pending_age_seconds";
+const OLDEST_PARKED: &str = "inbox_oldest_parked_age_seconds";
+const ORDER_TO_PAYMENT: &str = "order_to_payment_seconds";
+
+const LABEL_OUTCOME: &str = "outcome";
+const LABEL_CLASS: &str = "class";
+
+/// From a local round trip to an hour's outage.
+const ORDER_TO_PAYMENT_BUCKETS: [f64; 16] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
+];
+
+/// Everything this service counts. Clones share the values.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Deliveries stored, duplicates included.
+    pub received: IntCounter,
+    /// Deliveries of messages that were already there.
+    pub duplicates: IntCounter,
+    /// Messages processed, by outcome.
+    pub processed: IntCounterVec,
+    /// Failed tries, by class; also messages that were stored already parked.
+    pub failed: IntCounterVec,
+    /// Rows with status 1.
+    pub pending_rows: IntGauge,
+    /// Rows with status 3.
+    pub parked_rows: IntGauge,
+    /// Age of the oldest row with status 1, 0 without any.
+    pub oldest_pending_age: Gauge,
+    /// Age of the oldest row with status 3, 0 without any.
+    pub oldest_parked_age: Gauge,
+    /// From the placing of an order to its payment.
+    pub order_to_payment: Histogram,
+}
+
+impl Metrics {
+    /// Makes and registers the metrics.
+    ///
+    /// # Errors
+    /// A name that is already registered.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let saturates = format!("Counting stops at {ROWS_COUNTED_MAX}.");
+        Ok(Self {
+            received: add(
+                registry,
+                IntCounter::new(RECEIVED, "Deliveries stored, duplicates included.")?,
+            )?,
+            duplicates: add(
+                registry,
+                IntCounter::new(DUPLICATES, "Deliveries of a known message.")?,
+            )?,
+            processed: add(
+                registry,
+                IntCounterVec::new(
+                    Opts::new(PROCESSED, "Messages processed."),
+                    &[LABEL_OUTCOME],
+                )?,
+            )?,
+            failed: add(
+                registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        FAILED,
+                        "Failed tries, and messages that were stored parked.",
+                    ),
+                    &[LABEL_CLASS],
+                )?,
+            )?,
+            pending_rows: add(
+                registry,
+                IntGauge::new(
+                    PENDING_ROWS,
+                    format!("Messages received, not processed. {saturates}"),
+                )?,
+            )?,
+            parked_rows: add(
+                registry,
+                IntGauge::new(
+                    PARKED_ROWS,
+                    format!("Messages that a person must look at. {saturates}"),
+                )?,
+            )?,
+            oldest_pending_age: add(
+                registry,
+                Gauge::new(
+                    OLDEST_PENDING,
+                    "Age of the oldest message not processed, 0 if none.",
+                )?,
+            )?,
+            oldest_parked_age: add(
+                registry,
+                Gauge::new(
+                    OLDEST_PARKED,
+                    "Age of the oldest parked message, 0 if none.",
+                )?,
+            )?,
+            order_to_payment: add(
+                registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(ORDER_TO_PAYMENT, "From placing an order to its payment.")
+                        .buckets(ORDER_TO_PAYMENT_BUCKETS.to_vec()),
+                )?,
+            )?,
+        })
+    }
+}
+
+fn add<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> prometheus::Result<C> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}

@@ -1,0 +1,216 @@
+//! The service as a whole: [`build`] binds, [`Service::run`] serves.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use prometheus::Registry;
+use svc_kit::admin::{Admin, Readiness};
+use svc_kit::boot::{ConfigError, Exit};
+use svc_kit::migrate::Set;
+use svc_kit::signals::Shutdown;
+use svc_kit::tasks::{Ended, TaskError, Tasks};
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Notify};
+
+use crate::config::Config;
+use crate::consumer::{self, Consumer};
+use crate::database::{self, Database};
+use crate::gauges;
+use crate::http::{self, Api};
+use crate::metrics::Metrics;
+use crate::provider::{Provider, Simulated};
+use crate::store::Store;
+use crate::worker::Worker;
+
+/// A service whose listeners are bound.
+pub struct Service {
+    config: Config,
+    database: Arc<Database>,
+    readiness: Readiness,
+    metrics: Metrics,
+    store: Store,
+    provider: Arc<dyn Provider>,
+    listener: TcpListener,
+    addr: SocketAddr,
+    admin: Admin,
+    app: Router,
+}
+
+/// The migrations this service applies.
+#[must_use]
+pub fn migrations() -> Vec<Set> {
+    vec![Set::new(
+        "payments",
+        sqlx::migrate!("../migrations/payments"),
+    )]
+}
+
+/// Binds both listeners, with the provider the settings name. Neither the database nor the broker is
+/// needed yet.
+///
+/// # Errors
+/// An address that can't be bound.
+pub async fn build(config: Config) -> Result<Service, ConfigError> {
+    let provider = Arc::new(Simulated::new(config.provider));
+    build_with(config, provider).await
+}
+
+/// As [`build`], with another provider than the settings name.
+///
+/// # Errors
+/// An address that can't be bound.
+pub async fn build_with(
+    config: Config,
+    provider: Arc<dyn Provider>,
+) -> Result<Service, ConfigError> {
+    let readiness = Readiness::new(&[database::CONDITION, consumer::BROKER, consumer::CONSUMER]);
+    let registry = Registry::new();
+    let metrics = Metrics::register(&registry).expect("a new registry has no other metric");
+    let database = Database::new(
+        config.database.clone(),
+        config.connections,
+        readiness.clone(),
+    );
+    let store = Store {
+        database: Arc::clone(&database),
+        metrics: metrics.clone(),
+        work: Arc::new(Notify::new()),
+    };
+    let app = http::router(Api {
+        store: store.clone(),
+        tokens: config.tokens.clone(),
+    });
+    let listener = TcpListener::bind(config.listen_addr)
+        .await
+        .map_err(|err| cannot_bind(&err))?;
+    let addr = listener.local_addr().map_err(|err| cannot_bind(&err))?;
+    let admin = Admin::bind(
+        config.admin_addr,
+        readiness.clone(),
+        registry,
+        Router::new(),
+    )?;
+    Ok(Service {
+        config,
+        database,
+        readiness,
+        metrics,
+        store,
+        provider,
+        listener,
+        addr,
+        admin,
+        app,
+    })
+}
+
+impl Service {
+    /// Where the payments API listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where the admin listener listens.
+    #[must_use]
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin.addr()
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Serves until `shutdown`, and says how it ended.
+    pub async fn run(self, shutdown: Shutdown) -> Exit {
+        tracing::info!(addr = %self.addr, "payments API listening");
+        let mut tasks = Tasks::new();
+        let drain = &shutdown.drain;
+        let watch = Arc::clone(&self.database).watch(drain.clone());
+        tasks.spawn("database", watch);
+        let database = Arc::clone(&self.database);
+        tasks.spawn(
+            "gauges",
+            gauges::run(database, self.metrics.clone(), drain.clone()),
+        );
+        self.spawn_workers(&mut tasks, &shutdown);
+        let consumer = Consumer {
+            amqp: self.config.amqp.clone(),
+            store: self.store.clone(),
+            readiness: self.readiness.clone(),
+            settings: self.config.intake,
+        };
+        tasks.spawn("consumer", consumer.run(drain.clone()));
+        let (drain, deadline) = (drain.clone(), self.config.drain_timeout);
+        tasks.spawn("http", async move {
+            svc_kit::http::serve(self.listener, self.app, drain, deadline).await
+        });
+        // Probes are answered until everything has ended.
+        let _admin = self.admin;
+        supervise(tasks, &shutdown).await
+    }
+
+    fn spawn_workers(&self, tasks: &mut Tasks, shutdown: &Shutdown) {
+        let worker = Worker {
+            database: Arc::clone(&self.database),
+            provider: Arc::clone(&self.provider),
+            metrics: self.metrics.clone(),
+            work: Arc::clone(&self.store.work),
+            turn: Arc::new(Mutex::new(())),
+            settings: self.config.work,
+        };
+        for _ in 0..self.config.workers {
+            tasks.spawn("worker", worker.clone().run(shutdown.drain.clone()));
+        }
+    }
+}
+
+/// Joins all tasks. One that fails, or ends before it was asked to, makes the others drain.
+async fn supervise(mut tasks: Tasks, shutdown: &Shutdown) -> Exit {
+    let mut exit = Exit::Drained;
+    loop {
+        tokio::select! {
+            ended = tasks.join_next() => {
+                let Some(Ended { name, outcome }) = ended else { return exit };
+                match outcome {
+                    Ok(()) if shutdown.drain.is_cancelled() => {}
+                    Ok(()) => {
+                        tracing::error!(task = name, "task ended unasked");
+                        exit = Exit::Failed;
+                    }
+                    Err(err) => exit = report(name, &err),
+                }
+                shutdown.drain.cancel();
+            }
+            () = shutdown.now.cancelled() => return Exit::Failed,
+        }
+    }
+}
+
+fn report(task: &'static str, err: &TaskError) -> Exit {
+    if let TaskError::Failed(cause) = err
+        && let Some(config) = cause.downcast_ref::<ConfigError>()
+    {
+        return misconfigured(config);
+    }
+    tracing::error!(task, error = %err, "task failed");
+    Exit::Failed
+}
+
+/// Says what to mend, and that starting again will not help.
+#[must_use]
+pub fn misconfigured(err: &ConfigError) -> Exit {
+    tracing::error!(error = %err, "wrong configuration");
+    Exit::Misconfigured
+}
+
+fn cannot_bind(err: &std::io::Error) -> ConfigError {
+    ConfigError::new(
+        "LISTEN_ADDR",
+        format!("can't be bound: {err}"),
+        "choose a free address",
+    )
+}

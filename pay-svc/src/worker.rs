@@ -1,0 +1,354 @@
+//! From a received message to a payment: claim, charge outside any transaction, settle.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use svc_kit::backoff::Backoff;
+use svc_kit::database::{Fault, classify};
+use time::OffsetDateTime;
+use tokio::sync::{Mutex, Notify};
+use tokio_util::sync::CancellationToken;
+
+use crate::claim::{self, Claimed, Due, Lease};
+use crate::database::Database;
+use crate::metrics::Metrics;
+use crate::payment::{self, PlacedOrder};
+use crate::provider::{Charge, Provider};
+use crate::schedule::{self, Class, Policy, Spent};
+use crate::settle::{self, Settlement, Verdict, Written};
+
+/// What of a lease is left for writing when the provider has used all its time.
+pub const SETTLE_TIME: Duration = Duration::from_secs(10);
+/// A claim or a settlement that takes longer has failed.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Due retries, and rows of a dead instance, are found by looking.
+const POLL_EVERY: Duration = Duration::from_millis(250);
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// How a worker works.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Rows claimed, and charged, at once.
+    pub claim_max: usize,
+    /// A charge without an answer by then has failed.
+    pub provider_timeout: Duration,
+    /// When to try again.
+    pub policy: Policy,
+}
+
+/// One of several equal workers.
+#[derive(Clone)]
+pub struct Worker {
+    /// The database.
+    pub database: Arc<Database>,
+    /// Who takes the money.
+    pub provider: Arc<dyn Provider>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Rung when there is something to do.
+    pub work: Arc<Notify>,
+    /// Held by the worker that looks for work: the others would only find the same rows.
+    pub turn: Arc<Mutex<()>>,
+    /// How to work.
+    pub settings: Settings,
+}
+
+/// What one step found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing was due.
+    Idle,
+    /// This many rows were claimed and worked on.
+    Worked(usize),
+}
+
+/// The database could not be worked with; what was claimed comes back when its lease ends.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    /// The database said no.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+    /// The database said nothing.
+    #[error("the database did not answer within {} s", TRANSACTION_TIMEOUT.as_secs())]
+    Silent,
+}
+
+impl Worker {
+    /// Works until `drain`; what is claimed by then is finished.
+    ///
+    /// # Errors
+    /// None; the signature is that of a task.
+    pub async fn run(self, drain: CancellationToken) -> anyhow::Result<()> {
+        let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
+        loop {
+            tokio::select! {
+                biased;
+                () = drain.cancelled() => return Ok(()),
+                () = self.database.up() => {}
+            }
+            let outcome = match self.next_claim(&drain).await {
+                Ok(Some(claimed)) => self.work(claimed).await,
+                Ok(None) => return Ok(()),
+                Err(err) => Err(err),
+            };
+            match outcome {
+                Ok(()) => backoff.reset(),
+                Err(err) => {
+                    self.report(&err);
+                    tokio::time::sleep(backoff.next()).await;
+                }
+            }
+        }
+    }
+
+    /// Claims what is due, once, and works on it.
+    ///
+    /// # Errors
+    /// [`WorkError`].
+    pub async fn step(&self) -> Result<Step, WorkError> {
+        match self.claim().await? {
+            None => Ok(Step::Idle),
+            Some(claimed) => {
+                let rows = claimed.rows.len();
+                self.work(claimed).await?;
+                Ok(Step::Worked(rows))
+            }
+        }
+    }
+
+    /// Waits for work. `None` is the drain; a claim itself is never broken off.
+    async fn next_claim(&self, drain: &CancellationToken) -> Result<Option<Claimed>, WorkError> {
+        let _turn = tokio::select! {
+            biased;
+            () = drain.cancelled() => return Ok(None),
+            turn = self.turn.lock() => turn,
+        };
+        while !drain.is_cancelled() {
+            if let Some(claimed) = self.claim().await? {
+                return Ok(Some(claimed));
+            }
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = self.work.notified() => {}
+                () = tokio::time::sleep(POLL_EVERY) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    async fn claim(&self) -> Result<Option<Claimed>, WorkError> {
+        let lease = self.settings.provider_timeout + SETTLE_TIME;
+        let claim = claim::claim(self.database.pool(), self.settings.claim_max, lease);
+        in_time(claim).await
+    }
+
+    /// Rounds of one message per order, until all rows are settled or the lease has no room for
+    /// another round.
+    async fn work(&self, claimed: Claimed) -> Result<(), WorkError> {
+        let Claimed { lease, mut rows } = claimed;
+        while !rows.is_empty() {
+            let round_ends = Instant::now() + self.settings.provider_timeout;
+            if round_ends >= lease.expires {
+                tracing::info!(rows = rows.len(), "rows left to the end of their lease");
+                break;
+            }
+            rows = self.round(&lease, rows).await?;
+        }
+        Ok(())
+    }
+
+    /// Charges at most one message of each order and settles as the answers come. Returns the
+    /// further messages of the same orders: by then they are paid already, or it is their turn.
+    async fn round(&self, lease: &Lease, rows: Vec<Due>) -> Result<Vec<Due>, WorkError> {
+        let mut orders = HashSet::new();
+        let mut later = Vec::new();
+        let mut now = Vec::new();
+        for due in rows {
+            let occurred_at = due.occurred_at();
+            let read = payment::read(
+                due.event_type.as_deref(),
+                &due.payload,
+                occurred_at.as_deref(),
+            );
+            match &read {
+                Ok(order) if !orders.insert(order.order_id) => later.push(due),
+                Ok(_) | Err(_) => now.push((due, read)),
+            }
+        }
+        let orders: Vec<_> = orders.into_iter().collect();
+        let paid = in_time(settle::paid(self.database.pool(), &orders)).await?;
+        let mut verdicts: FuturesUnordered<_> = now
+            .into_iter()
+            .map(|(due, read)| match read {
+                Ok(order) if paid.contains_key(&order.order_id.to_string()) => {
+                    let verdict = Verdict::AlreadyPaid;
+                    futures::future::ready(Settlement { due, verdict }).boxed()
+                }
+                Ok(order) => self.charge(due, order),
+                Err(unpayable) => {
+                    let verdict = self.failed(&due, unpayable.class, unpayable.text);
+                    futures::future::ready(Settlement { due, verdict }).boxed()
+                }
+            })
+            .collect();
+        // Settles what is there together, and never waits for more.
+        while let Some(first) = verdicts.next().await {
+            let mut group = vec![first];
+            while let Some(Some(next)) = verdicts.next().now_or_never() {
+                group.push(next);
+            }
+            self.write(lease, group).await?;
+        }
+        Ok(later)
+    }
+
+    fn charge(&self, due: Due, order: PlacedOrder) -> BoxFuture<'_, Settlement> {
+        async move {
+            let charge = Charge {
+                order_id: order.order_id,
+                amount_minor: order.amount_minor,
+                currency: order.currency.clone(),
+            };
+            let limit = self.settings.provider_timeout;
+            let verdict = match tokio::time::timeout(limit, self.provider.charge(&charge)).await {
+                Ok(Ok(receipt)) => Verdict::Charged { order, receipt },
+                Ok(Err(err)) => self.failed(&due, err.class(), err.to_string()),
+                Err(_elapsed) => {
+                    let text = format!("the provider did not answer within {limit:?}");
+                    self.failed(&due, Class::ProviderTimeout, text)
+                }
+            };
+            Settlement { due, verdict }
+        }
+        .boxed()
+    }
+
+    fn failed(&self, due: &Due, class: Class, text: String) -> Verdict {
+        let spent = Spent {
+            attempts: due.attempts,
+            age: due.age(),
+        };
+        let decision = schedule::decide(&self.settings.policy, class, spent, rand::random());
+        Verdict::Failed {
+            class,
+            text,
+            decision,
+        }
+    }
+
+    /// Writes a group; when the database refuses it, each alone, so that one can't hold up others.
+    async fn write(&self, lease: &Lease, group: Vec<Settlement>) -> Result<(), WorkError> {
+        match self.settle(lease, &group).await {
+            Err(WorkError::Database(err)) if matches!(classify(&err), Fault::Other) => {
+                tracing::warn!(error = %err, messages = group.len(), "group refused, settling one by one");
+            }
+            outcome => return outcome,
+        }
+        for settlement in group {
+            match self.settle(lease, std::slice::from_ref(&settlement)).await {
+                Err(WorkError::Database(err)) if matches!(classify(&err), Fault::Other) => {
+                    let verdict = self.failed(&settlement.due, Class::Settle, err.to_string());
+                    let refused = [Settlement {
+                        due: settlement.due,
+                        verdict,
+                    }];
+                    self.settle(lease, &refused).await?;
+                }
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Settles, again and again while the lease holds and the database is only busy or away.
+    async fn settle(&self, lease: &Lease, group: &[Settlement]) -> Result<(), WorkError> {
+        let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
+        loop {
+            let err = match in_time(settle::settle(self.database.pool(), lease, group)).await {
+                Ok(written) => {
+                    self.count(group, &written);
+                    return Ok(());
+                }
+                Err(err) => err,
+            };
+            let lasting = match &err {
+                WorkError::Database(err) => matches!(classify(err), Fault::Other),
+                WorkError::Silent => false,
+            };
+            if lasting || Instant::now() >= lease.expires {
+                return Err(err);
+            }
+            self.report(&err);
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    fn count(&self, group: &[Settlement], written: &[Written]) {
+        for (Settlement { due, verdict }, written) in group.iter().zip(written) {
+            match written {
+                Written::Processed(outcome) => {
+                    self.metrics.processed.with_label_values(&[*outcome]).inc();
+                }
+                Written::Lost => {
+                    tracing::warn!(
+                        message_id = due.id(),
+                        "lease lost, outcome left to its new owner"
+                    );
+                    continue;
+                }
+                Written::Retry | Written::Parked => {}
+            }
+            match verdict {
+                Verdict::Charged { order, .. }
+                    if *written != Written::Processed(settle::ALREADY_PAID) =>
+                {
+                    self.observe(order);
+                }
+                Verdict::Charged { .. } | Verdict::AlreadyPaid => {}
+                Verdict::Failed { class, text, .. } => {
+                    self.metrics.failed.with_label_values(&[class.name()]).inc();
+                    let (id, class, parked) = (due.id(), class.name(), *written == Written::Parked);
+                    tracing::warn!(
+                        message_id = id,
+                        class,
+                        parked,
+                        error = text,
+                        "message failed"
+                    );
+                }
+            }
+        }
+    }
+
+    fn observe(&self, order: &PlacedOrder) {
+        if let Some(placed_at) = order.placed_at {
+            // Clocks differ between machines: a payment is never before its order.
+            let taken = OffsetDateTime::now_utc() - placed_at;
+            self.metrics
+                .order_to_payment
+                .observe(taken.as_seconds_f64().max(0.0));
+        }
+    }
+
+    fn report(&self, err: &WorkError) {
+        match err {
+            WorkError::Database(err) => {
+                tracing::debug!(error = %err, "worker could not use the database");
+                self.database.suspect(err);
+            }
+            WorkError::Silent => self.database.suspect_silent(),
+        }
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, WorkError> {
+    match tokio::time::timeout(TRANSACTION_TIMEOUT, work).await {
+        Ok(outcome) => Ok(outcome?),
+        Err(_elapsed) => Err(WorkError::Silent),
+    }
+}
