@@ -137,10 +137,11 @@ pub fn print(sets: &[Set], out: &mut impl Write) -> io::Result<()> {
 }
 
 /// sqlx's own lock waits `-1` seconds, for ever on MySQL but NULL and no lock at all on MariaDB.
-/// Locks are the server's: the name has the database in it, hashed for MySQL's 64 characters.
+/// Locks are the server's: the name has the database in it, hashed for MySQL's 64
+/// characters (by SHA2: MySQL 9.7 has no SHA1).
 async fn lock(connection: &mut MySqlConnection, set: &Set) -> Result<(), MigrateError> {
     let got: Option<i64> = sqlx::query_scalar(
-        "SELECT GET_LOCK(CONCAT('migrate:', SHA1(CONCAT(DATABASE(), '.', ?))), ?)",
+        "SELECT GET_LOCK(CONCAT('migrate:', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 40)), ?)",
     )
     .bind(set.name.as_ref())
     .bind(LOCK_SECONDS)
