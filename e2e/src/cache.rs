@@ -11,6 +11,9 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::owner::Owner;
 
+/// Part of every template's name: raise it when the way they are made changes.
+const TEMPLATES: u32 = 1;
+
 /// The cache directory: `OUTBOX_RELAY_CACHE`, or `/var/cache/outbox-relay` for root and the
 /// user's own cache directory for anybody else.
 pub fn dir() -> anyhow::Result<PathBuf> {
@@ -35,7 +38,13 @@ pub fn mysql_root() -> anyhow::Result<PathBuf> {
 
 /// RabbitMQ 4's installation root, or why it can't be used.
 pub fn rabbitmq4_root() -> anyhow::Result<PathBuf> {
-    installed("rabbitmq4", "usr/lib/rabbitmq/bin/rabbitmq-server")
+    let root = installed("rabbitmq4", "usr/lib/rabbitmq/bin/rabbitmq-server")?;
+    ensure!(
+        is_root(),
+        "{} runs in a chroot, and only root can enter one",
+        root.display()
+    );
+    Ok(root)
 }
 
 fn installed(name: &str, program: &str) -> anyhow::Result<PathBuf> {
@@ -45,11 +54,6 @@ fn installed(name: &str, program: &str) -> anyhow::Result<PathBuf> {
         "{} is not there; fetch it with `cargo run -p e2e -- fetch-{name}`",
         root.join(program).display()
     );
-    ensure!(
-        is_root(),
-        "{} runs in a chroot, and only root can enter one",
-        root.display()
-    );
     Ok(root)
 }
 
@@ -58,19 +62,22 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Copies the data directory `parent/name` to `target`; `make` fills it when it is not there yet.
+/// An initialised data directory, kept so that a server starts in a moment.
+#[derive(Debug)]
+pub(crate) struct Template(PathBuf);
+
+/// The template of the server that `command` runs; `make` fills it when it is not there yet.
 ///
 /// `make` is given an empty directory, in which it creates `data`. That is renamed into place when
 /// complete, so that two processes never see half of one.
-pub(crate) fn copy_template(
-    parent: &Path,
-    name: &str,
-    target: &Path,
+pub(crate) fn template(
+    command: &mut Command,
     make: impl FnOnce(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Template> {
     static MAKING: Mutex<()> = Mutex::new(());
-    let template = parent.join(name);
-    let one_at_a_time = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one_at_a_time = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let parent = templates()?;
+    let template = parent.join(format!("{}-{TEMPLATES}", version(command)?));
     if !template.exists() {
         let owner = Owner::get()?;
         let partial = parent.join(owner.token());
@@ -84,24 +91,39 @@ pub(crate) fn copy_template(
         fs::remove_dir_all(&partial)
             .with_context(|| format!("could not remove {}", partial.display()))?;
     }
-    drop(one_at_a_time);
-    // Sparse: the zeroes of fresh log files need neither disk nor time.
-    let copied = Command::new("cp")
-        .args(["-a", "--sparse=always", "--reflink=auto"])
-        .args([&template, target])
-        .status()
-        .context("could not run cp")?;
-    ensure!(
-        copied.success(),
-        "could not copy {} to {}",
-        template.display(),
-        target.display()
-    );
-    Ok(())
+    Ok(Template(template))
+}
+
+impl Template {
+    /// Copies the template; `target` must not exist.
+    pub(crate) fn copy_to(&self, target: &Path) -> anyhow::Result<()> {
+        // Sparse: the zeroes of fresh log files need neither disk nor time.
+        let copied = Command::new("cp")
+            .args(["-a", "--sparse=always", "--reflink=auto"])
+            .args([&self.0, target])
+            .status()
+            .context("could not run cp")?;
+        ensure!(
+            copied.success(),
+            "could not copy {} to {}",
+            self.0.display(),
+            target.display()
+        );
+        Ok(())
+    }
+}
+
+/// In the cache directory, or in this process's own when that can't be written.
+fn templates() -> anyhow::Result<PathBuf> {
+    let shared = dir()?.join("templates");
+    if fs::create_dir_all(&shared).is_ok() && tempfile::tempfile_in(&shared).is_ok() {
+        return Ok(shared);
+    }
+    Ok(Owner::get()?.root().to_owned())
 }
 
 /// A program's `--version`, as a name fit for a file.
-pub(crate) fn version_key(command: &mut Command) -> anyhow::Result<String> {
+fn version(command: &mut Command) -> anyhow::Result<String> {
     let output = command
         .arg("--version")
         .output()

@@ -1,5 +1,5 @@
 //! Fetching whole server installations that the machine's own packages do not have: a Debian root
-//! of their own by debootstrap, kept in the cache directory and entered by chroot.
+//! of their own by debootstrap, kept in the cache directory.
 
 use std::{
     fs::{self, File},
@@ -53,6 +53,12 @@ pub enum Fetched {
     Reused(PathBuf),
     /// It is there now; the directory.
     New(PathBuf),
+}
+
+/// Whether [`fetch`] would have to be root to bring `installation`, and is not.
+pub fn needs_root(installation: Installation) -> anyhow::Result<bool> {
+    let target = cache::dir()?.join(installation.name);
+    Ok(!target.join(installation.program).exists() && !cache::is_root())
 }
 
 /// Brings `installation` into the cache directory, unless it is there. Takes a minute or two.

@@ -6,8 +6,12 @@
     reason = "what these commands find is their output"
 )]
 
-use std::process::ExitCode;
+use std::{
+    ffi::{OsStr, OsString},
+    process::ExitCode,
+};
 
+use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use e2e::{
     Db, DbOptions, Flavor, Rabbit, RabbitOptions, RabbitVersion, cache,
@@ -47,8 +51,8 @@ enum Kind {
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::FetchMysql => fetch(fetch::MYSQL).await,
-        Command::FetchRabbitmq4 => fetch(fetch::RABBITMQ4).await,
+        Command::FetchMysql => fetch("fetch-mysql", fetch::MYSQL).await,
+        Command::FetchRabbitmq4 => fetch("fetch-rabbitmq4", fetch::RABBITMQ4).await,
         Command::Serve { servers } => serve(&servers).await,
     };
     match outcome {
@@ -60,11 +64,32 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn fetch(installation: Installation) -> anyhow::Result<()> {
+async fn fetch(command: &str, installation: Installation) -> anyhow::Result<()> {
+    if fetch::needs_root(installation)? {
+        return with_sudo(command);
+    }
     match fetch::fetch(installation).await? {
         Fetched::Reused(dir) => println!("{} is there (remove it to fetch anew)", dir.display()),
         Fetched::New(dir) => println!("fetched {}", dir.display()),
     }
+    Ok(())
+}
+
+/// Runs this program's `command` again as root, for the cache directory of this user.
+fn with_sudo(command: &str) -> anyhow::Result<()> {
+    let cache = cache::dir()?;
+    // Created here, so that it is the user's own: the templates lie beside.
+    std::fs::create_dir_all(&cache)
+        .with_context(|| format!("could not create {}", cache.display()))?;
+    let mut setting = OsString::from("OUTBOX_RELAY_CACHE=");
+    setting.push(cache);
+    let status = std::process::Command::new("sudo")
+        .args([OsStr::new("env"), &setting])
+        .arg(std::env::current_exe().context("this process has no program file")?)
+        .arg(command)
+        .status()
+        .context("debootstrap needs root, and there is no sudo")?;
+    ensure!(status.success(), "sudo {command}: {status}");
     Ok(())
 }
 

@@ -1,7 +1,6 @@
 //! MariaDB from the machine's own packages.
 
 use std::{
-    fs,
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -9,21 +8,20 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-use crate::{cache, home::Home, owner::Owner, program};
+use super::Program;
+use crate::{cache, program};
 
-/// Part of the template's name: raise it when the set-up below changes.
-const TEMPLATE: &str = "1";
-
-/// A directory with fresh data, and the server's program.
-pub(super) fn prepare() -> anyhow::Result<(Home, PathBuf)> {
-    let server = program::find("mariadbd", "mariadb-server-core")?;
-    let home = Home::create("mariadb", None)?;
-    let version = cache::version_key(&mut Command::new(&server))?;
-    let name = format!("{version}-{TEMPLATE}");
-    cache::copy_template(&templates()?, &name, &home.host("data"), |dir| {
-        fill(&server, dir)
-    })?;
-    Ok((home, server))
+/// The server's program and the data directory to copy.
+pub(super) fn prepare() -> anyhow::Result<(Program, cache::Template)> {
+    let path: PathBuf = program::find("mariadbd", "mariadb-server-core")?;
+    let template = cache::template(&mut Command::new(&path), |dir| fill(&path, dir))?;
+    Ok((
+        Program {
+            path,
+            args: vec!["--no-defaults".to_owned()],
+        },
+        template,
+    ))
 }
 
 /// What MariaDB needs beyond the common arguments. GTIDs are always on here.
@@ -32,15 +30,6 @@ pub(super) fn arguments() -> Vec<String> {
         "--gtid-strict-mode=ON".to_owned(),
         "--feedback=OFF".to_owned(),
     ]
-}
-
-/// The cache directory, or this process's own when that can't be written.
-fn templates() -> anyhow::Result<PathBuf> {
-    let shared = cache::dir()?.join("templates");
-    if fs::create_dir_all(&shared).is_ok() && tempfile::tempfile_in(&shared).is_ok() {
-        return Ok(shared);
-    }
-    Ok(Owner::get()?.root().to_owned())
 }
 
 fn fill(server: &Path, dir: &Path) -> anyhow::Result<()> {
@@ -54,7 +43,7 @@ fn fill(server: &Path, dir: &Path) -> anyhow::Result<()> {
                 "--skip-test-db",
             ])
             .arg(format!("--datadir={}", data.display()))
-            .args(root_arg()),
+            .args(super::root_arg()),
     )?;
     // Anonymous users would shadow `user@'%'` for logins from 127.0.0.1.
     let sql = format!(
@@ -69,7 +58,7 @@ fn bootstrap(server: &Path, data: &Path, sql: &str) -> anyhow::Result<()> {
     let mut child = Command::new(server)
         .args(["--no-defaults", "--bootstrap"])
         .arg(format!("--datadir={}", data.display()))
-        .args(root_arg())
+        .args(super::root_arg())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -97,8 +86,4 @@ fn bootstrap(server: &Path, data: &Path, sql: &str) -> anyhow::Result<()> {
         "mariadbd --bootstrap failed:\n{log}"
     );
     Ok(())
-}
-
-fn root_arg() -> Option<&'static str> {
-    cache::is_root().then_some("--user=root")
 }

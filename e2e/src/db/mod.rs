@@ -12,7 +12,7 @@ use sqlx::{
     mysql::MySqlPoolOptions,
 };
 
-use crate::{home::Home, owner::Owner, port, server::Server, wait};
+use crate::{cache, home::Home, owner::Owner, port, server::Server, wait};
 
 /// The user with all rights on every throwaway server.
 pub const ADMIN: &str = "admin";
@@ -52,6 +52,13 @@ pub struct Db {
     home: Home,
 }
 
+/// How to run a server: its program, and the arguments that come before all others.
+#[derive(Debug)]
+struct Program {
+    path: PathBuf,
+    args: Vec<String>,
+}
+
 /// A database of a test's own.
 #[derive(Clone, Debug)]
 pub struct TestDatabase {
@@ -79,19 +86,25 @@ impl Db {
 
     fn create(flavor: Flavor, options: &DbOptions) -> anyhow::Result<Self> {
         let port = port::free()?;
-        let (home, program) = match flavor {
+        let (program, template) = match flavor {
             Flavor::MariaDb => mariadb::prepare()?,
             Flavor::MySql => mysql::prepare()?,
         };
+        let home = Home::create("db", None)?;
+        template.copy_to(&home.host("data"))?;
         home.write(&options.files)?;
-        let mut args = production_like(port, &home);
+        let mut args = program.args;
+        args.extend(production_like(port, &home));
         args.extend(match flavor {
             Flavor::MariaDb => mariadb::arguments(),
             Flavor::MySql => mysql::arguments(),
         });
         let inside = home.path_inside();
         args.extend(options.args.iter().map(|arg| arg.replace("{dir}", &inside)));
-        let server = Server::new(home.launch(&program, args, Vec::new()), home.host("log"));
+        let server = Server::new(
+            home.launch(&program.path, args, Vec::new()),
+            home.host("log"),
+        );
         Ok(Self {
             flavor,
             port,
@@ -253,10 +266,7 @@ fn pool(url: &str) -> anyhow::Result<MySqlPool> {
 
 /// Durable like production, small like a test.
 fn production_like(port: u16, home: &Home) -> Vec<String> {
-    let mut args = vec!["--no-defaults".to_owned()];
-    if crate::cache::is_root() {
-        args.push("--user=root".to_owned());
-    }
+    let mut args: Vec<String> = root_arg().map(str::to_owned).into_iter().collect();
     args.extend([
         format!("--datadir={}", home.inside("data")),
         // Relative to the data directory: an absolute one could be too long for a socket.
@@ -275,6 +285,11 @@ fn production_like(port: u16, home: &Home) -> Vec<String> {
         "--skip-name-resolve".to_owned(),
     ]);
     args
+}
+
+/// The servers refuse to run as root unless told to.
+fn root_arg() -> Option<&'static str> {
+    cache::is_root().then_some("--user=root")
 }
 
 /// Creates the users of a fresh data directory: nobody but [`ADMIN`] and the server's own.
