@@ -1,0 +1,9 @@
+//! The relay against real MySQL, MariaDB and RabbitMQ.
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
+)]
+
+mod rig;
+
+mod path;
