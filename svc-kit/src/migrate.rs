@@ -173,7 +173,8 @@ async fn apply(
     let mut migrator = Migrator::with_migrations(set.migrator.iter().cloned().collect());
     migrator.set_locking(false).set_ignore_missing(true);
     migrator.dangerous_set_table_name(table);
-    migrator.run(connection).await?;
+    // `run` would do, but its future is not `Send` for a borrowed connection (sqlx's `Acquire`).
+    migrator.run_direct(None, connection, false).await?;
 
     for migration in migrator.iter() {
         if before.contains(&migration.version) {
