@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use outbox::row::Row;
 
 use crate::config::Order;
+use crate::fault::{self, Fault};
 use crate::held::{Admit, Held, Route, Visit};
-use crate::lane::{Done, Outcome};
+use crate::lane::Done;
 use crate::metrics::{Reason, Source};
 use crate::queue::{BatchLimit, Item, Queue, RowId, key_hash};
 use crate::schedule::{Next, Schedule};
-use crate::settle::Verdict;
 
 /// A pending row as a pass meets it: everything but the payload.
 #[derive(Clone, Debug)]
@@ -164,7 +164,7 @@ impl Dispatch {
         }
         let key = key_hash(&row.aggregate_type, &row.aggregate_id);
         if !self.held.is_empty() {
-            let route = route_of(&row);
+            let route = Route::of(&row);
             if self.held.holds(key, &route) {
                 self.held.leave(key, &route, None, now);
                 return false;
@@ -187,7 +187,7 @@ impl Dispatch {
     /// A row that the binlog brought but the table serves: it has attempts or is delayed.
     pub fn tail_deferred(&mut self, row: &Row, now: Instant) {
         let key = key_hash(&row.aggregate_type, &row.aggregate_id);
-        self.held.leave(key, &route_of(row), None, now);
+        self.held.leave(key, &Route::of(row), None, now);
     }
 
     /// A pass begins.
@@ -279,12 +279,12 @@ impl Dispatch {
         let mut shut = HashSet::new();
         let alone = done.items.len() == 1;
         for (at, item) in done.items.iter().enumerate() {
-            match fault(&done.outcome, at, alone) {
+            match fault::find(&done.outcome, at, alone) {
                 Fault::None => self.confirmed(item, &mut effects, now),
                 Fault::Nobody => self.put_back(item, now),
                 Fault::Suspect(text) => self.suspect(item, text, &mut effects, (dice, now)),
                 Fault::Route(reason, text) => {
-                    let route = route_of(&item.row);
+                    let route = Route::of(&item.row);
                     effects.refused.push(reason);
                     if self.held.shut_route(&route, item.id(), dice, now) {
                         effects.samples.push(Sample {
@@ -304,7 +304,7 @@ impl Dispatch {
         if !shut.is_empty() {
             for item in self
                 .queue
-                .drop_matching(|item| shut.contains(&route_of(&item.row)))
+                .drop_matching(|item| shut.contains(&Route::of(&item.row)))
             {
                 self.put_back(&item, now);
             }
@@ -315,7 +315,7 @@ impl Dispatch {
 
     fn confirmed(&mut self, item: &Item, effects: &mut Effects, now: Instant) {
         if !self.held.is_empty() {
-            self.held.confirmed(&route_of(&item.row), item.id(), now);
+            self.held.confirmed(&Route::of(&item.row), item.id(), now);
         }
         if item.suspect {
             self.suspects.remove(&item.id());
@@ -334,7 +334,7 @@ impl Dispatch {
     fn forget(&mut self, item: &Item, now: Instant) {
         self.flights.remove(&item.id());
         if !self.held.is_empty() {
-            self.held.probe_gone(&route_of(&item.row), item.id(), now);
+            self.held.probe_gone(&Route::of(&item.row), item.id(), now);
         }
     }
 
@@ -382,7 +382,7 @@ impl Dispatch {
         };
         self.flights.insert(item.id(), Stage::Failing);
         if !self.held.is_empty() {
-            self.held.probe_gone(&route_of(&item.row), item.id(), now);
+            self.held.probe_gone(&Route::of(&item.row), item.id(), now);
         }
         self.hold_key(item.key, until, now);
         effects.failed.push(Failure {
@@ -412,55 +412,9 @@ impl Dispatch {
     }
 }
 
-enum Fault {
-    None,
-    /// Connection lost, lease over: the row is as good as before.
-    Nobody,
-    /// Somebody in the batch made the broker close.
-    Suspect(String),
-    Route(Reason, String),
-    Message(Reason, String),
-}
-
-/// Design rule: nobody's, the route's or the message's fault.
-fn fault(outcome: &Outcome, at: usize, alone: bool) -> Fault {
-    match outcome {
-        Outcome::Settled(verdicts) => match verdicts.get(at) {
-            Some(Verdict::Confirmed) => Fault::None,
-            Some(Verdict::Returned(text)) => Fault::Route(Reason::Returned, text.clone()),
-            Some(Verdict::Nacked) => {
-                Fault::Route(Reason::Nack, "the queue refused it (basic.nack)".into())
-            }
-            Some(Verdict::Invalid(text)) => Fault::Message(Reason::Invalid, text.clone()),
-            None => Fault::Nobody,
-        },
-        Outcome::Closed {
-            code: 403 | 404,
-            text,
-        } if alone => Fault::Route(Reason::ChannelClosed, text.clone()),
-        Outcome::Closed { code: 406, text } if alone => {
-            Fault::Message(Reason::TooLarge, text.clone())
-        }
-        Outcome::Closed { text, .. } => Fault::Suspect(text.clone()),
-        Outcome::TimedOut { answered } if answered.get(at) == Some(&false) => Fault::Route(
-            Reason::Timeout,
-            "no confirm within RELAY_CONFIRM_TIMEOUT".into(),
-        ),
-        Outcome::TimedOut { .. } | Outcome::Lost(_) | Outcome::LeaseOver => Fault::Nobody,
-    }
-}
-
 fn mark_of(item: &Item) -> Mark {
     Mark {
         id: item.id(),
         message_id: item.row.message_id.clone(),
-    }
-}
-
-/// Where a row goes.
-pub fn route_of(row: &Row) -> Route {
-    Route {
-        exchange: row.exchange.clone(),
-        routing_key: row.routing_key.clone(),
     }
 }

@@ -1,25 +1,20 @@
 //! Where rows come from: the tail, the passes, and how the two take turns.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
 use svc_kit::backoff::Backoff;
-use svc_kit::tasks::Tasks;
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinHandle;
 
 use crate::binlog::connect;
-use crate::binlog::decode::Columns;
-use crate::binlog::group::{Committed, Doubt, Group, Grouper};
+use crate::binlog::group::{Committed, Doubt, Group};
 use crate::binlog::position::Position;
-use crate::binlog::stream::{self, Arrival, GROUPS_MAX, Outlet};
-use crate::config::{Config, Mode, Order, OutboxTable};
+use crate::binlog::stream::Arrival;
+use crate::config::{Config, Mode, Order};
 use crate::dispatch::Dispatch;
 use crate::metrics::Phase;
 use crate::pass::{Passes, Plan, Summary};
 use crate::session::Session;
 use crate::table::Page;
+use crate::tail::{self, Tail, TailState};
 
 /// A tail that does not reach a position that the server has shown is broken: after a RESET the
 /// dump thread of either server stays connected, without an error, and never delivers again.
@@ -28,111 +23,6 @@ const TAIL_BROKEN_AFTER: Duration = Duration::from_secs(10);
 const HIDDEN_PASS_EVERY: Duration = Duration::from_secs(1);
 const REOPEN_MIN: Duration = Duration::from_millis(100);
 const REOPEN_MAX: Duration = Duration::from_secs(10);
-
-/// An open binlog stream.
-pub struct Tail {
-    groups: mpsc::Receiver<Arrival>,
-    position: watch::Receiver<Position>,
-    task: Tasks,
-    /// While it waits for a position: groups that were read before it and are not taken yet.
-    ahead: Option<usize>,
-    opened: Instant,
-}
-
-/// The binlog stream, or what there is instead.
-pub enum TailState {
-    /// None: before the catch-up is over, and in poll mode.
-    Closed,
-    /// Being connected.
-    Opening(JoinHandle<anyhow::Result<Tail>>),
-    /// Delivering.
-    Open(Tail),
-}
-
-impl TailState {
-    pub(crate) fn is_open(&self) -> bool {
-        matches!(self, Self::Open(_))
-    }
-
-    /// The three things to listen to, apart, so that one `select!` can.
-    pub(crate) fn ears(&mut self) -> (Opening<'_>, Groups<'_>, Moves<'_>) {
-        match self {
-            Self::Closed => (Opening(None), Groups(None), Moves(None)),
-            Self::Opening(task) => (Opening(Some(task)), Groups(None), Moves(None)),
-            Self::Open(Tail {
-                groups,
-                task,
-                position,
-                ..
-            }) => (
-                Opening(None),
-                Groups(Some((groups, task))),
-                Moves(Some(position)),
-            ),
-        }
-    }
-
-    pub(crate) fn try_arrival(&mut self) -> Option<Arrival> {
-        match self {
-            Self::Open(tail) => tail.groups.try_recv().ok(),
-            Self::Closed | Self::Opening(_) => None,
-        }
-    }
-}
-
-/// A stream being opened.
-pub(crate) struct Opening<'a>(Option<&'a mut JoinHandle<anyhow::Result<Tail>>>);
-/// Groups of an open stream.
-pub(crate) struct Groups<'a>(Option<(&'a mut mpsc::Receiver<Arrival>, &'a mut Tasks)>);
-/// Positions of an open stream.
-pub(crate) struct Moves<'a>(Option<&'a mut watch::Receiver<Position>>);
-
-impl Opening<'_> {
-    /// The stream, or why there is none.
-    pub(crate) async fn done(self) -> anyhow::Result<Tail> {
-        match self.0 {
-            Some(task) => task.await.context("opening the binlog stream")?,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-impl Groups<'_> {
-    /// The next group, or why there will be none. Cancel-safe.
-    pub(crate) async fn next(self) -> Result<Arrival, String> {
-        let Some((groups, task)) = self.0 else {
-            return std::future::pending().await;
-        };
-        if let Some(arrival) = groups.recv().await {
-            return Ok(arrival);
-        }
-        let why = task.join_next().await.and_then(|ended| ended.outcome.err());
-        Err(why.map_or_else(|| "it was stopped".to_owned(), |err| err.to_string()))
-    }
-}
-
-impl Moves<'_> {
-    /// The stream has read on.
-    pub(crate) async fn next(self) {
-        if let Some(position) = self.0
-            && position.changed().await.is_ok()
-        {
-            return;
-        }
-        std::future::pending::<()>().await;
-    }
-}
-
-impl Tail {
-    /// Has everything up to `wanted` been taken? The position alone does not say it: groups that
-    /// were read before may still be between the stream and the machine.
-    fn has_passed(&mut self, wanted: &Position) -> bool {
-        if self.ahead.is_none() && *self.position.borrow_and_update() >= *wanted {
-            self.ahead = Some(self.groups.len());
-        }
-        self.ahead == Some(0)
-    }
-}
 
 /// How rows are found at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,12 +128,6 @@ impl Intake {
                 count_missed: false,
             },
         })
-    }
-}
-
-impl TailState {
-    fn is_closed(&self) -> bool {
-        matches!(self, Self::Closed)
     }
 }
 
@@ -440,7 +324,7 @@ impl Session<'_> {
     fn open_tail_at(&mut self, from: Position) {
         let table = self.config.table.clone();
         let bytes = self.config.buffer_bytes / 2;
-        self.intake.tail = TailState::Opening(svc_kit::tasks::unit(open(table, from, bytes)));
+        self.intake.tail = TailState::Opening(svc_kit::tasks::unit(tail::open(table, from, bytes)));
     }
 
     pub(crate) fn on_tail_opened(&mut self, opened: anyhow::Result<Tail>, now: Instant) {
@@ -480,53 +364,4 @@ impl Session<'_> {
         tracing::warn!(error = why, retry_in = ?wait, "the binlog stream ended, catching up");
         self.catch_up(now + wait);
     }
-}
-
-async fn open(table: OutboxTable, from: Position, bytes_max: usize) -> anyhow::Result<Tail> {
-    let mut connection = table.url.connect().await?;
-    let (schema, name, columns) = shape(&mut connection, &table.name).await?;
-    drop(connection);
-    let columns = Columns::locate(&columns).map_err(|problem| anyhow!(problem))?;
-    let stream = connect::open(&table.url, &from).await?;
-    let (groups_in, groups) = mpsc::channel(GROUPS_MAX);
-    let (position_in, position) = watch::channel(from.clone());
-    let outlet = Outlet {
-        groups: groups_in,
-        position: position_in,
-        budget: Arc::new(Semaphore::new(bytes_max.min(Semaphore::MAX_PERMITS))),
-    };
-    let grouper = Grouper::new((&schema, &name), columns, bytes_max, from);
-    let mut task = Tasks::new();
-    task.spawn("binlog", stream::run(stream, grouper, outlet));
-    Ok(Tail {
-        groups,
-        position,
-        task,
-        ahead: None,
-        opened: Instant::now(),
-    })
-}
-
-/// The names as the binlog spells them, and the columns in their order.
-async fn shape(
-    connection: &mut sqlx::MySqlConnection,
-    table: &str,
-) -> anyhow::Result<(String, String, Vec<String>)> {
-    let columns: Vec<(String, String, String)> = sqlx::query_as(
-        "SELECT CAST(TABLE_SCHEMA AS CHAR), CAST(TABLE_NAME AS CHAR), CAST(COLUMN_NAME AS CHAR) \
-         FROM information_schema.COLUMNS \
-         WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = ? ORDER BY ORDINAL_POSITION",
-    )
-    .bind(table)
-    .fetch_all(connection)
-    .await?;
-    let (schema, name, _) = columns
-        .first()
-        .ok_or_else(|| anyhow!("no table {table}"))?
-        .clone();
-    Ok((
-        schema,
-        name,
-        columns.into_iter().map(|(_, _, column)| column).collect(),
-    ))
 }

@@ -8,13 +8,16 @@ pub mod lease;
 pub mod relay;
 
 pub mod intake;
+pub mod outflow;
 pub mod session;
 
 pub mod binlog;
 pub mod pass;
 pub mod table;
+pub mod tail;
 
 pub mod dispatch;
+pub mod fault;
 pub mod held;
 pub mod queue;
 pub mod schedule;

@@ -15,16 +15,17 @@ use tokio::sync::{mpsc, watch};
 use crate::binlog::stream::Arrival;
 use crate::broker::BrokerNews;
 use crate::config::{Config, Mode, Order};
-use crate::dispatch::{Dispatch, Effects, Mark};
+use crate::dispatch::{Dispatch, Mark};
 use crate::gauges::TailLag;
-use crate::intake::{Intake, Tail, TailState};
-use crate::lane::{Done, Outcome};
+use crate::intake::Intake;
+use crate::lane::Done;
 use crate::lease::{Clock, Leadership};
-use crate::mark::{MARK_MAX, Write, Written};
+use crate::mark::{Write, Written};
 use crate::metrics::{Metrics, Phase};
 use crate::pass::{Passes, Progress, Room};
 use crate::queue::Item;
 use crate::table::{Answer, Ask};
+use crate::tail::{Tail, TailState};
 
 /// Confirmed rows that wait to be marked; above it nothing new is taken in.
 pub const MARKS_MAX: usize = 8192;
@@ -110,12 +111,12 @@ pub struct Session<'a> {
     pub(crate) dispatch: Dispatch,
     pub(crate) passes: Passes,
     pub(crate) intake: Intake,
-    wires: Wires,
-    marks: Vec<Mark>,
+    pub(crate) wires: Wires,
+    pub(crate) marks: Vec<Mark>,
     /// Failures and samples: few, and before any mark.
-    failures: VecDeque<Write>,
-    writing: usize,
-    blocked: bool,
+    pub(crate) failures: VecDeque<Write>,
+    pub(crate) writing: usize,
+    pub(crate) blocked: bool,
     draining: bool,
     pub(crate) clock: Option<Clock>,
     next_tick: Instant,
@@ -267,47 +268,6 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn feed_lanes(&mut self) -> anyhow::Result<()> {
-        if self.blocked || self.marks.len() >= MARKS_MAX {
-            return Ok(());
-        }
-        for (number, lane) in self.wires.lanes.iter_mut().enumerate() {
-            if lane.busy.is_some() {
-                continue;
-            }
-            let Some(batch) = self.dispatch.queue.next_batch(number) else {
-                continue;
-            };
-            for item in &batch {
-                self.metrics.published(item.source);
-            }
-            lane.busy = Some(batch.iter().filter_map(|item| item.committed).min());
-            lane.batches
-                .try_send(batch)
-                .map_err(|_| anyhow!("lane {number} is gone"))?;
-        }
-        Ok(())
-    }
-
-    fn feed_marker(&mut self) -> anyhow::Result<()> {
-        while !(self.failures.is_empty() && self.marks.is_empty()) {
-            let permit = match self.wires.writes.try_reserve() {
-                Ok(permit) => permit,
-                Err(mpsc::error::TrySendError::Full(())) => return Ok(()),
-                Err(mpsc::error::TrySendError::Closed(())) => {
-                    return Err(anyhow!("the marker is gone"));
-                }
-            };
-            let write = self.failures.pop_front().unwrap_or_else(|| {
-                let rest = self.marks.split_off(self.marks.len().min(MARK_MAX));
-                Write::Sent(std::mem::replace(&mut self.marks, rest))
-            });
-            permit.send(write);
-            self.writing += 1;
-        }
-        Ok(())
-    }
-
     fn advance_pass(&mut self, now: Instant) -> anyhow::Result<()> {
         loop {
             let progress = if self.passes.is_idle() {
@@ -335,76 +295,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn on_done(&mut self, done: Done, now: Instant) -> anyhow::Result<()> {
-        if let Some(lane) = self.wires.lanes.get_mut(done.lane) {
-            lane.busy = None;
-        }
-        let (lost, closed) = match &done.outcome {
-            Outcome::Lost(why) => (Some(why.clone()), None),
-            Outcome::Closed { text, .. } => (None, Some(text.clone())),
-            _ => (None, None),
-        };
-        let done = self.excuse(done);
-        let effects = self.dispatch.done(&done, rand::random(), now);
-        self.take_effects(effects, now);
-        if let Some(why) = closed {
-            tracing::warn!(
-                reason = why,
-                rows = done.items.len(),
-                "the broker closed a channel"
-            );
-        }
-        lost.map_or(Ok(()), |why| Err(anyhow!("broker: {why}")))
-    }
-
-    /// A blocked connection answers nobody: that is no route's fault.
-    fn excuse(&self, mut done: Done) -> Done {
-        if self.blocked && matches!(done.outcome, Outcome::TimedOut { .. }) {
-            done.outcome = Outcome::TimedOut {
-                answered: vec![true; done.items.len()],
-            };
-        }
-        done
-    }
-
-    fn take_effects(&mut self, effects: Effects, now: Instant) {
-        for reason in effects.refused {
-            self.metrics.failed(reason);
-        }
-        for (mark, source, committed) in effects.sent {
-            self.metrics.confirmed(source);
-            if let Some(committed) = committed {
-                let took = now.saturating_duration_since(committed).as_secs_f64();
-                self.metrics.commit_to_confirm.observe(took);
-            }
-            self.marks.push(mark);
-        }
-        for failure in effects.failed {
-            self.metrics.failed(failure.reason);
-            let (id, reason) = (failure.row.id.id, failure.reason.name());
-            tracing::warn!(id, reason, attempts = failure.attempts, next = ?failure.next,
-                error = failure.text, "a message failed");
-            self.failures.push_back(Write::Failed(failure));
-        }
-        for sample in effects.samples {
-            let (id, reason) = (sample.row.id.id, sample.reason.name());
-            tracing::warn!(
-                id,
-                reason,
-                error = sample.text,
-                "a route is shut, its rows wait"
-            );
-            self.failures.push_back(Write::Sample(sample));
-        }
-    }
-
-    fn on_written(&mut self, written: Written) {
-        self.writing -= 1;
-        self.metrics.marked.inc_by(written.marked);
-        self.metrics.unmarked.inc_by(written.missed);
-        self.dispatch.written(written.rows);
-    }
-
     fn set_blocked(&mut self, blocked: bool, detail: String) {
         self.blocked = blocked;
         self.readiness.set("broker", !blocked, detail);
@@ -427,11 +317,6 @@ impl<'a> Session<'a> {
         self.metrics.set_phase(Phase::Draining);
         self.intake.tail = TailState::Closed;
         self.dispatch.drop_queued();
-    }
-
-    fn is_drained(&self) -> bool {
-        let idle = self.wires.lanes.iter().all(|lane| lane.busy.is_none());
-        idle && self.marks.is_empty() && self.failures.is_empty() && self.writing == 0
     }
 
     /// Room for rows in the queue. A broker that blocks, or marks that pile up, take it away.

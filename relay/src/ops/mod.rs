@@ -1,3 +1,4 @@
 //! What an operator asks the relay.
 
 pub mod check;
+pub mod preflight;

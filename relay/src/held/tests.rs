@@ -1,0 +1,106 @@
+use std::time::Duration;
+
+use super::*;
+
+fn held() -> Held {
+    let schedule = Schedule {
+        min: Duration::from_secs(1),
+        max: Duration::from_mins(5),
+        attempts_max: 5,
+    };
+    Held::new(Order::Key, schedule)
+}
+
+fn route(name: &str) -> Route {
+    Route {
+        exchange: b"x".to_vec(),
+        routing_key: name.into(),
+    }
+}
+
+fn row(id: u64) -> RowId {
+    RowId::new(id, "m")
+}
+
+#[test]
+fn a_key_is_level_only_after_a_pass_that_left_nothing_and_saw_no_touch() {
+    let now = Instant::now();
+    let mut held = held();
+    let open = route("open");
+    held.put_back(7, 0, None, now);
+    assert!(held.holds(7, &open));
+    assert_eq!(held.wake(), Some(now), "a pass is wanted at once");
+
+    held.pass_began();
+    held.leave(7, &open, None, now);
+    held.pass_ended(1, true);
+    assert!(
+        held.holds(7, &open),
+        "the tail left a row after the pass began"
+    );
+
+    held.pass_began();
+    assert_eq!(
+        held.admit(row(1), (7, &open), None, Visit { pass: 2, now }),
+        Admit::Go
+    );
+    held.pass_ended(2, true);
+    assert!(!held.holds(7, &open));
+}
+
+#[test]
+fn a_row_that_waits_holds_all_rows_behind_it() {
+    let now = Instant::now();
+    let later = now + Duration::from_secs(9);
+    let mut held = held();
+    let open = route("open");
+    let visit = Visit { pass: 1, now };
+    held.pass_began();
+    assert_eq!(
+        held.admit(row(1), (7, &open), Some(later), visit),
+        Admit::Leave
+    );
+    assert_eq!(held.admit(row(2), (7, &open), None, visit), Admit::Leave);
+    assert_eq!(held.admit(row(3), (8, &open), None, visit), Admit::Go);
+    held.pass_ended(1, true);
+    assert_eq!(held.wake(), Some(later));
+    held.leave(7, &open, None, now);
+    assert_eq!(
+        held.wake(),
+        Some(later),
+        "what comes behind a waiting head wakes nobody"
+    );
+}
+
+#[test]
+fn a_shut_route_sends_one_probe_at_a_time_and_opens_by_it() {
+    let now = Instant::now();
+    let mut held = held();
+    let shut = route("shut");
+    assert!(
+        held.shut_route(&shut, row(1), 0.0, now),
+        "the first failure is the sample"
+    );
+    assert!(!held.shut_route(&shut, row(2), 0.0, now));
+    let due = now + Duration::from_secs(1);
+
+    held.pass_began();
+    let early = Visit { pass: 1, now };
+    assert_eq!(held.admit(row(1), (1, &shut), None, early), Admit::Leave);
+    assert_eq!(held.admit(row(2), (2, &shut), None, early), Admit::Leave);
+    held.pass_ended(1, true);
+    assert_eq!(held.waiting(), vec![(&shut, 2)]);
+    assert_eq!(held.wake(), Some(due));
+
+    held.pass_began();
+    let ripe = Visit { pass: 2, now: due };
+    assert_eq!(held.admit(row(1), (1, &shut), None, ripe), Admit::Go);
+    assert_eq!(held.admit(row(2), (2, &shut), None, ripe), Admit::Leave);
+    assert!(
+        !held.confirmed(&shut, row(9), due),
+        "only the probe opens a route"
+    );
+    assert!(held.confirmed(&shut, row(1), due));
+    assert!(!held.holds_route(&shut));
+    assert_eq!(held.wake(), Some(due), "the rest goes at once");
+}
