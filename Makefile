@@ -1,0 +1,40 @@
+# All set-up is done by the targets themselves: on Debian and Ubuntu they install what is missing.
+# Settings come from the command line or the environment, and make hands on both by itself:
+# DB ORDERS RATE KEEP REQUIRE_MYSQL.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint up down
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@echo
+	@echo 'demo:  DB=mariadb|mysql  ORDERS=500  RATE=25 (orders a second)  KEEP=1 (run until Ctrl-C)'
+	@echo 'test:  REQUIRE_MYSQL=1 makes a missing MySQL an error'
+
+# The development profile: the tests share its artifacts, a release build with link-time
+# optimisation takes minutes longer on two cores, and 25 orders a second need none of it.
+demo: ## Run the whole path on private servers, break it, and print a ledger
+	@e2e/demo.sh
+
+test: ## Run all tests on real servers
+	@e2e/test.sh
+
+lint: ## Check format, lints, documentation, and dependency rules
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --all-features
+	@if cargo deny --version >/dev/null 2>&1; then \
+	  echo 'cargo deny check bans licenses sources'; \
+	  cargo deny --all-features check bans licenses sources; \
+	else \
+	  echo '*** cargo-deny is not installed: bans, licences and sources of dependencies are NOT checked'; \
+	fi
+
+up: ## Start everything in containers (docker compose)
+	sh deploy/secrets.sh
+	docker compose up --build --detach --wait
+
+down: ## Stop the containers; their data stays
+	docker compose down
