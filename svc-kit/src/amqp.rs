@@ -120,6 +120,17 @@ pub struct Amqp {
 }
 
 impl Amqp {
+    /// A broker named by its URL alone, with the system's authorities for TLS.
+    ///
+    /// # Errors
+    /// The URL can't work.
+    pub fn parse(url: &str) -> Result<Self, ConfigError> {
+        Ok(Self {
+            uri: parse(url)?,
+            tls: OwnedTLSConfig::default(),
+        })
+    }
+
     /// One connection, within 10 s, shown as `name` in RabbitMQ's pages.
     ///
     /// It does not come back by itself: drop it and its channels on error and connect anew.

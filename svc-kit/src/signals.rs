@@ -61,10 +61,29 @@ impl Signals {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Signal, getpid, kill_process};
+    use tokio::sync::Mutex;
+
     use super::*;
+
+    /// Signals reach every listener of the process: one test at a time.
+    static ALONE: Mutex<()> = Mutex::const_new(());
+
+    #[tokio::test]
+    async fn the_first_signal_drains_and_the_second_stops() {
+        let _alone = ALONE.lock().await;
+        let shutdown = listen(Duration::from_secs(3600)).unwrap();
+        assert!(!shutdown.drain.is_cancelled());
+        kill_process(getpid(), Signal::TERM).unwrap();
+        shutdown.drain.cancelled().await;
+        assert!(!shutdown.now.is_cancelled());
+        kill_process(getpid(), Signal::INT).unwrap();
+        shutdown.now.cancelled().await;
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_drain_that_takes_too_long_is_cut_short() {
+        let _alone = ALONE.lock().await;
         let shutdown = listen(Duration::from_secs(25)).unwrap();
         shutdown.drain.cancel();
         let begun = tokio::time::Instant::now();
