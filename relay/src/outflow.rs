@@ -12,7 +12,7 @@ use crate::session::{MARKS_MAX, Session};
 
 impl Session<'_> {
     pub(crate) fn feed_lanes(&mut self) -> anyhow::Result<()> {
-        if self.blocked || self.marks.len() >= MARKS_MAX {
+        if self.blocked || self.closing.is_some() || self.marks.len() >= MARKS_MAX {
             return Ok(());
         }
         for (number, lane) in self.wires.lanes.iter_mut().enumerate() {
@@ -52,7 +52,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    pub(crate) fn on_done(&mut self, done: Done, now: Instant) -> anyhow::Result<()> {
+    pub(crate) fn on_done(&mut self, done: Done, now: Instant) {
         if let Some(lane) = self.wires.lanes.get_mut(done.lane) {
             lane.busy = None;
         }
@@ -71,7 +71,9 @@ impl Session<'_> {
                 "the broker closed a channel"
             );
         }
-        lost.map_or(Ok(()), |why| Err(anyhow!("broker: {why}")))
+        if let Some(why) = lost {
+            self.close(why, now);
+        }
     }
 
     /// A blocked connection answers nobody: that is no route's fault.

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use futures::future::{Either, select};
 use lapin::Connection;
 use prometheus::Registry;
 use svc_kit::admin::{ACTIVE, Readiness, STANDBY};
@@ -26,7 +27,7 @@ use crate::mark;
 use crate::metrics::{Metrics, Phase};
 use crate::ops::check;
 use crate::queue::RowId;
-use crate::session::{End, LaneHandle, Outside, Session, Wires};
+use crate::session::{End, LaneHandle, Outside, Session, Wires, why_ended};
 use crate::table::{self, Queries};
 
 /// The named conditions of `/readyz`.
@@ -36,6 +37,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A session that lived this long was sound: the next retry starts small again.
 const SOUND_AFTER: Duration = Duration::from_secs(10);
+/// For broker, exchange, reader and marker together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A relay with its settings.
@@ -92,9 +95,18 @@ impl Relay {
             leadership,
             lag,
         };
-        let exit = self.cycle(&lease, &mut outside).await;
+        // These two live as long as the process: one that ends, a panic among the reasons, ends it.
+        let cycle = std::pin::pin!(self.cycle(&lease, &mut outside));
+        let ended = std::pin::pin!(tasks.join_next());
+        let exit = match select(cycle, ended).await {
+            Either::Left((exit, _)) => exit,
+            Either::Right((ended, _)) => {
+                let why = ended.map(why_ended);
+                tracing::error!(error = ?why, "a task the relay can't be without has ended");
+                Exit::Failed
+            }
+        };
         self.metrics.set_phase(Phase::Stopped);
-        tasks.abort_all();
         Ok(exit)
     }
 
@@ -110,7 +122,7 @@ impl Relay {
             self.enter(Phase::Connecting);
             let began = Instant::now();
             let drain = outside.stop.drain.clone();
-            let why = match drain.run_until_cancelled(self.connect(lease)).await {
+            let why = match drain.run_until_cancelled(self.connect_in_time(lease)).await {
                 None => return Exit::Drained,
                 Some(Err(NotConnected::Misconfigured(err))) if first_contact => {
                     tracing::error!(error = %err, "wrong configuration");
@@ -211,6 +223,13 @@ impl Relay {
         let end = session.run(outside).await;
         *suspects = session.dispatch.take_suspects();
         end
+    }
+
+    /// A broker or a database that accepts and then says nothing must not hold the relay.
+    async fn connect_in_time(&self, lease: &Lease) -> Result<Connected, NotConnected> {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(lease)).await;
+        connected
+            .unwrap_or_else(|_| Err(anyhow!("not connected within {CONNECT_TIMEOUT:?}").into()))
     }
 
     async fn connect(&self, lease: &Lease) -> Result<Connected, NotConnected> {

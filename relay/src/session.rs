@@ -33,6 +33,8 @@ pub const MARKS_MAX: usize = 8192;
 const BATCHES_AHEAD: usize = 4;
 /// How often the lag is told and the routes are shown.
 const TICK: Duration = Duration::from_secs(1);
+/// Patience with lanes and marker once the broker is gone.
+const CLOSING_MAX: Duration = Duration::from_secs(3);
 /// Groups taken from the binlog before the lanes are looked at.
 const GROUPS_AT_ONCE: usize = 256;
 
@@ -87,10 +89,17 @@ pub struct Wires {
     pub news: mpsc::Receiver<BrokerNews>,
 }
 
+/// A session that is about to end.
+pub(crate) struct Closing {
+    why: String,
+    deadline: Instant,
+}
+
 enum Event {
     Stop,
     CutOff,
     Leadership,
+    KeeperGone,
     News(BrokerNews),
     Done(Done),
     Written(Written),
@@ -117,6 +126,8 @@ pub struct Session<'a> {
     pub(crate) failures: VecDeque<Write>,
     pub(crate) writing: usize,
     pub(crate) blocked: bool,
+    /// The broker is gone: what its lanes still answer is waited for, but not for long.
+    pub(crate) closing: Option<Closing>,
     draining: bool,
     pub(crate) clock: Option<Clock>,
     next_tick: Instant,
@@ -144,6 +155,7 @@ impl<'a> Session<'a> {
             failures: VecDeque::new(),
             writing: 0,
             blocked: false,
+            closing: None,
             draining: false,
             clock: None,
             next_tick: now,
@@ -159,8 +171,8 @@ impl<'a> Session<'a> {
             if let Err(err) = self.advance(now, &outside.lag) {
                 return End::Failed(err);
             }
-            if self.draining && self.is_drained() {
-                return End::Drained;
+            if let Some(end) = self.ended(now) {
+                return end;
             }
             let event = self.next(outside).await;
             match self.handle(event, outside) {
@@ -169,6 +181,24 @@ impl<'a> Session<'a> {
                 Err(err) => return End::Failed(err),
             }
         }
+    }
+
+    fn ended(&mut self, now: Instant) -> Option<End> {
+        let drained = self.is_drained();
+        if let Some(closing) = self
+            .closing
+            .take_if(|closing| drained || now >= closing.deadline)
+        {
+            return Some(End::Failed(anyhow!("broker: {}", closing.why)));
+        }
+        (self.draining && drained).then_some(End::Drained)
+    }
+
+    /// The broker is gone. Every lane will say so of its batch, and whether something in the batch is
+    /// to blame; confirmed rows are still marked.
+    pub(crate) fn close(&mut self, why: String, now: Instant) {
+        let deadline = now + CLOSING_MAX;
+        self.closing.get_or_insert(Closing { why, deadline });
     }
 
     async fn next(&mut self, outside: &mut Outside) -> Event {
@@ -189,7 +219,9 @@ impl<'a> Session<'a> {
             biased;
             () = outside.stop.now.cancelled() => Event::CutOff,
             () = outside.stop.drain.cancelled(), if !draining => Event::Stop,
-            _ = outside.leadership.changed() => Event::Leadership,
+            told = outside.leadership.changed() => {
+                told.map_or(Event::KeeperGone, |()| Event::Leadership)
+            }
             Some(told) = news.recv() => Event::News(told),
             Some(batch) = done.recv() => Event::Done(batch),
             Some(write) = written.recv() => Event::Written(write),
@@ -214,7 +246,8 @@ impl<'a> Session<'a> {
                     return Ok(Some(End::LeaseLost(why)));
                 }
             }
-            Event::News(BrokerNews::Lost(why)) => return Err(anyhow!("broker: {why}")),
+            Event::KeeperGone => return Err(anyhow!("the keeper of the lock is gone")),
+            Event::News(BrokerNews::Lost(why)) => self.close(why, now),
             Event::News(BrokerNews::Blocked(why)) => {
                 tracing::warn!(reason = %why, "the broker blocks publishers, intake stops");
                 self.set_blocked(true, format!("blocked by the broker: {why}"));
@@ -223,7 +256,7 @@ impl<'a> Session<'a> {
                 tracing::info!("the broker takes publishes again");
                 self.set_blocked(false, "connected".into());
             }
-            Event::Done(done) => self.on_done(done, now)?,
+            Event::Done(done) => self.on_done(done, now),
             Event::Written(written) => self.on_written(written),
             Event::Answer(Answer::Page(page)) => self.on_page(page, now),
             Event::Answer(Answer::Rows(rows)) => {
@@ -252,7 +285,7 @@ impl<'a> Session<'a> {
     fn advance(&mut self, now: Instant, lag: &watch::Sender<TailLag>) -> anyhow::Result<()> {
         self.feed_lanes()?;
         self.feed_marker()?;
-        if !self.draining {
+        if !self.draining && self.closing.is_none() {
             self.check_tail(now);
             self.advance_pass(now)?;
             self.feed_lanes()?;
@@ -335,17 +368,24 @@ impl<'a> Session<'a> {
     pub(crate) fn takes_from_tail(&self) -> bool {
         let loading = self.config.order == Order::Key && self.passes.is_loading();
         let room = self.room();
-        !self.draining && !loading && room.rows > 0 && room.bytes > 0
+        !self.draining && self.closing.is_none() && !loading && room.rows > 0 && room.bytes > 0
     }
 
     fn wake_at(&self) -> Instant {
+        if let Some(closing) = &self.closing {
+            return closing.deadline.min(self.next_tick);
+        }
+        if self.draining {
+            return self.next_tick;
+        }
+        let deadline = self.passes.awaited().map(|(_, deadline)| deadline);
         let pass = self
             .passes
             .is_idle()
             .then(|| self.intake.next_pass_at(&self.passes, &self.dispatch));
-        let deadline = self.passes.awaited().map(|(_, deadline)| deadline);
-        pass.into_iter()
-            .chain(deadline)
+        deadline
+            .into_iter()
+            .chain(pass)
             .fold(self.next_tick, Instant::min)
     }
 
