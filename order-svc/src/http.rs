@@ -22,8 +22,9 @@ use uuid::Uuid;
 use crate::idempotency::{BadKey, IdempotencyKey};
 use crate::metrics::Metrics;
 use crate::openapi;
-use crate::order::{Order, OrderRequest, RequestError, rfc3339};
+use crate::order::{Order, rfc3339};
 use crate::place::{self, Found, PlaceError, Placed};
+use crate::request::{OrderRequest, RequestError};
 
 /// The longest body, in bytes.
 pub const BODY_MAX: usize = 64 * 1024;
@@ -46,7 +47,6 @@ pub struct Api {
 ///
 /// # Panics
 /// When `registry` has the HTTP metrics already.
-#[must_use]
 pub fn router(api: Api, registry: &Registry) -> Router {
     let measured = http_metrics(registry).expect("each service registers the HTTP metrics once");
     Router::new()

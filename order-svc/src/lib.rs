@@ -1,6 +1,6 @@
 //! order-svc: takes orders over HTTP; one transaction writes the order and its event.
 //!
-//! In the order a request meets them: [`http`] reads it as an [`order`], [`place`] writes it with
+//! In the order they meet it: [`http`] takes a [`request`] for an [`order`], [`place`] writes it with
 //! its event and its [`idempotency`] key. What carries the event on is not known here.
 //! [`service`] puts them together.
 
@@ -10,8 +10,11 @@ pub mod service;
 pub mod http;
 pub mod openapi;
 
-pub mod idempotency;
+pub mod request;
+
 pub mod order;
+
+pub mod idempotency;
 pub mod place;
 
 pub mod metrics;

@@ -28,7 +28,7 @@ struct Contract;
 #[serde(deny_unknown_fields)]
 #[expect(
     dead_code,
-    reason = "a description for the document; order::OrderRequest is the value"
+    reason = "a description for the document; request::OrderRequest is the value"
 )]
 pub(crate) struct OrderRequest {
     #[schema(min_length = 1, max_length = 64, example = "c-17")]

@@ -11,7 +11,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::idempotency::{self, Claim, IdempotencyKey};
-use crate::order::{Order, OrderRequest};
+use crate::order::Order;
+use crate::request::OrderRequest;
 
 /// What an order is to the outbox: with its id, the ordering key.
 const AGGREGATE_TYPE: &str = "order";

@@ -1,6 +1,6 @@
 //! The payments API: a payment by its order, and a way in by hand for when the broker is down.
 
-use std::time::Duration;
+mod refusal;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -15,10 +15,8 @@ use outbox::message::{MessageId, Received};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{FromRow, MySqlPool};
-use svc_kit::database::{Fault, classify};
 use svc_kit::http::Problem;
 use svc_kit::ops::{Person, Role, Tokens};
-use svc_kit::tasks;
 use time::OffsetDateTime;
 use time::format_description::StaticFormatDescription;
 use time::macros::format_description;
@@ -26,14 +24,13 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::openapi;
-use crate::store::{Operator, Store, StoreError};
+use crate::store::{Operator, Store};
+
+use self::refusal::{database_problem, in_own_task, not_stored, unreadable};
 
 /// The longest body, in bytes.
 pub const BODY_MAX: usize = 64 * 1024;
 
-/// A unit of database work that takes longer is answered without its outcome.
-const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
-const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Longest `inbox.event_type`, in characters.
 const TYPE_MAX: usize = 255;
 
@@ -50,7 +47,6 @@ pub struct Api {
 }
 
 /// The routes.
-#[must_use]
 pub fn router(api: Api) -> Router {
     Router::new()
         .route("/payments/{order_id}", get(find_payment))
@@ -210,51 +206,58 @@ pub(crate) async fn put_in(
     State(api): State<Api>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Response> {
-    let operator = Operator(operator(&api.tokens, &headers)?.name.clone());
-    let received = read(&headers, body).map_err(IntoResponse::into_response)?;
+) -> Response {
+    match take_in(api, &headers, body).await {
+        Ok(answer) => answer,
+        Err(problem) => {
+            let is_challenge = problem.status == StatusCode::UNAUTHORIZED;
+            let mut answer = problem.into_response();
+            if is_challenge {
+                let bearer = HeaderValue::from_static("Bearer");
+                answer.headers_mut().insert(WWW_AUTHENTICATE, bearer);
+            }
+            answer
+        }
+    }
+}
+
+async fn take_in(
+    api: Api,
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let operator = Operator(operator(&api.tokens, headers)?.name.clone());
+    let received = read(headers, body)?;
     let message_id = received.message_id.to_string();
     let work = async move { api.store.take_in_by_hand(received, operator).await };
-    let claim = in_own_task(work)
-        .await
-        .and_then(|outcome| outcome.map_err(|err| not_stored(&err)))
-        .map_err(IntoResponse::into_response)?;
-    let (status, name) = match claim {
+    let claim = in_own_task(work).await?.map_err(|err| not_stored(&err))?;
+    let (code, status) = match claim {
         Claim::First => (StatusCode::ACCEPTED, "received"),
         Claim::Duplicate => (StatusCode::OK, "duplicate"),
         Claim::Conflict => {
             let title = "The message_id is known with another body";
-            let problem = Problem::new(StatusCode::CONFLICT, "id_conflict", title)
-                .detail("this one is stored under the digest of its body, and parked");
-            return Err(problem.into_response());
+            return Err(Problem::new(StatusCode::CONFLICT, "id_conflict", title)
+                .detail("this one is stored under the digest of its body, and parked"));
         }
     };
-    Ok((
-        status,
-        Json(Taken {
-            message_id,
-            status: name,
-        }),
-    )
-        .into_response())
+    Ok((code, Json(Taken { message_id, status })).into_response())
 }
 
 /// Who asks, if that is an operator.
-fn operator<'a>(tokens: &'a Tokens, headers: &HeaderMap) -> Result<&'a Person, Response> {
+fn operator<'a>(tokens: &'a Tokens, headers: &HeaderMap) -> Result<&'a Person, Problem> {
     match tokens.bearer(headers) {
         Some(person) if person.role >= Role::Operator => Ok(person),
         Some(_) => {
             let title = "The token is not an operator's";
-            Err(Problem::new(StatusCode::FORBIDDEN, "not_an_operator", title).into_response())
+            Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "not_an_operator",
+                title,
+            ))
         }
         None => {
             let title = "An operator's token is needed";
-            let status = StatusCode::UNAUTHORIZED;
-            let mut answer = Problem::new(status, "no_token", title).into_response();
-            answer
-                .headers_mut()
-                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            Err(answer)
+            Err(Problem::new(StatusCode::UNAUTHORIZED, "no_token", title))
         }
     }
 }
@@ -324,73 +327,4 @@ fn payload_bytes(payload: &RawValue) -> Option<Vec<u8>> {
             .map(String::into_bytes),
         _ => None,
     }
-}
-
-/// A handler is dropped when its client goes away; what it has begun in the database is not.
-async fn in_own_task<T: Send + 'static>(
-    work: impl Future<Output = T> + Send + 'static,
-) -> Result<T, Problem> {
-    match tokio::time::timeout(DATABASE_TIMEOUT, tasks::unit(work)).await {
-        Ok(Ok(outcome)) => Ok(outcome),
-        Ok(Err(err)) => {
-            tracing::error!(error = %err, "request could not be worked on");
-            Err(internal())
-        }
-        Err(_elapsed) => Err(unavailable()),
-    }
-}
-
-fn not_stored(err: &StoreError) -> Problem {
-    match err {
-        StoreError::Database(err) => database_problem(err),
-        StoreError::Silent => unavailable(),
-    }
-}
-
-fn database_problem(err: &sqlx::Error) -> Problem {
-    match classify(err) {
-        Fault::Away
-        | Fault::ReadOnly
-        | Fault::Busy
-        | Fault::MissingTable
-        | Fault::Misconfigured(_) => {
-            tracing::warn!(error = %err, "database can't be used");
-            unavailable()
-        }
-        Fault::Other => {
-            tracing::error!(error = %err, "database refused a statement");
-            internal()
-        }
-    }
-}
-
-fn unavailable() -> Problem {
-    let status = StatusCode::SERVICE_UNAVAILABLE;
-    Problem::new(
-        status,
-        "database_unavailable",
-        "The database can't be used at the moment",
-    )
-    .retry_after(RETRY_AFTER)
-}
-
-fn internal() -> Problem {
-    let status = StatusCode::INTERNAL_SERVER_ERROR;
-    Problem::new(status, "internal", "Something went wrong on our side")
-}
-
-fn unreadable(err: &BytesRejection) -> Problem {
-    if err.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let status = StatusCode::PAYLOAD_TOO_LARGE;
-        return Problem::new(
-            status,
-            "body_too_large",
-            "The body has more than 65536 bytes",
-        );
-    }
-    Problem::new(
-        StatusCode::BAD_REQUEST,
-        "unreadable_body",
-        "The body could not be read",
-    )
 }

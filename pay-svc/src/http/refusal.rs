@@ -1,0 +1,84 @@
+//! What a client is told when its request could not be carried out.
+
+use std::time::Duration;
+
+use axum::extract::rejection::BytesRejection;
+use axum::http::StatusCode;
+use svc_kit::database::{Fault, classify};
+use svc_kit::http::Problem;
+use svc_kit::tasks;
+
+use crate::store::StoreError;
+
+/// A unit of database work that takes longer is answered without its outcome.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// A handler is dropped when its client goes away; what it has begun in the database is not.
+pub(super) async fn in_own_task<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::time::timeout(DATABASE_TIMEOUT, tasks::unit(work)).await {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err(err)) => {
+            tracing::error!(error = %err, "request could not be worked on");
+            Err(internal())
+        }
+        Err(_elapsed) => Err(unavailable()),
+    }
+}
+
+pub(super) fn not_stored(err: &StoreError) -> Problem {
+    match err {
+        StoreError::Database(err) => database_problem(err),
+        StoreError::Silent => unavailable(),
+    }
+}
+
+pub(super) fn database_problem(err: &sqlx::Error) -> Problem {
+    match classify(err) {
+        Fault::Away
+        | Fault::ReadOnly
+        | Fault::Busy
+        | Fault::MissingTable
+        | Fault::Misconfigured(_) => {
+            tracing::warn!(error = %err, "database can't be used");
+            unavailable()
+        }
+        Fault::Other => {
+            tracing::error!(error = %err, "database refused a statement");
+            internal()
+        }
+    }
+}
+
+fn unavailable() -> Problem {
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    Problem::new(
+        status,
+        "database_unavailable",
+        "The database can't be used at the moment",
+    )
+    .retry_after(RETRY_AFTER)
+}
+
+fn internal() -> Problem {
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    Problem::new(status, "internal", "Something went wrong on our side")
+}
+
+pub(super) fn unreadable(err: &BytesRejection) -> Problem {
+    if err.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        return Problem::new(
+            status,
+            "body_too_large",
+            "The body has more than 65536 bytes",
+        );
+    }
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "unreadable_body",
+        "The body could not be read",
+    )
+}
