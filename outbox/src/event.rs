@@ -200,7 +200,7 @@ pub async fn write(tx: &mut Transaction<'_, MySql>, event: &Event) -> Result<Uui
 /// Writes events in this order, with as few statements as their size allows; returns their ids.
 ///
 /// # Errors
-/// As [`write`]; one invalid event keeps all of them out of the database.
+/// As [`write()`]; one invalid event keeps all of them out of the database.
 pub async fn write_all(
     tx: &mut Transaction<'_, MySql>,
     events: &[Event],

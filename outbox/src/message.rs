@@ -21,7 +21,12 @@ pub use received::{DIGEST_PREFIX, MessageId, Problem, Received, UnusableId};
 #[cfg(feature = "amqp")]
 mod encode;
 #[cfg(feature = "amqp")]
-pub use encode::{InvalidRow, Message, encode, encoded_properties_len};
+pub use encode::{InvalidRow, Message, encode};
+
+#[cfg(feature = "amqp")]
+mod length;
+#[cfg(feature = "amqp")]
+pub use length::encoded_properties_len;
 
 #[cfg(feature = "amqp")]
 mod decode;

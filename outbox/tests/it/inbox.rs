@@ -175,8 +175,8 @@ async fn a_message_without_a_usable_id_is_parked_under_its_digest() {
 async fn a_known_id_with_another_body_is_parked_under_its_digest() {
     for db in databases().await {
         let (first, other) = (message(Some("m-1"), b"one"), message(Some("m-1"), b"other"));
-        claim_committed(&db.pool, &[first.clone()]).await;
-        let claims = claim_committed(&db.pool, &[other.clone()]).await;
+        claim_committed(&db.pool, std::slice::from_ref(&first)).await;
+        let claims = claim_committed(&db.pool, std::slice::from_ref(&other)).await;
         assert_eq!(claims, [Claim::Conflict], "{:?}", db.flavor);
         // Each row counts its own message's deliveries.
         assert_eq!(

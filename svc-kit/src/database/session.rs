@@ -13,8 +13,9 @@ use super::{DatabaseUrl, Tls};
 /// Longest wait for a connection to be there and set up, or for one of the pool's.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Statements with lists come in many lengths; far below the server's 16,382 for all connections.
-const PREPARED_STATEMENTS: usize = 256;
+/// Per connection. Statements with lists come in many lengths, and the server keeps every one that
+/// is prepared in memory, up to 16,382 for all connections together.
+const PREPARED_STATEMENTS: usize = 64;
 
 /// The session sets its own `sql_mode`: a server's lax one would cut texts and let zero dates in, a
 /// server's strange one would read our SQL differently. READ COMMITTED takes no gap locks; the
