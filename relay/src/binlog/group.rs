@@ -11,7 +11,7 @@ use mysql_async::binlog::events::{Event, QueryEvent, RotateEvent, TableMapEvent}
 use outbox::row::Row;
 
 use super::decode::Columns;
-use super::event::{commit_time, decode_rows, names_table, table_id};
+use super::event::{Prepared, commit_time, decode_rows, names_table, prepared, table_id};
 use super::position::Position;
 use super::statement::Statement;
 
@@ -68,7 +68,6 @@ struct Open {
     changed: bool,
     /// Inside BEGIN … COMMIT; a QUERY event outside is a group of its own.
     begun: bool,
-    xa: Option<Vec<u8>>,
     doubt: Option<Doubt>,
 }
 
@@ -276,16 +275,10 @@ impl Grouper {
             return self.alone(Doubt::Undecodable("a QUERY event".into()));
         };
         let text = query.query_raw().trim_ascii();
-        match Statement::of(text, &self.table) {
+        match Statement::of(text, query.schema_raw(), (&self.schema, &self.table)) {
             Statement::Begin => {
                 if let Some(open) = &mut self.open {
                     open.begun = true;
-                }
-            }
-            Statement::XaStart(id) => {
-                if let Some(open) = &mut self.open {
-                    open.begun = true;
-                    open.xa = Some(id.to_vec());
                 }
             }
             Statement::Harmless => {}
@@ -295,14 +288,14 @@ impl Grouper {
                 return self.end();
             }
             Statement::XaCommit(id) => {
-                if self.foreign_xa.remove(id) {
+                if self.foreign_xa.remove(&id.to_ascii_lowercase()) {
                     self.open = None;
                     return None;
                 }
                 return self.alone(Doubt::Unvouched("XA COMMIT"));
             }
             Statement::XaRollback(id) => {
-                self.foreign_xa.remove(id);
+                self.foreign_xa.remove(&id.to_ascii_lowercase());
                 self.open = None;
             }
             Statement::Foreign => self.leave_statement(),
@@ -324,13 +317,13 @@ impl Grouper {
     }
 
     fn xa_prepare(&mut self, event: &Event) -> Option<Group> {
-        // WL#6860: byte 0 is one_phase; 1 commits here and now.
-        if event.data().first() == Some(&1) {
-            return self.end();
-        }
+        let id = match prepared(event.data()) {
+            Prepared::OnePhase => return self.end(),
+            Prepared::Waits(id) => id,
+        };
         let open = self.open.take()?;
         let concerns_us = open.inserted || open.changed || open.doubt.is_some();
-        if let Some(id) = open.xa.filter(|_| !concerns_us)
+        if let Some(id) = id.filter(|_| !concerns_us)
             && self.foreign_xa.len() < FOREIGN_XA_MAX
         {
             self.foreign_xa.insert(id);
@@ -372,7 +365,6 @@ impl Open {
             inserted: false,
             changed: false,
             begun,
-            xa: None,
             doubt: None,
         }
     }

@@ -3,15 +3,16 @@
 /// What a QUERY event means for the outbox.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Statement<'a> {
+    /// BEGIN, and MySQL's XA START: MariaDB has that in the GTID event.
     Begin,
     Commit,
     Rollback,
     /// SAVEPOINT, XA END.
     Harmless,
-    XaStart(&'a [u8]),
+    /// With the id as [`super::event::prepared`] gives it, but for upper and lower case.
     XaCommit(&'a [u8]),
     XaRollback(&'a [u8]),
-    /// DDL that does not name the outbox: it can't add rows to it.
+    /// DDL that names no table of the outbox's name, or one of another schema: it can't add rows.
     Foreign,
     /// Anything else, `ROLLBACK TO` and DML in STATEMENT format among it.
     Other,
@@ -37,13 +38,15 @@ const DDL: [&[u8]; 14] = [
 ];
 
 impl<'a> Statement<'a> {
-    pub(super) fn of(text: &'a [u8], table: &[u8]) -> Self {
+    /// `default` is the schema the statement ran in; then the outbox's schema and table.
+    pub(super) fn of(text: &'a [u8], default: &[u8], outbox: (&[u8], &[u8])) -> Self {
         let starts = |word: &[u8]| {
             text.get(..word.len())
                 .is_some_and(|head| head.eq_ignore_ascii_case(word))
         };
         let rest = |word: &[u8]| text[word.len()..].trim_ascii();
-        if text.eq_ignore_ascii_case(b"BEGIN") || starts(b"START TRANSACTION") {
+        let begins = starts(b"START TRANSACTION") || starts(b"XA START");
+        if begins || text.eq_ignore_ascii_case(b"BEGIN") {
             Self::Begin
         } else if text.eq_ignore_ascii_case(b"COMMIT") {
             Self::Commit
@@ -51,18 +54,27 @@ impl<'a> Statement<'a> {
             Self::Rollback
         } else if starts(b"SAVEPOINT") || starts(b"RELEASE SAVEPOINT") || starts(b"XA END") {
             Self::Harmless
-        } else if starts(b"XA START") {
-            Self::XaStart(rest(b"XA START"))
         } else if starts(b"XA COMMIT") {
             Self::XaCommit(rest(b"XA COMMIT"))
         } else if starts(b"XA ROLLBACK") {
             Self::XaRollback(rest(b"XA ROLLBACK"))
-        } else if DDL.iter().any(|word| starts(word)) && !contains(text, table) {
+        } else if DDL.iter().any(|word| starts(word)) && !names(text, default, outbox) {
             Self::Foreign
         } else {
             Self::Other
         }
     }
+}
+
+/// May the statement mean the outbox? Each service of a server may have one under the same name, and
+/// only a text that spells the other's schema reaches it from elsewhere.
+fn names(text: &[u8], default: &[u8], (schema, table): (&[u8], &[u8])) -> bool {
+    // Another spelling is possible for these only with quotes or in another character set.
+    let plain = schema
+        .iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+    contains(text, table)
+        && (!plain || default.eq_ignore_ascii_case(schema) || contains(text, schema))
 }
 
 fn contains(text: &[u8], word: &[u8]) -> bool {
@@ -76,15 +88,13 @@ mod tests {
 
     #[test]
     fn statements_are_told_apart_by_what_they_may_do_to_the_outbox() {
-        let of = |text: &'static str| Statement::of(text.as_bytes(), b"outbox");
+        let of =
+            |text: &'static str| Statement::of(text.as_bytes(), b"orders", (b"orders", b"outbox"));
         assert_eq!(of("BEGIN"), Statement::Begin);
         assert_eq!(of("COMMIT"), Statement::Commit);
         assert_eq!(of("SAVEPOINT `a`"), Statement::Harmless);
         assert_eq!(of("ROLLBACK TO `a`"), Statement::Other);
-        assert_eq!(
-            of("XA START X'61',X'',1"),
-            Statement::XaStart(b"X'61',X'',1")
-        );
+        assert_eq!(of("XA START X'61',X'',1"), Statement::Begin);
         assert_eq!(
             of("XA COMMIT X'61',X'',1"),
             Statement::XaCommit(b"X'61',X'',1")
@@ -95,6 +105,10 @@ mod tests {
             Statement::Other
         );
         assert_eq!(of("DROP DATABASE other"), Statement::Foreign);
+        let of =
+            |text: &'static str| Statement::of(text.as_bytes(), b"pay", (b"orders", b"outbox"));
+        assert_eq!(of("CREATE TABLE outbox (a INT)"), Statement::Foreign);
+        assert_eq!(of("RENAME TABLE outbox TO Orders.outbox"), Statement::Other);
         assert_eq!(of("INSERT INTO other VALUES (1)"), Statement::Other);
     }
 }
