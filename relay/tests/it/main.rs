@@ -5,5 +5,7 @@
 )]
 
 mod rig;
+mod servers;
 
 mod path;
+mod transactions;

@@ -51,6 +51,12 @@ impl Deliveries {
         self.0.lock().unwrap().len()
     }
 
+    /// Message ids of all deliveries, in order.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        let deliveries = self.0.lock().unwrap();
+        deliveries.iter().map(|d| d.message_id.clone()).collect()
+    }
+
     /// Message ids in the order of their first delivery.
     pub(crate) fn first(&self) -> Vec<Delivery> {
         let mut seen = std::collections::HashSet::new();

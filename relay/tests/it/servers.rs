@@ -1,0 +1,55 @@
+//! Database servers of a test's own: for what would disturb the tests beside it, such as statements
+//! that every relay of the server must look into, or a server that is killed.
+
+use std::ops::Deref;
+
+use e2e::{Db, DbOptions, Flavor};
+
+use crate::rig::Rig;
+
+/// A server that ends with its test.
+pub(crate) struct OwnDb(&'static Db);
+
+impl OwnDb {
+    pub(crate) async fn start(flavor: Flavor, args: &[&str]) -> Self {
+        let options = DbOptions {
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            files: Vec::new(),
+        };
+        // A rig keeps its server for the whole process; the process of the server ends here, and
+        // its directory with the test process.
+        Self(Box::leak(Box::new(
+            Db::start(flavor, options).await.unwrap(),
+        )))
+    }
+
+    /// Migrated tables, the exchange, and a bound queue on this server.
+    pub(crate) async fn rig(&self) -> Rig {
+        Rig::new(self.0).await
+    }
+}
+
+impl Deref for OwnDb {
+    type Target = Db;
+
+    fn deref(&self) -> &Db {
+        self.0
+    }
+}
+
+impl Drop for OwnDb {
+    fn drop(&mut self) {
+        // It may have been killed by its test already.
+        drop(self.0.kill());
+    }
+}
+
+/// The flavours that can be had.
+pub(crate) async fn flavors() -> Vec<Flavor> {
+    let mut flavors = vec![Flavor::MariaDb];
+    // Where there is no real MySQL, the shared one tells so loudly, or fails if it is required.
+    if e2e::cache::mysql_root().is_ok() || e2e::shared::mysql().await.is_some() {
+        flavors.push(Flavor::MySql);
+    }
+    flavors
+}
