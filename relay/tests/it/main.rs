@@ -6,6 +6,8 @@
 
 mod rig;
 mod servers;
+mod writers;
 
+mod order;
 mod path;
 mod transactions;

@@ -1,0 +1,117 @@
+//! Writers who never stop committing, and whose messages tell in which order they were committed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use outbox::Event;
+use sqlx::{AssertSqlSafe, Executor, MySqlPool};
+use tokio::task::JoinHandle;
+
+use crate::rig::{Deliveries, LATER, Rig};
+
+/// Tasks that each commit one transaction after the other.
+pub(crate) struct Writers {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Writers {
+    /// `count` writers on `keys` aggregates of the rig's database.
+    pub(crate) async fn start(rig: &Rig, count: usize, keys: usize) -> Self {
+        let create = "CREATE TABLE aggregates (id INT PRIMARY KEY, n BIGINT NOT NULL)";
+        rig.pool.execute(create).await.unwrap();
+        let rows: Vec<String> = (0..keys).map(|key| format!("({key}, 0)")).collect();
+        let fill = format!("INSERT INTO aggregates VALUES {}", rows.join(", "));
+        rig.pool
+            .execute(AssertSqlSafe(fill.as_str()))
+            .await
+            .unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let tasks = (0..count).map(|number| {
+            let (pool, stop) = (rig.pool.clone(), Arc::clone(&stop));
+            svc_kit::tasks::unit(async move {
+                // A step without a common divisor with most key counts: every writer meets every key.
+                let mut key = number * 7;
+                while !stop.load(Ordering::Relaxed) {
+                    key = (key + 17) % keys;
+                    write(&pool, key).await;
+                }
+            })
+        });
+        let tasks = tasks.collect();
+        Self { stop, tasks }
+    }
+
+    /// Stops them; returns how many messages they committed.
+    pub(crate) async fn stop(self, rig: &Rig) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        let committed: i64 =
+            sqlx::query_scalar("SELECT CAST(SUM(n) AS SIGNED INTEGER) FROM aggregates")
+                .fetch_one(&rig.pool)
+                .await
+                .unwrap();
+        usize::try_from(committed).unwrap()
+    }
+}
+
+/// Locks its aggregate before it inserts: without that no order of commits is defined.
+async fn write(pool: &MySqlPool, key: usize) {
+    let mut tx = pool.begin().await.unwrap();
+    sqlx::query("UPDATE aggregates SET n = n + 1 WHERE id = ?")
+        .bind(key as u64)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    let number: i64 = sqlx::query_scalar("SELECT n FROM aggregates WHERE id = ?")
+        .bind(key as u64)
+        .fetch_one(&mut *tx)
+        .await
+        .unwrap();
+    let event = Event::new(
+        "order",
+        format!("k{key}"),
+        "order.placed.v1",
+        "order.pay",
+        number.to_string(),
+    );
+    outbox::event::write(&mut tx, &event).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+/// Waits until everything that was ever committed has arrived: the queue is first in, first out,
+/// so this holds when a row arrives that was written when nothing was pending any more.
+pub(crate) async fn wait_all_delivered(rig: &Rig, deliveries: &Deliveries) {
+    e2e::wait::until("no row pending", LATER * 2, async || {
+        rig.count("status = 1").await == 0
+    })
+    .await;
+    let last = rig.insert_one("last", "order.pay", b"1").await;
+    e2e::wait::until("the last row to arrive", LATER, async || {
+        deliveries.ids().contains(&last)
+    })
+    .await;
+}
+
+/// Every key's first deliveries are its messages 1, 2, 3 … without a gap. Returns how many messages
+/// there are, the last one of [`wait_all_delivered`] not counted.
+pub(crate) fn assert_first_deliveries_in_order(deliveries: &Deliveries) -> usize {
+    let mut seen: HashMap<String, u64> = HashMap::new();
+    let first = deliveries.first();
+    for delivery in &first {
+        let number: u64 = String::from_utf8_lossy(&delivery.payload).parse().unwrap();
+        let before = seen.entry(delivery.key.clone()).or_default();
+        assert_eq!(
+            number,
+            *before + 1,
+            "{} after message {before} of {}",
+            delivery.message_id,
+            delivery.key
+        );
+        *before = number;
+    }
+    first.len() - 1
+}
