@@ -8,6 +8,7 @@ mod rig;
 mod servers;
 mod writers;
 
+mod crash;
 mod order;
 mod path;
 mod transactions;

@@ -5,7 +5,7 @@ use e2e::Db;
 use e2e::product::Process;
 
 use crate::rig::{LATER, QUEUE, Rig, SOON};
-use crate::writers::{Writers, assert_first_deliveries_in_order, wait_all_delivered};
+use crate::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
 
 const KEYS: usize = 50;
 const WRITERS: usize = 3;
@@ -48,9 +48,9 @@ async fn restarts(db: &'static Db, lives: usize, kill: bool) {
     let flavor = db.flavor();
     let delivered = assert_first_deliveries_in_order(&deliveries);
     let twice = deliveries.count() - delivered - 1;
-    println!(
+    tell(&format!(
         "{flavor:?}: {lives} lives, {committed} messages, {from_binlog} by the binlog, {twice} twice"
-    );
+    ));
     assert_eq!(delivered, committed, "{flavor:?}");
     assert_eq!(missed, 0.0, "{flavor:?}: {}", relay.log());
     assert!(from_binlog > 0.0, "{flavor:?}: the binlog was never tailed");

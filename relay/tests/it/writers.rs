@@ -1,14 +1,23 @@
 //! Writers who never stop committing, and whose messages tell in which order they were committed.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use outbox::Event;
 use sqlx::{AssertSqlSafe, Executor, MySqlPool};
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use crate::rig::{Deliveries, LATER, Rig};
+
+/// A measurement for whoever watches, straight to standard error: the harness hides what a passing
+/// test prints.
+pub(crate) fn tell(text: &str) {
+    // A closed standard error is no reason to fail a test.
+    drop(writeln!(std::io::stderr(), "{text}"));
+}
 
 /// Tasks that each commit one transaction after the other.
 pub(crate) struct Writers {
@@ -56,6 +65,29 @@ impl Writers {
                 .unwrap();
         usize::try_from(committed).unwrap()
     }
+}
+
+/// Commits `count` rows of as many keys, 500 in a transaction; returns their message ids.
+pub(crate) async fn backlog(rig: &Rig, count: usize) -> Vec<String> {
+    let mut ids = Vec::with_capacity(count);
+    while ids.len() < count {
+        let events: Vec<Event> = (ids.len()..count.min(ids.len() + 500))
+            .map(|n| {
+                Event::new(
+                    "order",
+                    format!("b{n}"),
+                    "order.placed.v1",
+                    "order.pay",
+                    "1",
+                )
+            })
+            .collect();
+        let mut tx = rig.pool.begin().await.unwrap();
+        let written = outbox::event::write_all(&mut tx, &events).await.unwrap();
+        tx.commit().await.unwrap();
+        ids.extend(written.iter().map(Uuid::to_string));
+    }
+    ids
 }
 
 /// Locks its aggregate before it inserts: without that no order of commits is defined.

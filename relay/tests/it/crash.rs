@@ -1,0 +1,308 @@
+//! Relays that are killed, stopped, suspended and told to go: nothing is lost, and what arrives
+//! twice has a bound.
+
+use std::time::{Duration, Instant};
+
+use e2e::Db;
+use e2e::product::Process;
+use rand::RngExt;
+use sqlx::Executor;
+
+use crate::rig::{Deliveries, LATER, QUEUE, Rig, SOON};
+use crate::writers::{backlog, tell, wait_all_delivered};
+
+const KILLS: usize = 20;
+const ORDERS: usize = 5_000;
+const LANES: usize = 4;
+const BATCH: usize = 256;
+/// A standby works at most this long after the active one went silent.
+const TAKEOVER_MAX: Duration = Duration::from_secs(10);
+
+fn twice(deliveries: &Deliveries) -> usize {
+    deliveries.count() - deliveries.first().len()
+}
+
+async fn wait_delivered(deliveries: &Deliveries, ids: &[String]) {
+    e2e::wait::until(&format!("{} messages", ids.len()), LATER, async || {
+        let arrived = deliveries.ids();
+        ids.iter().all(|id| arrived.contains(id))
+    })
+    .await;
+}
+
+async fn drained(relay: &Process) {
+    let status = relay.wait_exit(LATER).await.unwrap();
+    assert_eq!(status.code(), Some(0), "{}", relay.log());
+}
+
+#[tokio::test]
+async fn every_message_arrives_though_the_relay_is_killed_20_times_while_5000_are_placed() {
+    let servers = e2e::shared::databases().await;
+    futures::future::join_all(servers.into_iter().map(kills)).await;
+}
+
+async fn kills(db: &'static Db) {
+    let mut rig = Rig::new(db).await;
+    rig.set("RELAY_LANES", &LANES.to_string())
+        .set("RELAY_BATCH_MAX", &BATCH.to_string());
+    let deliveries = rig.consume(QUEUE).await;
+    let relay = rig.relay();
+    let mut placed = Vec::new();
+    for kill in 0..KILLS {
+        placed.extend(backlog(&rig, ORDERS / KILLS / 2).await);
+        // Some while it connects, most in the middle of the work, some when all is done.
+        let arrived = deliveries.count();
+        let moment = arrived + rand::rng().random_range(0..ORDERS / KILLS);
+        let place = async { placed.extend(backlog(&rig, ORDERS / KILLS / 2).await) };
+        let wait = e2e::wait::try_until("the moment", SOON / 10, async || {
+            deliveries.count() > moment
+        });
+        let ((), _early) = tokio::join!(place, wait);
+        relay.kill().unwrap();
+        relay.start_again().unwrap();
+        tell(&format!(
+            "{:?}: kill {kill} after {} deliveries",
+            db.flavor(),
+            deliveries.count() - arrived
+        ));
+    }
+    wait_all_delivered(&rig, &deliveries).await;
+    relay.terminate().unwrap();
+    drained(&relay).await;
+
+    let mut arrived: Vec<String> = deliveries
+        .first()
+        .into_iter()
+        .map(|delivery| delivery.message_id)
+        .filter(|id| placed.contains(id))
+        .collect();
+    arrived.sort();
+    placed.sort();
+    assert_eq!(placed.len(), ORDERS);
+    assert!(arrived == placed, "{} of {ORDERS}", arrived.len());
+    let twice = twice(&deliveries);
+    let bound = KILLS * (LANES * BATCH + relay::session::MARKS_MAX);
+    tell(&format!(
+        "{:?}: {twice} duplicate deliveries after {KILLS} kills, bound {bound}",
+        db.flavor()
+    ));
+    assert!(twice <= bound);
+}
+
+#[tokio::test]
+async fn a_late_mark_after_truncate_marks_nothing_that_was_not_sent() {
+    for db in e2e::shared::databases().await {
+        let rig = Rig::new(db).await;
+        let relay = rig.tailing().await;
+        let deliveries = rig.consume(QUEUE).await;
+        let mut operator = rig.database.connect().await.unwrap();
+        // The lock stops the mark, not the binlog.
+        operator.execute("LOCK TABLES outbox WRITE").await.unwrap();
+        for generation in ["old", "new"] {
+            if generation == "new" {
+                operator.execute("TRUNCATE TABLE outbox").await.unwrap();
+            }
+            for number in 0..10 {
+                operator
+                    .execute(sqlx::AssertSqlSafe(insert(generation, number).as_str()))
+                    .await
+                    .unwrap();
+            }
+            if generation == "old" {
+                e2e::wait::until("the old ones", SOON, async || deliveries.count() == 10).await;
+            }
+        }
+        operator.execute("UNLOCK TABLES").await.unwrap();
+
+        rig.wait_sent(10).await;
+        let ids: Vec<u64> = sqlx::query_scalar("SELECT id FROM outbox ORDER BY id")
+            .fetch_all(&rig.pool)
+            .await
+            .unwrap();
+        assert_eq!(ids, (1..=10).collect::<Vec<u64>>(), "the same ids again");
+        e2e::wait::until("the new ones", SOON, async || deliveries.count() >= 20).await;
+        assert_eq!(deliveries.first().len(), 20, "{:?}", deliveries.ids());
+        assert_late_marks(&rig).await;
+        relay.terminate().unwrap();
+        drained(&relay).await;
+    }
+}
+
+#[tokio::test]
+async fn a_late_mark_on_replaced_rows_marks_nothing_that_was_not_sent() {
+    for db in e2e::shared::databases().await {
+        let rig = Rig::new(db).await;
+        let deliveries = rig.consume(QUEUE).await;
+        for number in 0..10 {
+            let statement = insert("old", number);
+            rig.pool
+                .execute(sqlx::AssertSqlSafe(statement.as_str()))
+                .await
+                .unwrap();
+        }
+        // Row locks let the relay read and publish, and stop its mark.
+        let mut operator = rig.pool.begin().await.unwrap();
+        operator
+            .execute("SELECT id FROM outbox FOR UPDATE")
+            .await
+            .unwrap();
+        let relay = rig.tailing().await;
+        e2e::wait::until("the old ones", SOON, async || deliveries.count() == 10).await;
+        operator.execute("DELETE FROM outbox").await.unwrap();
+        for number in 0..10 {
+            let statement = insert("new", number).replace("(message_id", "(id, message_id");
+            let statement = statement.replace("VALUES (", &format!("VALUES ({}, ", number + 1));
+            operator
+                .execute(sqlx::AssertSqlSafe(statement.as_str()))
+                .await
+                .unwrap();
+        }
+        operator.commit().await.unwrap();
+
+        rig.wait_sent(10).await;
+        e2e::wait::until("the new ones", SOON, async || deliveries.count() >= 20).await;
+        assert_eq!(deliveries.first().len(), 20, "{:?}", deliveries.ids());
+        assert_late_marks(&rig).await;
+        relay.terminate().unwrap();
+        drained(&relay).await;
+    }
+}
+
+fn insert(generation: &str, number: usize) -> String {
+    format!(
+        "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, routing_key, \
+         payload) VALUES ('{generation}-{number}', 'order', 'k{number}', 'order.placed.v1', \
+         'order.pay', '{generation}')"
+    )
+}
+
+/// The marks of the old rows did come, and late: else the test has shown nothing.
+async fn assert_late_marks(rig: &Rig) {
+    let unmarked = rig.metric("outbox_relay_mark_missed_total").await;
+    assert_eq!(unmarked, Some(10.0));
+}
+
+/// Where a relay tells how it is.
+async fn ready(admin: &str) -> Option<(u16, String)> {
+    let answer = reqwest::get(format!("http://{admin}/readyz")).await.ok()?;
+    Some((answer.status().as_u16(), answer.text().await.ok()?))
+}
+
+async fn wait_standby(admin: &str) {
+    e2e::wait::until("a standby", LATER, async || {
+        let (status, body) = ready(admin).await?;
+        (status == 200 && body.contains(r#""role":"standby""#)).then_some(())
+    })
+    .await;
+}
+
+/// An active relay with its admin address, and a standby at the rig's.
+async fn pair(rig: &mut Rig) -> (Process, String, Process) {
+    let active = rig.tailing().await;
+    let address = rig.env["ADMIN_ADDR"].clone();
+    let second = format!("127.0.0.1:{}", e2e::port::free().unwrap());
+    rig.set("ADMIN_ADDR", &second);
+    let standby = rig.relay();
+    wait_standby(&second).await;
+    (active, address, standby)
+}
+
+#[tokio::test]
+async fn a_standby_publishes_within_10_s_after_the_active_relay_was_killed() {
+    for db in e2e::shared::databases().await {
+        let mut rig = Rig::new(db).await;
+        let deliveries = rig.consume(QUEUE).await;
+        let (active, address, standby) = pair(&mut rig).await;
+        let mut written = rig.insert(20).await;
+        rig.wait_sent(20).await;
+        let (status, body) = ready(&address).await.unwrap();
+        assert!(
+            status == 200 && body.contains(r#""role":"active""#),
+            "{body}"
+        );
+        let published = "outbox_relay_published_total{source=\"binlog\"}";
+        assert_eq!(
+            rig.metric(published).await,
+            Some(0.0),
+            "the standby works as well"
+        );
+
+        active.kill().unwrap();
+        let killed = Instant::now();
+        written.extend(rig.insert(1).await);
+        wait_delivered(&deliveries, &written).await;
+        let took = killed.elapsed();
+        tell(&format!("{:?}: SIGKILL to delivery {took:?}", db.flavor()));
+        assert!(took < TAKEOVER_MAX, "{took:?}");
+        assert_eq!(twice(&deliveries), 0);
+        standby.terminate().unwrap();
+        drained(&standby).await;
+    }
+}
+
+#[tokio::test]
+async fn a_suspended_relay_is_replaced_within_10_s_and_publishes_nothing_when_it_wakes() {
+    for db in e2e::shared::databases().await {
+        let mut rig = Rig::new(db).await;
+        let deliveries = rig.consume(QUEUE).await;
+        let (active, address, standby) = pair(&mut rig).await;
+        let mut written = rig.insert(20).await;
+        rig.wait_sent(20).await;
+
+        active.pause().unwrap();
+        let paused = Instant::now();
+        // Its binlog connection takes these in while it sleeps.
+        written.extend(rig.insert(20).await);
+        wait_delivered(&deliveries, &written).await;
+        let took = paused.elapsed();
+        tell(&format!("{:?}: SIGSTOP to delivery {took:?}", db.flavor()));
+        assert!(took < TAKEOVER_MAX, "{took:?}");
+
+        active.resume().unwrap();
+        wait_standby(&address).await;
+        written.extend(rig.insert(20).await);
+        wait_delivered(&deliveries, &written).await;
+        for relay in [&active, &standby] {
+            relay.terminate().unwrap();
+            drained(relay).await;
+        }
+        assert_eq!(twice(&deliveries), 0, "{}", active.log());
+    }
+}
+
+#[tokio::test]
+async fn a_relay_told_to_stop_under_load_drains_and_nothing_is_delivered_twice() {
+    for db in e2e::shared::databases().await {
+        let rig = Rig::new(db).await;
+        let deliveries = rig.consume(QUEUE).await;
+        let mut written = backlog(&rig, 3_000).await;
+        let relay = rig.relay();
+        for _ in 0..4 {
+            let before = deliveries.count();
+            e2e::wait::until("some deliveries", LATER, async || {
+                deliveries.count() > before
+            })
+            .await;
+            let load = backlog(&rig, 500);
+            let (more, stopped) = tokio::join!(load, async {
+                relay.terminate()?;
+                relay.wait_exit(LATER).await
+            });
+            written.extend(more);
+            let stopped = stopped.unwrap();
+            assert_eq!(stopped.code(), Some(0), "{stopped}: {}", relay.log());
+            let sent = usize::try_from(rig.count("status = 2").await).unwrap();
+            e2e::wait::until("what is marked has arrived", SOON, async || {
+                deliveries.count() >= sent
+            })
+            .await;
+            assert_eq!(deliveries.count(), sent, "delivered and not marked");
+            relay.start_again().unwrap();
+        }
+        wait_all_delivered(&rig, &deliveries).await;
+        relay.terminate().unwrap();
+        drained(&relay).await;
+        assert_eq!(deliveries.first().len(), written.len() + 1);
+        assert_eq!(twice(&deliveries), 0);
+    }
+}
