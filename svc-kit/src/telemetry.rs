@@ -21,13 +21,18 @@ pub struct LogArgs {
     pub log_format: LogFormat,
 }
 
+/// lapin prints every returned message whole, payload and all: that is nothing for a log, and with a
+/// large payload too much of it. Who publishes logs the reason itself.
+const NO_PAYLOADS: &str = "lapin::returned_messages=off";
+
 /// Starts logging: what `RUST_LOG` says, `info` without it. Panics are logged as well.
 ///
 /// Does nothing when logging has been started before.
 pub fn init(format: LogFormat) {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        .from_env_lossy();
+        .from_env_lossy()
+        .add_directive(NO_PAYLOADS.parse().expect("it is a directive"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
