@@ -207,11 +207,12 @@ impl Held {
         let Some(hold) = self.routes.get_mut(route) else {
             return Admit::Go;
         };
+        // The probe waits for its route like the others: it counts too.
+        hold.counting += 1;
         if hold.probe.is_none() && hold.due <= visit.now {
             hold.probe = Some(row);
             return Admit::Go;
         }
-        hold.counting += 1;
         let due = hold.due;
         self.leave_in_pass(key, visit, due)
     }
@@ -274,8 +275,9 @@ impl Held {
             waiting: 0,
             counting: 0,
         });
-        hold.waiting += 1;
-        let sample = first || hold.probe == Some(row);
+        let probe = hold.probe == Some(row);
+        hold.waiting += u64::from(!probe);
+        let sample = first || probe;
         if sample {
             hold.failures += 1;
             hold.probe = None;

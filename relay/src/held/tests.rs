@@ -104,3 +104,20 @@ fn a_shut_route_sends_one_probe_at_a_time_and_opens_by_it() {
     assert!(!held.holds_route(&shut));
     assert_eq!(held.wake(), Some(due), "the rest goes at once");
 }
+
+#[test]
+fn a_probe_on_its_way_counts_among_the_rows_that_wait() {
+    let now = Instant::now();
+    let mut held = held();
+    let shut = route("shut");
+    held.shut_route(&shut, row(1), 0.0, now);
+    let due = now + Duration::from_secs(1);
+    held.pass_began();
+    let visit = Visit { pass: 1, now: due };
+    assert_eq!(held.admit(row(1), (1, &shut), None, visit), Admit::Go);
+    assert_eq!(held.admit(row(2), (2, &shut), None, visit), Admit::Leave);
+    held.pass_ended(1, true);
+    assert_eq!(held.waiting(), [(&shut, 2)]);
+    held.shut_route(&shut, row(1), 0.0, due);
+    assert_eq!(held.waiting(), [(&shut, 2)]);
+}
