@@ -5,10 +5,12 @@
 )]
 
 mod rig;
+mod rows;
 mod servers;
 mod writers;
 
 mod crash;
 mod order;
 mod path;
+mod routes;
 mod transactions;

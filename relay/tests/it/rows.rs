@@ -1,0 +1,161 @@
+//! Rows by the hundred, and what became of one.
+
+use std::time::Duration;
+
+use e2e::product::Process;
+use sqlx::{AssertSqlSafe, Executor as _};
+
+use crate::rig::{LATER, Rig};
+
+/// What the relay wrote into a row.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub(crate) struct State {
+    pub(crate) status: u8,
+    pub(crate) attempts: u32,
+    pub(crate) last_error: Option<String>,
+}
+
+impl State {
+    pub(crate) fn error(&self) -> &str {
+        self.last_error.as_deref().unwrap_or_default()
+    }
+}
+
+/// A row of `outbox_attempts`.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub(crate) struct Attempt {
+    pub(crate) attempt: u32,
+    pub(crate) class: String,
+    pub(crate) error: String,
+    /// Milliseconds since the attempt before.
+    pub(crate) gap: Option<i64>,
+}
+
+impl Rig {
+    /// Short waits between attempts, so that a test sees several.
+    pub(crate) fn set_backoff(&mut self, min: &str, max: &str) -> &mut Self {
+        self.set("RELAY_BACKOFF_MIN", min)
+            .set("RELAY_BACKOFF_MAX", max)
+    }
+
+    /// Inserts rows with these keys and routing keys in one transaction.
+    pub(crate) async fn insert_all(
+        &self,
+        rows: impl IntoIterator<Item = (String, &str)>,
+    ) -> Vec<String> {
+        let events: Vec<_> = rows
+            .into_iter()
+            .map(|(key, route)| outbox::Event::new("order", key, "order.placed.v1", route, b"{}"))
+            .collect();
+        let mut tx = self.pool.begin().await.unwrap();
+        for some in events.chunks(1000) {
+            outbox::event::write_all(&mut tx, some).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        events.iter().map(|event| event.id().to_string()).collect()
+    }
+
+    /// Runs a statement of the test's own making.
+    pub(crate) async fn sql(&self, statement: &str) {
+        let statement = sqlx::raw_sql(AssertSqlSafe(statement));
+        self.pool.execute(statement).await.unwrap();
+    }
+
+    pub(crate) async fn state(&self, message_id: &str) -> State {
+        sqlx::query_as("SELECT status, attempts, last_error FROM outbox WHERE message_id = ?")
+            .bind(message_id)
+            .fetch_one(&self.pool)
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn wait_status(&self, message_id: &str, status: u8) -> State {
+        e2e::wait::until(&format!("status {status}"), LATER, async || {
+            let state = self.state(message_id).await;
+            (state.status == status).then_some(state)
+        })
+        .await
+    }
+
+    pub(crate) async fn wait_count(&self, condition: &str, count: i64) {
+        e2e::wait::until(
+            &format!("{count} rows with {condition}"),
+            LATER,
+            async || self.count(condition).await == count,
+        )
+        .await;
+    }
+
+    /// Waits for the first pending row of a route, which probes it, to tell why the route is shut.
+    pub(crate) async fn wait_reason(&self, route: &str, text: &str) {
+        let statement = format!(
+            "SELECT COALESCE(last_error, '') FROM outbox WHERE status = 1 AND {route} \
+             ORDER BY id LIMIT 1"
+        );
+        e2e::wait::until(&format!("{text:?} on the probed row"), LATER, async || {
+            let statement = AssertSqlSafe(statement.as_str());
+            let error: Option<String> = sqlx::query_scalar(statement)
+                .fetch_optional(&self.pool)
+                .await
+                .unwrap();
+            error.is_some_and(|error| error.contains(text))
+        })
+        .await;
+    }
+
+    pub(crate) async fn wait_metric(&self, name: &str, value: f64) {
+        e2e::wait::until(&format!("{name} at {value}"), LATER, async || {
+            self.metric(name).await == Some(value)
+        })
+        .await;
+    }
+
+    /// Waits for rows of a shut route of the default exchange.
+    pub(crate) async fn wait_waiting(&self, routing_key: &str, rows: u32) {
+        let name = format!(
+            "outbox_relay_waiting_rows{{exchange=\"order-exchange\",routing_key=\"{routing_key}\"}}"
+        );
+        self.wait_metric(&name, f64::from(rows)).await;
+    }
+
+    /// The failed attempts of a row, in order.
+    pub(crate) async fn attempts(&self, message_id: &str) -> Vec<Attempt> {
+        sqlx::query_as(
+            "SELECT attempt, class, error, \
+             TIMESTAMPDIFF(MICROSECOND, LAG(failed_at) OVER (ORDER BY id), failed_at) DIV 1000 \
+             AS gap FROM outbox_attempts WHERE message_id = ? ORDER BY id",
+        )
+        .bind(message_id)
+        .fetch_all(&self.pool)
+        .await
+        .unwrap()
+    }
+
+    /// Waits for the relay to say it, and fails at once when it has ended instead.
+    pub(crate) async fn wait_log(&self, relay: &Process, text: &str) {
+        wait_log(relay, text, LATER).await;
+    }
+}
+
+/// Waits for a process to print `text`.
+pub(crate) async fn wait_log(process: &Process, text: &str, timeout: Duration) {
+    e2e::wait::until(&format!("{text:?} in the log"), timeout, async || {
+        if process.log().contains(text) {
+            return true;
+        }
+        let ended = process.ended().unwrap();
+        assert!(ended.is_none(), "{ended:?}: {}", process.log());
+        false
+    })
+    .await;
+}
+
+/// The relay has neither panicked nor started again.
+#[track_caller]
+pub(crate) fn assert_calm(relay: &Process) {
+    let log = relay.log();
+    for trouble in ["panicked", "starting again"] {
+        assert!(!log.contains(trouble), "{log}");
+    }
+    assert!(relay.ended().unwrap().is_none(), "{log}");
+}
