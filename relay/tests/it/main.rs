@@ -12,5 +12,6 @@ mod writers;
 mod crash;
 mod order;
 mod path;
+mod reset;
 mod routes;
 mod transactions;

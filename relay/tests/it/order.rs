@@ -69,7 +69,7 @@ async fn live(rig: &Rig, life: usize) {
             e2e::wait::until("the relay to listen", SOON, async || {
                 rig.metric(MISSED).await.is_some()
             })
-            .await
+            .await;
         }
         1 => rig.wait_phase("tailing").await,
         _ => {
