@@ -115,6 +115,11 @@ impl Process {
         self.server.log()
     }
 
+    /// The file its output goes to.
+    pub fn log_path(&self) -> &Path {
+        self.server.log_path()
+    }
+
     /// How it ended, if it has.
     pub fn ended(&self) -> anyhow::Result<Option<ExitStatus>> {
         self.server.ended()

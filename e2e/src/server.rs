@@ -151,6 +151,11 @@ impl Server {
         Ok(())
     }
 
+    /// The file all output goes to.
+    pub(crate) fn log_path(&self) -> &Path {
+        &self.log
+    }
+
     /// All output so far.
     pub(crate) fn log(&self) -> String {
         fs::read(&self.log)

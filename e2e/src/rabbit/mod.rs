@@ -197,9 +197,31 @@ impl Rabbit {
         self.server.pid()
     }
 
-    /// SIGKILL: what was confirmed must be there after [`Rabbit::restart`].
+    /// SIGKILL: what was confirmed must be there after [`Rabbit::restart`], in a quorum queue that
+    /// [is on disk](Rabbit::quorum_queue_on_disk).
     pub fn kill(&self) -> anyhow::Result<()> {
         self.server.kill()
+    }
+
+    /// Waits until a quorum queue would survive a SIGKILL.
+    ///
+    /// RabbitMQ keeps the names of its quorum queues in a file that it writes a second or more after
+    /// the declaration. A broker killed before that comes back with an empty queue, whatever it had
+    /// confirmed, and with one node that queue never gets a leader: no publish is answered.
+    pub async fn quorum_queue_on_disk(&self, vhost: &str, queue: &str) -> anyhow::Result<()> {
+        let node = node_name(self.amqp_port);
+        let names = self
+            .home
+            .host(&format!("mnesia/{node}/quorum/{node}/names.dets"));
+        let wanted = format!("{}_{queue}", vhost.replace('/', "%2F"));
+        let what = format!("queue {queue} of {vhost} to be in {}", names.display());
+        wait::try_until(&what, Duration::from_secs(30), async || {
+            let file = fs::read(&names).unwrap_or_default();
+            file.windows(wanted.len())
+                .any(|bytes| bytes == wanted.as_bytes())
+        })
+        .await?;
+        Ok(())
     }
 
     /// Shuts the broker down in order and waits until it is gone. Takes seconds.
@@ -225,7 +247,12 @@ impl Rabbit {
 
     /// The broker's log.
     pub fn log(&self) -> String {
-        self.server.log()
+        let log = self
+            .home
+            .host("logs")
+            .join(format!("{}.log", node_name(self.amqp_port)));
+        // What is printed before the log is set up explains a start that failed early.
+        fs::read_to_string(log).unwrap_or_else(|_| self.server.log())
     }
 }
 
@@ -292,12 +319,16 @@ fn write_configuration(home: &Home, ports: &Ports, extra: &[String]) -> anyhow::
     .context("could not protect the Erlang cookie")
 }
 
+fn node_name(amqp_port: u16) -> String {
+    format!("e2e-{amqp_port}@localhost")
+}
+
 fn environment(home: &Home, ports: &Ports) -> Vec<(String, String)> {
     let mut environment = ports.epmd_env();
     let mut set = |name: &str, value: String| environment.push((name.to_owned(), value));
     set("HOME", home.path_inside());
     // The node's name needs no resolver: the distribution listens on the loopback alone.
-    set("RABBITMQ_NODENAME", format!("e2e-{}@localhost", ports.amqp));
+    set("RABBITMQ_NODENAME", node_name(ports.amqp));
     set("RABBITMQ_DIST_PORT", ports.distribution.to_string());
     set("RABBITMQ_CONFIG_FILE", home.inside("rabbitmq.conf"));
     set(

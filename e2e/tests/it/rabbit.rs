@@ -32,6 +32,9 @@ async fn lives_survives_a_crash_and_goes(version: RabbitVersion) {
     );
     ready(&rabbit, &vhost, 1).await;
 
+    let declared = Instant::now();
+    rabbit.quorum_queue_on_disk(&vhost, "kept").await.unwrap();
+    eprintln!("{version:?} queue on disk after {:?}", declared.elapsed());
     rabbit.kill().unwrap();
     assert!(
         management.get("overview").await.is_err(),

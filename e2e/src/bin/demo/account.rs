@@ -1,0 +1,62 @@
+//! The database accounts of the services: the rights README.md and `deploy/mysql` give them, so that
+//! the demo proves them sufficient.
+
+use e2e::{Db, Flavor};
+
+/// One service's account.
+pub(crate) struct Account {
+    name: &'static str,
+    database: &'static str,
+    grants: &'static [&'static str],
+    /// The right to log less of its own marks, which each server names differently.
+    logs_less: bool,
+}
+
+impl Account {
+    /// Writes orders and events, never changes one.
+    pub(crate) const ORDER: Self = Self {
+        name: "order_svc",
+        database: "orders",
+        grants: &["SELECT, INSERT ON orders.*"],
+        logs_less: false,
+    };
+    /// Reads the binlog and the outbox; it can't read orders.
+    pub(crate) const RELAY: Self = Self {
+        name: "relay",
+        database: "orders",
+        grants: &[
+            "REPLICATION SLAVE, REPLICATION CLIENT ON *.*",
+            "SELECT, UPDATE, DELETE ON orders.outbox",
+            "SELECT, UPDATE ON orders.outbox_fence",
+            "SELECT, INSERT, DELETE ON orders.outbox_attempts",
+            "SELECT, INSERT ON orders.operator_actions",
+        ],
+        logs_less: true,
+    };
+    /// Its inbox and the payments.
+    pub(crate) const PAY: Self = Self {
+        name: "pay_svc",
+        database: "payments",
+        grants: &[
+            "SELECT, INSERT, UPDATE, DELETE ON payments.inbox",
+            "SELECT, INSERT, DELETE ON payments.inbox_attempts",
+            "SELECT, INSERT, UPDATE ON payments.payments",
+            "SELECT, INSERT ON payments.operator_actions",
+        ],
+        logs_less: false,
+    };
+
+    /// Creates the account, after the migrations have made its tables; gives its URL.
+    pub(crate) async fn create(&self, db: &Db) -> anyhow::Result<String> {
+        let password = uuid::Uuid::now_v7().simple().to_string();
+        let mut grants: Vec<String> = self.grants.iter().map(|&grant| grant.to_owned()).collect();
+        if self.logs_less {
+            grants.push(match db.flavor() {
+                Flavor::MariaDb => "BINLOG ADMIN ON *.*".to_owned(),
+                Flavor::MySql => "SESSION_VARIABLES_ADMIN ON *.*".to_owned(),
+            });
+        }
+        db.create_user(self.name, &password, &grants).await?;
+        Ok(db.user_url(self.name, &password, self.database))
+    }
+}

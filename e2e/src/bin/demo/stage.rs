@@ -1,0 +1,198 @@
+//! The servers and the three services, each service with no more rights than it needs.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use e2e::{
+    Db, DbOptions, Flavor, Rabbit, RabbitOptions, port,
+    product::{self, Process},
+    wait,
+};
+use sqlx::MySqlPool;
+
+use crate::account::Account;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A running service.
+pub(crate) struct Service {
+    /// Its program's name.
+    pub(crate) name: &'static str,
+    /// Base URL of its API; empty for the relay, which has none.
+    pub(crate) url: String,
+    /// Base URL of its admin listener.
+    pub(crate) admin: String,
+    pub(crate) process: Process,
+}
+
+/// Everything that runs. The services are declared before the servers: they stop first.
+pub(crate) struct Stage {
+    pub(crate) order: Service,
+    pub(crate) relay: Service,
+    pub(crate) pay: Service,
+    pub(crate) pool: MySqlPool,
+    pub(crate) rabbit: Rabbit,
+    pub(crate) db: Db,
+}
+
+impl Stage {
+    /// Starts the servers, applies the migrations, starts the services and waits until all are
+    /// ready.
+    pub(crate) async fn set_up(flavor: Flavor) -> anyhow::Result<Self> {
+        let (db, rabbit) = futures::try_join!(
+            Db::start(flavor, DbOptions::default()),
+            Rabbit::start(RabbitOptions::default())
+        )?;
+        db.execute("CREATE DATABASE orders").await?;
+        db.execute("CREATE DATABASE payments").await?;
+        migrate("order-svc", &db.url("orders")).await?;
+        migrate("relay", &db.url("orders")).await?;
+        migrate("pay-svc", &db.url("payments")).await?;
+        let amqp = rabbit.amqp_url("/");
+
+        let order_url = Account::ORDER.create(&db).await?;
+        let relay_url = Account::RELAY.create(&db).await?;
+        let pay_url = Account::PAY.create(&db).await?;
+        let order = Service::start("order-svc", &[("DATABASE_URL", &order_url)])?;
+        let relay = Service::start(
+            "relay",
+            &[
+                ("DATABASE_URL", &relay_url),
+                ("AMQP_URL", &amqp),
+                // Rows set back by hand go out with the next sweep: not ten seconds later here.
+                ("RELAY_SWEEP_INTERVAL", "2s"),
+            ],
+        )?;
+        let pay = Service::start(
+            "pay-svc",
+            &[("DATABASE_URL", &pay_url), ("AMQP_URL", &amqp)],
+        )?;
+        let stage = Self {
+            order,
+            relay,
+            pay,
+            pool: db.admin_pool()?,
+            rabbit,
+            db,
+        };
+        for service in [&stage.order, &stage.pay, &stage.relay] {
+            service.ready().await?;
+        }
+        Ok(stage)
+    }
+
+    /// What the servers are, for the first line.
+    pub(crate) fn servers(&self) -> &'static str {
+        match self.db.flavor() {
+            Flavor::MariaDb => "MariaDB and RabbitMQ",
+            Flavor::MySql => "MySQL and RabbitMQ",
+        }
+    }
+
+    /// The last lines of each service's log and of the broker's, for an error message.
+    pub(crate) fn logs(&self) -> String {
+        let services = [&self.order, &self.relay, &self.pay]
+            .map(|service| (service.name, service.process.log()));
+        let broker = ("RabbitMQ", self.rabbit.log());
+        services
+            .into_iter()
+            .chain([broker])
+            .map(|(name, log)| {
+                let lines: Vec<&str> = log.lines().collect();
+                let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+                format!("--- the end of {name}'s log:\n{tail}\n---\n")
+            })
+            .collect()
+    }
+
+    /// Addresses and statements with which to look for oneself.
+    pub(crate) fn print_where_to_look(&self) {
+        let (order, pay) = (&self.order.url, &self.pay.url);
+        println!("\nWhere to look (while it runs: KEEP=1 make demo)");
+        println!("  orders    {order}/orders/ORDER_ID   {order}/openapi.json");
+        println!("  payments  {pay}/payments/ORDER_ID   {pay}/openapi.json");
+        for service in [&self.order, &self.relay, &self.pay] {
+            println!(
+                "  {:<9} {1}/readyz   {1}/metrics",
+                service.name, service.admin
+            );
+            println!("            {}", service.process.log_path().display());
+        }
+        println!(
+            "  RabbitMQ  {} ({} / {})",
+            self.rabbit.management_url(),
+            e2e::rabbit::ADMIN,
+            e2e::rabbit::ADMIN_PASSWORD
+        );
+        println!("  SQL       {}", self.db.url("orders"));
+        println!("            SELECT status, COUNT(*) FROM orders.outbox GROUP BY status;");
+        println!("            SELECT outcome, COUNT(*) FROM payments.payments GROUP BY outcome;");
+        println!(
+            "            SELECT message_id, deliveries FROM payments.inbox WHERE deliveries > 1;"
+        );
+    }
+}
+
+impl Service {
+    fn start(name: &'static str, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let listen = format!("127.0.0.1:{}", port::free()?);
+        let admin = format!("127.0.0.1:{}", port::free()?);
+        let mut env = settings.to_vec();
+        // The relay has no API and ignores the first.
+        env.extend([
+            ("LISTEN_ADDR", &*listen),
+            ("ADMIN_ADDR", &*admin),
+            ("RUST_LOG", "info"),
+        ]);
+        let process = Process::spawn(&product::binary(name)?, &["run"], &env)?;
+        Ok(Self {
+            name,
+            url: format!("http://{listen}"),
+            admin: format!("http://{admin}"),
+            process,
+        })
+    }
+
+    /// Waits until the service says that it is ready.
+    pub(crate) async fn ready(&self) -> anyhow::Result<()> {
+        let url = format!("{}/readyz", self.admin);
+        let client = client()?;
+        let what = format!("{} to be ready", self.name);
+        let ready = wait::try_until(&what, SOON, async || {
+            match self.process.ended() {
+                Ok(None) => {}
+                Ok(Some(status)) => {
+                    return Some(Err(anyhow::anyhow!("{} ended: {status}", self.name)));
+                }
+                Err(err) => return Some(Err(err)),
+            }
+            let response = client.get(&url).send().await.ok()?;
+            response.status().is_success().then_some(Ok(()))
+        });
+        ready
+            .await
+            .map_err(Into::into)
+            .flatten()
+            .with_context(|| self.process.log())
+    }
+}
+
+/// An HTTP client for the loopback, whatever proxy the machine uses.
+pub(crate) fn client() -> anyhow::Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .timeout(Duration::from_secs(20))
+        .no_proxy()
+        .build()
+        .context("could not build an HTTP client")
+}
+
+async fn migrate(program: &str, url: &str) -> anyhow::Result<()> {
+    let env = [("DATABASE_URL", url), ("RUST_LOG", "info")];
+    let process = Process::spawn(&product::binary(program)?, &["migrate"], &env)?;
+    let status = process.wait_exit(SOON).await?;
+    if !status.success() {
+        bail!("{program} migrate: {status}:\n{}", process.log());
+    }
+    ensure!(process.pid().is_none(), "{program} migrate goes on running");
+    Ok(())
+}
