@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use outbox::row::InboxStatus;
+use rand::seq::SliceRandom as _;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow, MySqlPool};
 use time::PrimitiveDateTime;
 
@@ -76,8 +77,12 @@ pub struct Claimed {
     pub rows: Vec<Due>,
 }
 
-/// Claims up to `rows_max` due rows for `lease`. `None` when nothing is due, or all that is was
-/// taken by another instance meanwhile.
+/// Windows, in multiples of what is wanted, in which rows are looked for. A wider one only when all
+/// rows of the one before were just being taken by another instance, and then at random, so that
+/// the two do not meet again.
+const WINDOWS: [usize; 3] = [1, 4, 16];
+
+/// Claims up to `rows_max` due rows for `lease`. `None` when nothing is due.
 ///
 /// # Errors
 /// The database's; then nothing is claimed, or the rows come back when the lease ends.
@@ -86,31 +91,53 @@ pub async fn claim(
     rows_max: usize,
     lease: Duration,
 ) -> Result<Option<Claimed>, sqlx::Error> {
-    let expires = Instant::now() + lease;
     let mut connection = pool.acquire().await?;
-    let outcome = async {
-        let ids = due_ids(&mut connection, rows_max).await?;
-        if ids.is_empty() {
-            return Ok(None);
+    for window in WINDOWS {
+        let outcome = claim_in(&mut connection, rows_max, window, lease).await;
+        if let Err(err) = &outcome {
+            retire_if_read_only(&mut connection, err);
         }
-        let mut tx = connection.begin().await?;
-        let rows = lock_due(&mut tx, &ids, lease).await?;
-        let Some(until) = rows.first().map(|row| row.lease) else {
-            tx.rollback().await?;
-            return Ok(None);
-        };
-        move_ahead(&mut tx, &rows, until).await?;
-        tx.commit().await?;
-        Ok(Some(Claimed {
-            lease: Lease { until, expires },
-            rows,
-        }))
+        match outcome? {
+            Found::Claimed(claimed) => return Ok(Some(claimed)),
+            Found::Nothing => return Ok(None),
+            Found::Taken => {}
+        }
     }
-    .await;
-    if let Err(err) = &outcome {
-        retire_if_read_only(&mut connection, err);
+    Ok(None)
+}
+
+enum Found {
+    Claimed(Claimed),
+    Nothing,
+    /// There were due rows, all of them somebody else's by now.
+    Taken,
+}
+
+async fn claim_in(
+    connection: &mut sqlx::MySqlConnection,
+    rows_max: usize,
+    window: usize,
+    lease: Duration,
+) -> Result<Found, sqlx::Error> {
+    let expires = Instant::now() + lease;
+    let mut ids = due_ids(connection, rows_max.saturating_mul(window)).await?;
+    if ids.is_empty() {
+        return Ok(Found::Nothing);
     }
-    outcome
+    if ids.len() > rows_max {
+        ids.shuffle(&mut rand::rng());
+        ids.truncate(rows_max);
+    }
+    let mut tx = connection.begin().await?;
+    let rows = lock_due(&mut tx, &ids, lease).await?;
+    let Some(until) = rows.first().map(|row| row.lease) else {
+        tx.rollback().await?;
+        return Ok(Found::Taken);
+    };
+    move_ahead(&mut tx, &rows, until).await?;
+    tx.commit().await?;
+    let lease = Lease { until, expires };
+    Ok(Found::Claimed(Claimed { lease, rows }))
 }
 
 /// Up to half are retries (and what dead workers left), the rest is new: neither can starve the

@@ -249,6 +249,7 @@ impl IntakeArgs {
         Ok(consumer::Settings {
             batch_max: usize::try_from(batch_max).unwrap_or(usize::MAX),
             prefetch,
+            silence_max: Duration::from_secs(15),
             reconnect_min: Duration::from_millis(100),
             reconnect_max: Duration::from_secs(5),
         })

@@ -1,8 +1,11 @@
 //! From the queue to the inbox: what has arrived is stored in one transaction, then acknowledged.
 //!
 //! A consumer that is alive but does not consume must be impossible. So there is no state to
-//! repair: the end of the stream, an error, silence while messages wait, all end the session, and
-//! the next one starts from a new connection.
+//! repair: the end of the stream, an error, a late answer, all end the session, and the next one
+//! starts from a new connection. So does silence end it, on the same connection: when a queue is
+//! deleted and declared again within milliseconds, RabbitMQ may keep a consumer that gets neither
+//! messages nor a cancellation, and counts messages as delivered to it (seen on 3.10). A quiet
+//! session holds no message, so a new one in its place costs nothing.
 
 use std::time::Duration;
 
@@ -33,8 +36,6 @@ const BATCH_BYTES: usize = 16 * 1024 * 1024;
 const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Parting needs no answer for long.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Without a delivery for this long the queue is looked at.
-const SILENCE: Duration = Duration::from_secs(15);
 
 /// How the consumer takes.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +44,8 @@ pub struct Settings {
     pub batch_max: usize,
     /// Messages the broker sends ahead of acknowledgements.
     pub prefetch: u16,
+    /// Without a delivery for this long the consumer is made anew.
+    pub silence_max: Duration,
     /// Shortest wait before a new connection.
     pub reconnect_min: Duration,
     /// Longest wait before a new connection.
@@ -61,11 +64,20 @@ pub struct Consumer {
     pub settings: Settings,
 }
 
+/// What one session leaves to the next.
+struct Memory {
+    backoff: Backoff,
+    /// What was told of the topology, so that it is told once.
+    differences: Vec<String>,
+}
+
 /// Why a session ended.
 #[derive(Debug)]
 enum End {
     /// It was asked to.
     Drained,
+    /// There was nothing to do; nothing is in hand.
+    Silence,
     /// The database could not store; the deliveries went back to the queue.
     Database(String),
     /// The connection, the channel or the consumer is gone or of no use.
@@ -79,63 +91,63 @@ impl Consumer {
     /// [`svc_kit::boot::ConfigError`] when the broker's first answer is that the settings are wrong.
     pub async fn run(self, drain: CancellationToken) -> anyhow::Result<()> {
         svc_kit::amqp::first_contact(&self.amqp, &drain).await?;
-        let mut backoff = Backoff::new(self.settings.reconnect_min, self.settings.reconnect_max);
+        let Settings {
+            reconnect_min,
+            reconnect_max,
+            ..
+        } = self.settings;
+        let mut memory = Memory {
+            backoff: Backoff::new(reconnect_min, reconnect_max),
+            differences: Vec::new(),
+        };
         while !drain.is_cancelled() {
-            let end = match self.amqp.connect(CONNECTION_NAME).await {
+            let lost = match self.amqp.connect(CONNECTION_NAME).await {
                 Ok(connection) => {
                     self.readiness.set(BROKER, true, "connected");
-                    let end = self.use_connection(&connection, &drain, &mut backoff).await;
+                    let lost = self.use_connection(&connection, &drain, &mut memory).await;
                     part(connection).await;
-                    end
+                    lost
                 }
-                Err(err) => End::Broker(explain(&err)),
+                Err(err) => Some(explain(&err)),
             };
-            match end {
-                End::Drained => break,
-                End::Broker(why) | End::Database(why) => {
-                    tracing::warn!(error = why, "consumer stopped, connecting again");
-                    self.readiness.set(BROKER, false, why.clone());
-                    self.readiness.set(CONSUMER, false, why);
-                }
-            }
-            tokio::select! {
-                () = drain.cancelled() => {}
-                () = tokio::time::sleep(backoff.next()) => {}
-            }
+            let Some(why) = lost else { break };
+            tracing::warn!(error = why, "consumer stopped, connecting again");
+            self.readiness.set(BROKER, false, why.clone());
+            self.readiness.set(CONSUMER, false, why);
+            pause(&drain, &mut memory.backoff).await;
         }
         self.readiness.set(CONSUMER, false, "draining");
         Ok(())
     }
 
-    /// Sessions on one connection. While the database is away there is none: messages would only
-    /// go round between the queue and this process.
+    /// Sessions on one connection, until it is of no use any more. While the database is away there
+    /// is none: messages would only go round between the queue and this process. `None` is the drain.
     async fn use_connection(
         &self,
         connection: &Connection,
         drain: &CancellationToken,
-        backoff: &mut Backoff,
-    ) -> End {
+        memory: &mut Memory,
+    ) -> Option<String> {
         loop {
             tokio::select! {
                 biased;
-                () = drain.cancelled() => return End::Drained,
+                () = drain.cancelled() => return None,
                 () = self.store.database.up() => {}
             }
             if !connection.status().connected() {
-                return End::Broker("the connection was lost".to_owned());
+                return Some("the connection was lost".to_owned());
             }
-            match self.session(connection, drain, backoff).await {
+            match self.session(connection, drain, memory).await {
+                Ok(End::Drained) => return None,
+                Ok(End::Silence) => memory.backoff.reset(),
                 Ok(End::Database(why)) => {
                     tracing::warn!(error = why, "consumer cancelled until the database is back");
-                    self.readiness
-                        .set(CONSUMER, false, format!("waits for the database: {why}"));
+                    let detail = format!("waits for the database: {why}");
+                    self.readiness.set(CONSUMER, false, detail);
+                    pause(drain, &mut memory.backoff).await;
                 }
-                Ok(end) => return end,
-                Err(err) => return End::Broker(explain(&err)),
-            }
-            tokio::select! {
-                () = drain.cancelled() => {}
-                () = tokio::time::sleep(backoff.next()) => {}
+                Ok(End::Broker(why)) => return Some(why),
+                Err(err) => return Some(explain(&err)),
             }
         }
     }
@@ -145,38 +157,34 @@ impl Consumer {
         &self,
         connection: &Connection,
         drain: &CancellationToken,
-        backoff: &mut Backoff,
+        memory: &mut Memory,
     ) -> Result<End, lapin::Error> {
-        let (channel, mut consumer) = match in_time(self.subscribe(connection)).await {
+        let (channel, mut consumer) = match in_time(self.subscribe(connection, memory)).await {
             Some(subscribed) => subscribed?,
             None => return Ok(End::Broker("the broker did not answer".to_owned())),
         };
+        let silence_max = self.settings.silence_max;
         let end = loop {
             let delivery = tokio::select! {
                 biased;
                 // The drain first: what has been sent ahead goes back to the queue.
                 () = drain.cancelled() => break End::Drained,
-                delivery = tokio::time::timeout(SILENCE, consumer.next()) => delivery,
+                () = self.store.database.down() => {
+                    break End::Database("the database is down".to_owned());
+                }
+                delivery = tokio::time::timeout(silence_max, consumer.next()) => delivery,
             };
             let first = match delivery {
                 Ok(Some(Ok(first))) => first,
                 Ok(Some(Err(err))) => return Err(err),
                 Ok(None) => break End::Broker("the consumer was cancelled".to_owned()),
-                Err(_silence) => match in_time(topology::ready_messages(connection)).await {
-                    Some(Ok(Some(0))) => continue,
-                    Some(Ok(Some(_))) => {
-                        break End::Broker("messages wait, but none is delivered".to_owned());
-                    }
-                    Some(Ok(None)) => break End::Broker(format!("the queue {QUEUE} is gone")),
-                    Some(Err(err)) => return Err(err),
-                    None => break End::Broker("the broker did not answer".to_owned()),
-                },
+                Err(_elapsed) => break End::Silence,
             };
             let batch = self.gather(first, &mut consumer);
             if let Err(why) = self.store_and_ack(&channel, batch).await {
                 break why;
             }
-            backoff.reset();
+            memory.backoff.reset();
         };
         leave(&channel, consumer.tag()).await;
         Ok(end)
@@ -185,11 +193,18 @@ impl Consumer {
     async fn subscribe(
         &self,
         connection: &Connection,
+        memory: &mut Memory,
     ) -> Result<(Channel, lapin::Consumer), lapin::Error> {
         let differences = topology::ensure(connection).await?;
+        if differences != memory.differences {
+            for difference in &differences {
+                tracing::warn!(difference, "topology differs");
+            }
+            memory.differences.clone_from(&differences);
+        }
         let channel = connection.create_channel().await?;
-        let qos = BasicQosOptions { global: false };
-        channel.basic_qos(self.settings.prefetch, qos).await?;
+        let (prefetch, qos) = (self.settings.prefetch, BasicQosOptions { global: false });
+        channel.basic_qos(prefetch, qos).await?;
         let options = BasicConsumeOptions {
             no_local: false,
             no_ack: false,
@@ -197,30 +212,20 @@ impl Consumer {
             nowait: false,
         };
         // An empty tag: the broker makes one up.
-        let tag = ShortString::from("");
-        let queue = ShortString::from(QUEUE);
+        let (queue, tag) = (ShortString::from(QUEUE), ShortString::from(""));
         let consumer = channel
             .basic_consume(queue, tag, options, FieldTable::default())
             .await?;
-        tracing::info!(
-            queue = QUEUE,
-            prefetch = self.settings.prefetch,
-            "consuming"
-        );
-        for difference in &differences {
-            tracing::warn!(difference, "topology differs");
-        }
-        let detail = if differences.is_empty() {
-            "consuming".to_owned()
-        } else {
-            format!("consuming; {}", differences.join("; "))
+        tracing::debug!(queue = QUEUE, prefetch, "consuming");
+        let detail = match differences.as_slice() {
+            [] => "consuming".to_owned(),
+            differences => format!("consuming; {}", differences.join("; ")),
         };
         self.readiness.set(CONSUMER, true, detail);
         Ok((channel, consumer))
     }
 
-    /// What has already arrived, behind `first`. Never waits for more. When the stream ends here,
-    /// its end is met again by the caller's next look.
+    /// What has already arrived, behind `first`. Never waits for more.
     fn gather(&self, first: Delivery, consumer: &mut lapin::Consumer) -> Batch {
         let mut batch = Batch {
             bytes: first.data.len(),
@@ -257,6 +262,8 @@ impl Consumer {
         else {
             return Ok(());
         };
+        let (messages, bytes) = (batch.deliveries.len(), batch.bytes);
+        tracing::debug!(messages, bytes, "batch arrived");
         let received = batch
             .deliveries
             .into_iter()
@@ -288,6 +295,13 @@ struct Batch {
     bytes: usize,
     /// Why the stream ended behind them, if it did.
     ended: Option<String>,
+}
+
+async fn pause(drain: &CancellationToken, backoff: &mut Backoff) {
+    tokio::select! {
+        () = drain.cancelled() => {}
+        () = tokio::time::sleep(backoff.next()) => {}
+    }
 }
 
 /// Gives back what is not acknowledged and lets go of the channel.

@@ -68,6 +68,11 @@ impl Database {
         let _closed = self.up.subscribe().wait_for(|up| *up).await.is_err();
     }
 
+    /// Waits until the database is known to be down.
+    pub async fn down(&self) {
+        let _closed = self.up.subscribe().wait_for(|up| !up).await.is_err();
+    }
+
     /// Tells that a statement failed. Faults of a single statement are not the database's.
     pub fn suspect(&self, err: &sqlx::Error) {
         match classify(err) {

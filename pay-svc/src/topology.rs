@@ -37,8 +37,8 @@ pub async fn ensure(connection: &Connection) -> Result<Vec<String>, lapin::Error
     } else {
         declare_exchange(connection, false).await?;
     }
-    if !is_refused(declare_queue(connection, true).await.map(drop), NOT_FOUND)? {
-        if let Some(text) = difference(declare_queue(connection, false).await.map(drop))? {
+    if !is_refused(declare_queue(connection, true).await, NOT_FOUND)? {
+        if let Some(text) = difference(declare_queue(connection, false).await)? {
             differences.push(format!(
                 "the queue {QUEUE} is left as it is: {text}; {}",
                 mend(&text)
@@ -51,18 +51,6 @@ pub async fn ensure(connection: &Connection) -> Result<Vec<String>, lapin::Error
         differences.push(format!("{QUEUE} could not be bound with {BINDING}: {text}"));
     }
     Ok(differences)
-}
-
-/// Messages that wait in the queue and are at no consumer; `None` when there is no queue.
-///
-/// # Errors
-/// The broker's, when the connection is lost.
-pub async fn ready_messages(connection: &Connection) -> Result<Option<u32>, lapin::Error> {
-    match declare_queue(connection, true).await {
-        Ok(messages) => Ok(Some(messages)),
-        Err(err) if code(&err) == Some(NOT_FOUND) => Ok(None),
-        Err(err) => Err(err),
-    }
 }
 
 // A declaration that is refused takes its channel with it, so each has a channel of its own.
@@ -84,7 +72,7 @@ async fn declare_exchange(connection: &Connection, passive: bool) -> Result<(), 
     Ok(())
 }
 
-async fn declare_queue(connection: &Connection, passive: bool) -> Result<u32, lapin::Error> {
+async fn declare_queue(connection: &Connection, passive: bool) -> Result<(), lapin::Error> {
     let channel = connection.create_channel().await?;
     let options = QueueDeclareOptions {
         passive,
@@ -100,11 +88,11 @@ async fn declare_queue(connection: &Connection, passive: bool) -> Result<u32, la
         short("x-delivery-limit"),
         AMQPValue::LongInt(DELIVERY_LIMIT),
     );
-    let queue = channel
+    channel
         .queue_declare(short(QUEUE), options, arguments)
         .await?;
     close(&channel).await;
-    Ok(queue.message_count())
+    Ok(())
 }
 
 async fn bind(connection: &Connection) -> Result<(), lapin::Error> {
@@ -170,7 +158,7 @@ fn mend(broker_text: &str) -> String {
 }
 
 /// The AMQP reply code of an error the broker sent.
-pub(crate) fn code(err: &lapin::Error) -> Option<u16> {
+fn code(err: &lapin::Error) -> Option<u16> {
     match err.kind() {
         ErrorKind::ProtocolError(err) => Some(err.get_id()),
         _ => None,

@@ -104,17 +104,16 @@ async fn clients_that_go_away_leave_no_half_orders() {
                 StatusCode::CREATED
             );
         }
-        until("every transaction to end", SOON, async || {
-            let open: i64 = sqlx::query_scalar(
-                "SELECT COUNT(*) FROM information_schema.innodb_trx t \
-                 JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id \
-                 WHERE p.db = ? AND p.id <> CONNECTION_ID()",
+        until("every statement to end", SOON, async || {
+            let running: i64 = sqlx::query_scalar(
+                "SELECT COUNT(*) FROM information_schema.processlist \
+                 WHERE db = ? AND command <> 'Sleep' AND id <> CONNECTION_ID()",
             )
             .bind(&app.database.name)
             .fetch_one(&app.pool)
             .await
             .unwrap();
-            open == 0
+            running == 0
         })
         .await;
         let unpaired: i64 = sqlx::query_scalar(

@@ -1,0 +1,18 @@
+//! pay-svc against real databases and real brokers.
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
+)]
+
+mod app;
+mod bench;
+mod messages;
+mod provider;
+
+mod intake;
+mod intake_faults;
+mod payments_api;
+mod process;
+mod redelivery;
+mod work;
+mod work_faults;
