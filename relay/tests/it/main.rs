@@ -10,6 +10,7 @@ mod servers;
 mod writers;
 
 mod crash;
+mod latency;
 mod order;
 mod path;
 mod reset;
