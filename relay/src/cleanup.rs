@@ -13,6 +13,9 @@ const PAGE: usize = 500;
 const IDLE: Duration = Duration::from_mins(1);
 /// Between two pages: deletes must not crowd out orders.
 const PACE: Duration = Duration::from_millis(50);
+/// After a page with few expired rows: either it is the last, or rows that were sent again lately
+/// stand before others that have expired.
+const TRICKLE: Duration = Duration::from_secs(1);
 
 /// Deletes page by page until the session ends.
 ///
@@ -28,7 +31,11 @@ pub async fn run(
         let rest = match page(&pool, &table, retention).await {
             Ok(deleted) => {
                 metrics.cleaned.inc_by(deleted);
-                if deleted < PAGE as u64 { IDLE } else { PACE }
+                match deleted {
+                    0 => IDLE,
+                    few if few < PAGE as u64 / 2 => TRICKLE,
+                    _ => PACE,
+                }
             }
             Err(err) if matches!(classify(&err), Fault::Busy) => PACE,
             Err(err) => return Err(err.into()),
