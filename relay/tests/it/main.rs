@@ -13,6 +13,7 @@ mod crash;
 mod latency;
 mod order;
 mod path;
+mod poison;
 mod reset;
 mod routes;
 mod transactions;

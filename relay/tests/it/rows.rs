@@ -1,7 +1,5 @@
 //! Rows by the hundred, and what became of one.
 
-use std::time::Duration;
-
 use e2e::product::Process;
 use sqlx::{AssertSqlSafe, Executor as _};
 
@@ -130,16 +128,11 @@ impl Rig {
         .await
         .unwrap()
     }
-
-    /// Waits for the relay to say it, and fails at once when it has ended instead.
-    pub(crate) async fn wait_log(&self, relay: &Process, text: &str) {
-        wait_log(relay, text, LATER).await;
-    }
 }
 
-/// Waits for a process to print `text`.
-pub(crate) async fn wait_log(process: &Process, text: &str, timeout: Duration) {
-    e2e::wait::until(&format!("{text:?} in the log"), timeout, async || {
+/// Waits for a process to print `text`, and fails at once when it has ended instead.
+pub(crate) async fn wait_log(process: &Process, text: &str) {
+    e2e::wait::until(&format!("{text:?} in the log"), LATER, async || {
         if process.log().contains(text) {
             return true;
         }
