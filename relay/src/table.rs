@@ -174,15 +174,11 @@ impl Queries {
         Ok(id.unwrap_or(0))
     }
 
-    async fn heads(
-        &self,
-        connection: &mut MySqlConnection,
-        after: u64,
-        upto: u64,
-    ) -> Result<Vec<Head>, sqlx::Error> {
+    /// The one query of a pass, with the ids before and at its end as parameters.
+    pub fn heads_statement(&self) -> String {
         // No due, age or key in the WHERE: with them in SQL the rows of one waiting key filled
         // every page for ever, and other keys starved behind them.
-        let statement = AssertSqlSafe(format!(
+        format!(
             "SELECT id, message_id, aggregate_type, aggregate_id, exchange, routing_key, \
              TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), next_attempt_at), \
              OCTET_LENGTH(payload), \
@@ -190,7 +186,16 @@ impl Queries {
              OR next_attempt_at IS NOT NULL \
              FROM {} {} WHERE status = 1 AND id > ? AND id <= ? ORDER BY id LIMIT {PAGE}",
             self.table, self.index
-        ));
+        )
+    }
+
+    async fn heads(
+        &self,
+        connection: &mut MySqlConnection,
+        after: u64,
+        upto: u64,
+    ) -> Result<Vec<Head>, sqlx::Error> {
+        let statement = AssertSqlSafe(self.heads_statement());
         let rows = sqlx::query(statement)
             .bind(after)
             .bind(upto)

@@ -10,6 +10,7 @@ mod servers;
 mod writers;
 
 mod crash;
+mod defects;
 mod latency;
 mod order;
 mod path;
