@@ -17,6 +17,7 @@
 //! # }
 //! ```
 
+mod account;
 pub mod cache;
 pub mod db;
 pub mod fetch;
@@ -28,6 +29,8 @@ mod program;
 pub mod rabbit;
 mod server;
 pub mod shared;
+pub mod shop;
+pub mod stage;
 pub mod wait;
 
 pub use db::{Db, DbOptions, Flavor, TestDatabase};

@@ -7,7 +7,9 @@
 )]
 
 mod database;
+mod demo;
 mod owner;
 mod product;
 mod rabbit;
+mod system;
 mod wait;

@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::MySqlPool;
-
-use crate::{
-    histogram::{Histogram, Lasting},
+use e2e::{
     shop::Shop,
     stage::{Stage, client},
 };
+use sqlx::MySqlPool;
+
+use crate::histogram::{Histogram, Lasting};
 
 /// Over how long the live quantiles are taken.
 const WINDOW: Duration = Duration::from_secs(5);

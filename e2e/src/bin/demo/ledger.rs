@@ -7,11 +7,12 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{
+use e2e::{
     shop::Shop,
     stage::{Stage, client},
-    story::Story,
 };
+
+use crate::story::Story;
 
 /// The books after all is settled.
 pub(crate) struct Ledger {

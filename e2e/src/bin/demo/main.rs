@@ -5,12 +5,9 @@
 
 #![expect(clippy::print_stdout, reason = "the screen is what a demo is for")]
 
-mod account;
 mod figures;
 mod histogram;
 mod ledger;
-mod shop;
-mod stage;
 mod story;
 mod view;
 
@@ -18,9 +15,9 @@ use std::{process::ExitCode, time::Instant};
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
-use e2e::Flavor;
+use e2e::{Flavor, shop::Shop, stage::Stage};
 
-use crate::{figures::Figures, ledger::Ledger, shop::Shop, stage::Stage, view::View};
+use crate::{figures::Figures, ledger::Ledger, view::View};
 
 /// Runs order-svc, relay and pay-svc on private servers, places orders, kills the broker and the
 /// relay, re-delivers messages, and proves by a ledger that each order was paid exactly once.
@@ -100,7 +97,7 @@ async fn run(cli: &Cli) -> anyhow::Result<bool> {
 
     let ledger = Ledger::draw_up(&stage, &shop, &story).await?;
     story.print();
-    stage.print_where_to_look();
+    print_where_to_look(&stage);
     println!("\n{:.1?} in all.", started.elapsed());
     let keep = cli.keep == "1";
     if keep {
@@ -117,4 +114,29 @@ async fn run(cli: &Cli) -> anyhow::Result<bool> {
             .context("could not wait for Ctrl-C")?;
     }
     Ok(ledger.imbalances().is_empty())
+}
+
+/// Addresses and statements with which to look for oneself.
+fn print_where_to_look(stage: &Stage) {
+    let (order, pay) = (&stage.order.url, &stage.pay.url);
+    println!("\nWhere to look (while it runs: KEEP=1 make demo)");
+    println!("  orders    {order}/orders/ORDER_ID   {order}/openapi.json");
+    println!("  payments  {pay}/payments/ORDER_ID   {pay}/openapi.json");
+    for service in [&stage.order, &stage.relay, &stage.pay] {
+        println!(
+            "  {:<9} {1}/readyz   {1}/metrics",
+            service.name, service.admin
+        );
+        println!("            {}", service.process.log_path().display());
+    }
+    println!(
+        "  RabbitMQ  {} ({} / {})",
+        stage.rabbit.management_url(),
+        e2e::rabbit::ADMIN,
+        e2e::rabbit::ADMIN_PASSWORD
+    );
+    println!("  SQL       {}", stage.db.url("orders"));
+    println!("            SELECT status, COUNT(*) FROM orders.outbox GROUP BY status;");
+    println!("            SELECT outcome, COUNT(*) FROM payments.payments GROUP BY outcome;");
+    println!("            SELECT message_id, deliveries FROM payments.inbox WHERE deliveries > 1;");
 }

@@ -6,14 +6,12 @@ use std::{
 };
 
 use anyhow::Context as _;
-use e2e::wait;
+use e2e::{shop::Shop, stage::Stage, wait};
 use serde_json::json;
 
 use crate::{
     figures::{Figures, Snapshot},
     histogram::Histogram,
-    shop::Shop,
-    stage::Stage,
     view::{View, latency},
 };
 

@@ -17,7 +17,7 @@ const IN_FLIGHT_MAX: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Places the orders, and remembers the ids of those that were acknowledged.
-pub(crate) struct Shop {
+pub struct Shop {
     client: reqwest::Client,
     url: String,
     orders: u32,
@@ -26,7 +26,8 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    pub(crate) fn new(order_svc: &str, orders: u32, rate: u32) -> anyhow::Result<Self> {
+    /// Customers of the order service at this base URL, `rate` orders a second.
+    pub fn new(order_svc: &str, orders: u32, rate: u32) -> anyhow::Result<Self> {
         Ok(Self {
             client: client()?,
             url: format!("{order_svc}/orders"),
@@ -37,22 +38,22 @@ impl Shop {
     }
 
     /// How many orders are to be placed.
-    pub(crate) fn orders(&self) -> u32 {
+    pub fn orders(&self) -> u32 {
         self.orders
     }
 
     /// How many orders were acknowledged.
-    pub(crate) fn placed(&self) -> usize {
+    pub fn placed(&self) -> usize {
         self.acknowledged.borrow().len()
     }
 
     /// The ids of the orders that were acknowledged.
-    pub(crate) fn acknowledged(&self) -> Vec<String> {
+    pub fn acknowledged(&self) -> Vec<String> {
         self.acknowledged.borrow().clone()
     }
 
     /// Places all orders. A customer who hears nothing asks again with the same key.
-    pub(crate) async fn open(&self) -> anyhow::Result<()> {
+    pub async fn open(&self) -> anyhow::Result<()> {
         let mut clock = tokio::time::interval(Duration::from_secs(1) / self.rate);
         let mut waiting = FuturesUnordered::new();
         let mut next = 0;

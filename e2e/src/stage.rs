@@ -3,42 +3,50 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use e2e::{
-    Db, DbOptions, Flavor, Rabbit, RabbitOptions, port,
+use sqlx::MySqlPool;
+
+use crate::{
+    Db, DbOptions, Flavor, Rabbit, RabbitOptions,
+    account::Account,
+    port,
     product::{self, Process},
     wait,
 };
-use sqlx::MySqlPool;
-
-use crate::account::Account;
 
 const SOON: Duration = Duration::from_secs(30);
 
 /// A running service.
-pub(crate) struct Service {
+pub struct Service {
     /// Its program's name.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     /// Base URL of its API; empty for the relay, which has none.
-    pub(crate) url: String,
+    pub url: String,
     /// Base URL of its admin listener.
-    pub(crate) admin: String,
-    pub(crate) process: Process,
+    pub admin: String,
+    /// The process itself.
+    pub process: Process,
 }
 
 /// Everything that runs. The services are declared before the servers: they stop first.
-pub(crate) struct Stage {
-    pub(crate) order: Service,
-    pub(crate) relay: Service,
-    pub(crate) pay: Service,
-    pub(crate) pool: MySqlPool,
-    pub(crate) rabbit: Rabbit,
-    pub(crate) db: Db,
+pub struct Stage {
+    /// order-svc.
+    pub order: Service,
+    /// relay.
+    pub relay: Service,
+    /// pay-svc.
+    pub pay: Service,
+    /// Both databases, with all rights.
+    pub pool: MySqlPool,
+    /// The broker.
+    pub rabbit: Rabbit,
+    /// The database server.
+    pub db: Db,
 }
 
 impl Stage {
     /// Starts the servers, applies the migrations, starts the services and waits until all are
     /// ready.
-    pub(crate) async fn set_up(flavor: Flavor) -> anyhow::Result<Self> {
+    pub async fn set_up(flavor: Flavor) -> anyhow::Result<Self> {
         let (db, rabbit) = futures::try_join!(
             Db::start(flavor, DbOptions::default()),
             Rabbit::start(RabbitOptions::default())
@@ -82,7 +90,7 @@ impl Stage {
     }
 
     /// What the servers are, for the first line.
-    pub(crate) fn servers(&self) -> &'static str {
+    pub fn servers(&self) -> &'static str {
         match self.db.flavor() {
             Flavor::MariaDb => "MariaDB and RabbitMQ",
             Flavor::MySql => "MySQL and RabbitMQ",
@@ -90,7 +98,7 @@ impl Stage {
     }
 
     /// The last lines of each service's log and of the broker's, for an error message.
-    pub(crate) fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         let services = [&self.order, &self.relay, &self.pay]
             .map(|service| (service.name, service.process.log()));
         let broker = ("RabbitMQ", self.rabbit.log());
@@ -103,33 +111,6 @@ impl Stage {
                 format!("--- the end of {name}'s log:\n{tail}\n---\n")
             })
             .collect()
-    }
-
-    /// Addresses and statements with which to look for oneself.
-    pub(crate) fn print_where_to_look(&self) {
-        let (order, pay) = (&self.order.url, &self.pay.url);
-        println!("\nWhere to look (while it runs: KEEP=1 make demo)");
-        println!("  orders    {order}/orders/ORDER_ID   {order}/openapi.json");
-        println!("  payments  {pay}/payments/ORDER_ID   {pay}/openapi.json");
-        for service in [&self.order, &self.relay, &self.pay] {
-            println!(
-                "  {:<9} {1}/readyz   {1}/metrics",
-                service.name, service.admin
-            );
-            println!("            {}", service.process.log_path().display());
-        }
-        println!(
-            "  RabbitMQ  {} ({} / {})",
-            self.rabbit.management_url(),
-            e2e::rabbit::ADMIN,
-            e2e::rabbit::ADMIN_PASSWORD
-        );
-        println!("  SQL       {}", self.db.url("orders"));
-        println!("            SELECT status, COUNT(*) FROM orders.outbox GROUP BY status;");
-        println!("            SELECT outcome, COUNT(*) FROM payments.payments GROUP BY outcome;");
-        println!(
-            "            SELECT message_id, deliveries FROM payments.inbox WHERE deliveries > 1;"
-        );
     }
 }
 
@@ -154,7 +135,7 @@ impl Service {
     }
 
     /// Waits until the service says that it is ready.
-    pub(crate) async fn ready(&self) -> anyhow::Result<()> {
+    pub async fn ready(&self) -> anyhow::Result<()> {
         let url = format!("{}/readyz", self.admin);
         let client = client()?;
         let what = format!("{} to be ready", self.name);
@@ -178,7 +159,7 @@ impl Service {
 }
 
 /// An HTTP client for the loopback, whatever proxy the machine uses.
-pub(crate) fn client() -> anyhow::Result<reqwest::Client> {
+pub fn client() -> anyhow::Result<reqwest::Client> {
     reqwest::Client::builder()
         .timeout(Duration::from_secs(20))
         .no_proxy()

@@ -1,7 +1,7 @@
 //! The database accounts of the services: the rights README.md and `deploy/mysql` give them, so that
 //! the demo proves them sufficient.
 
-use e2e::{Db, Flavor};
+use crate::{Db, Flavor};
 
 /// One service's account.
 pub(crate) struct Account {
