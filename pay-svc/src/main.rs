@@ -3,71 +3,57 @@
 use std::io::Write as _;
 
 use pay_svc::config::{Cli, Command, MigrateArgs, RunArgs};
-use svc_kit::boot::{self, Exit};
+use svc_kit::boot::{self, ConfigError, Exit};
+use svc_kit::database::first_contact;
 use svc_kit::{migrate, signals, telemetry};
+use tokio_util::sync::CancellationToken;
 
 fn main() -> Exit {
     boot::install_crypto();
-    match boot::parse_args::<Cli>().command {
+    let done = match boot::parse_args::<Cli>().command {
         Command::Run(args) => run(&args),
         Command::Migrate(args) => apply_migrations(&args),
-    }
-}
-
-fn run(args: &RunArgs) -> Exit {
-    telemetry::init(args.log.log_format);
-    let config = match args.resolve() {
-        Ok(config) => config,
-        Err(err) => return pay_svc::service::misconfigured(&err),
     };
-    in_runtime(async move {
-        let shutdown = match signals::listen(config.drain_timeout) {
-            Ok(shutdown) => shutdown,
-            Err(err) => return failed(&err.into()),
-        };
-        match pay_svc::build(config).await {
-            Ok(service) => service.run(shutdown).await,
-            Err(err) => pay_svc::service::misconfigured(&err),
+    done.unwrap_or_else(|err| {
+        let misconfigured = err.is::<ConfigError>();
+        // The one line an operator needs, whatever RUST_LOG says.
+        drop(writeln!(std::io::stderr(), "pay-svc: {err:#}"));
+        if misconfigured {
+            Exit::Misconfigured
+        } else {
+            Exit::Failed
         }
     })
 }
 
-fn apply_migrations(args: &MigrateArgs) -> Exit {
+fn run(args: &RunArgs) -> anyhow::Result<Exit> {
+    telemetry::init(args.log.log_format);
+    let config = args.resolve()?;
+    runtime()?.block_on(async {
+        let shutdown = signals::listen(config.drain_timeout)?;
+        pay_svc::build(config).await?.run(shutdown).await
+    })
+}
+
+fn apply_migrations(args: &MigrateArgs) -> anyhow::Result<Exit> {
     telemetry::init(args.log.log_format);
     let sets = pay_svc::migrations();
     if args.print {
-        let mut out = std::io::stdout().lock();
-        return match migrate::print(&sets, &mut out).and_then(|()| out.flush()) {
-            Ok(()) => Exit::Drained,
-            Err(err) => failed(&err.into()),
-        };
+        migrate::print(&sets, &mut std::io::stdout().lock())?;
+        return Ok(Exit::Drained);
     }
-    let url = match args.database.resolve() {
-        Ok(url) => url,
-        Err(err) => return pay_svc::service::misconfigured(&err),
-    };
-    in_runtime(async move {
-        match migrate::run(&url, &sets).await {
-            Ok(applied) => {
-                tracing::info!(database = %url, applied = ?applied, "tables are up to date");
-                Exit::Drained
-            }
-            Err(err) => failed(&err.into()),
-        }
-    })
+    let url = args.database.resolve()?;
+    let applied = runtime()?.block_on(async {
+        // A database that is still starting is waited for, as `run` does.
+        first_contact(&url, &CancellationToken::new()).await?;
+        anyhow::Ok(migrate::run(&url, &sets).await?)
+    })?;
+    tracing::info!(new = ?applied.new, already = applied.already, "migrated");
+    Ok(Exit::Drained)
 }
 
-fn in_runtime(work: impl Future<Output = Exit>) -> Exit {
-    match tokio::runtime::Builder::new_multi_thread()
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-    {
-        Ok(runtime) => runtime.block_on(work),
-        Err(err) => failed(&err.into()),
-    }
-}
-
-fn failed(err: &anyhow::Error) -> Exit {
-    tracing::error!(error = format!("{err:#}"), "failed");
-    Exit::Failed
 }

@@ -125,7 +125,10 @@ impl Service {
     }
 
     /// Serves until `shutdown`, and says how it ended.
-    pub async fn run(self, shutdown: Shutdown) -> Exit {
+    ///
+    /// # Errors
+    /// A task failed; [`ConfigError`] when a setting must be mended first.
+    pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<Exit> {
         tracing::info!(addr = %self.addr, "payments API listening");
         let mut tasks = Tasks::new();
         let drain = &shutdown.drain;
@@ -169,42 +172,33 @@ impl Service {
 }
 
 /// Joins all tasks. One that fails, or ends before it was asked to, makes the others drain.
-async fn supervise(mut tasks: Tasks, shutdown: &Shutdown) -> Exit {
-    let mut exit = Exit::Drained;
+async fn supervise(mut tasks: Tasks, shutdown: &Shutdown) -> anyhow::Result<Exit> {
+    let mut failure = None;
     loop {
         tokio::select! {
             ended = tasks.join_next() => {
-                let Some(Ended { name, outcome }) = ended else { return exit };
-                match outcome {
-                    Ok(()) if shutdown.drain.is_cancelled() => {}
-                    Ok(()) => {
-                        tracing::error!(task = name, "task ended unasked");
-                        exit = Exit::Failed;
-                    }
-                    Err(err) => exit = report(name, &err),
+                let Some(ended) = ended else {
+                    return failure.map_or(Ok(Exit::Drained), Err);
+                };
+                if let Err(err) = judge(ended, shutdown.drain.is_cancelled()) {
+                    tracing::error!(error = format!("{err:#}"), "task failed");
+                    failure.get_or_insert(err);
                 }
                 shutdown.drain.cancel();
             }
-            () = shutdown.now.cancelled() => return Exit::Failed,
+            () = shutdown.now.cancelled() => return Ok(Exit::Failed),
         }
     }
 }
 
-fn report(task: &'static str, err: &TaskError) -> Exit {
-    if let TaskError::Failed(cause) = err
-        && let Some(config) = cause.downcast_ref::<ConfigError>()
-    {
-        return misconfigured(config);
+fn judge(Ended { name, outcome }: Ended, draining: bool) -> anyhow::Result<()> {
+    match outcome {
+        Ok(()) if draining => Ok(()),
+        Ok(()) => anyhow::bail!("{name} ended unasked"),
+        // As it is: the program tells wrong configuration from other failures.
+        Err(TaskError::Failed(err)) => Err(err),
+        Err(err) => Err(anyhow::Error::new(err).context(name)),
     }
-    tracing::error!(task, error = %err, "task failed");
-    Exit::Failed
-}
-
-/// Says what to mend, and that starting again will not help.
-#[must_use]
-pub fn misconfigured(err: &ConfigError) -> Exit {
-    tracing::error!(error = %err, "wrong configuration");
-    Exit::Misconfigured
 }
 
 fn cannot_bind(err: &std::io::Error) -> ConfigError {

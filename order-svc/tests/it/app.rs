@@ -24,7 +24,7 @@ pub(crate) struct App {
     pub(crate) pool: MySqlPool,
     pub(crate) database: TestDatabase,
     pub(crate) shutdown: Shutdown,
-    pub(crate) running: JoinHandle<Exit>,
+    pub(crate) running: JoinHandle<anyhow::Result<Exit>>,
 }
 
 impl App {
@@ -100,7 +100,7 @@ impl App {
 
     pub(crate) async fn stop(self) -> Exit {
         self.shutdown.drain.cancel();
-        self.running.await.unwrap()
+        self.running.await.unwrap().unwrap()
     }
 }
 
