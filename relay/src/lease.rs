@@ -58,8 +58,10 @@ fn boot_ns() -> u64 {
 /// What the lock's keeper says.
 #[derive(Clone, Debug)]
 pub enum Leadership {
-    /// Not ours, and why.
+    /// Another relay's.
     Standby(String),
+    /// Nobody can tell, and why: the database is away, or read-only.
+    Unknown(String),
     /// Ours.
     Leader {
         /// The database's clock at a moment of ours, renewed with every ping.
@@ -118,7 +120,7 @@ pub async fn keep(
             Err(err) => format!("{err:#}"),
         };
         lease.end();
-        if tell.send(Leadership::Standby(why)).is_err() {
+        if tell.send(Leadership::Unknown(why)).is_err() {
             return Ok(());
         }
         tokio::time::sleep(PING_EVERY).await;

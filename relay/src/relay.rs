@@ -33,6 +33,9 @@ use crate::table::{self, Queries};
 /// The named conditions of `/readyz`.
 pub const CONDITIONS: [&str; 4] = ["lease", "database", "broker", "binlog"];
 
+/// Neither active nor a standby, which would be ready: without its database it can be neither.
+const UNDECIDED: &str = "undecided";
+
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A session that lived this long was sound: the next retry starts small again.
@@ -59,7 +62,7 @@ impl Relay {
         readiness: Readiness,
     ) -> anyhow::Result<Self> {
         let metrics = Metrics::register(registry).context("registering metrics")?;
-        readiness.set_role(STANDBY);
+        readiness.set_role(UNDECIDED);
         Ok(Self {
             config,
             metrics,
@@ -80,7 +83,7 @@ impl Relay {
             return Ok(Exit::Drained);
         }
         let lease = Lease::default();
-        let (tell, leadership) = watch::channel(Leadership::Standby("starting".into()));
+        let (tell, leadership) = watch::channel(Leadership::Unknown("starting".into()));
         let (lag, lag_seen) = watch::channel(TailLag::NotTailing);
         let mut tasks = Tasks::new();
         let table = &self.config.table;
@@ -158,7 +161,14 @@ impl Relay {
             loop {
                 match &*leadership.borrow_and_update() {
                     Leadership::Leader { .. } => return true,
-                    Leadership::Standby(why) => self.readiness.set("lease", false, why.as_str()),
+                    Leadership::Standby(why) => {
+                        self.readiness.set("lease", false, why.as_str());
+                        self.readiness.set_role(STANDBY);
+                    }
+                    Leadership::Unknown(why) => {
+                        self.readiness.set("lease", false, why.as_str());
+                        self.readiness.set_role(UNDECIDED);
+                    }
                 }
                 if leadership.changed().await.is_err() {
                     return false;
@@ -184,7 +194,7 @@ impl Relay {
         let leads = phase != Phase::Standby;
         self.metrics.leader.set(i64::from(leads));
         self.readiness
-            .set_role(if leads { ACTIVE } else { STANDBY });
+            .set_role(if leads { ACTIVE } else { UNDECIDED });
         if leads {
             self.readiness.set("lease", true, "held");
         }

@@ -340,7 +340,7 @@ impl<'a> Session<'a> {
                 self.clock = Some(*clock);
                 None
             }
-            Leadership::Standby(why) => Some(why.clone()),
+            Leadership::Standby(why) | Leadership::Unknown(why) => Some(why.clone()),
         }
     }
 
