@@ -9,6 +9,7 @@ mod rows;
 mod servers;
 mod writers;
 
+mod config;
 mod crash;
 mod defects;
 mod latency;
