@@ -120,7 +120,7 @@ async fn a_prepared_transaction_is_published_when_it_commits_and_never_when_it_r
         for (number, end) in ["COMMIT", "ROLLBACK"]
             .into_iter()
             .cycle()
-            .take(60)
+            .take(6)
             .enumerate()
         {
             let mut writer = rig.database.connect().await.unwrap();
