@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::Db;
 use serde_json::json;
 
 use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
@@ -18,50 +19,53 @@ async fn bind(rig: &Rig, exchange: &str, routing_key: &str) {
 
 #[tokio::test]
 async fn p4_400_unroutable_of_4000_pipelined_messages_stay_pending_and_follow_once_bound() {
+    let servers = e2e::shared::databases().await;
+    futures::future::join_all(servers.into_iter().map(unroutable_among_routable)).await;
+}
+
+async fn unroutable_among_routable(db: &'static Db) {
     const ROUNDS: i64 = 10;
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        // Large batches: the confirms of many returned messages are on their way together.
-        rig.set_backoff("100ms", "500ms")
-            .set("RELAY_BATCH_MAX", "1000");
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        for round in 0..ROUNDS {
-            let route = |n| if n % 10 == 3 { "late.pay" } else { "order.pay" };
-            let rows = (0..4000).map(|n| (format!("{round}-{n}"), route(n)));
-            rig.insert_all(rows).await;
+    let mut rig = Rig::new(db).await;
+    // Large batches: the confirms of many returned messages are on their way together.
+    rig.set_backoff("100ms", "500ms")
+        .set("RELAY_BATCH_MAX", "1000");
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    for round in 0..ROUNDS {
+        let route = |n| if n % 10 == 3 { "late.pay" } else { "order.pay" };
+        let rows = (0..4000).map(|n| (format!("{round}-{n}"), route(n)));
+        rig.insert_all(rows).await;
 
-            rig.wait_count("status = 2", round * 4000 + 3600).await;
-            rig.wait_waiting("late.pay", 400).await;
-            rig.wait_reason("routing_key = 'late.pay'", "312 NO_ROUTE")
-                .await;
-            let waiting = "status = 1 AND routing_key = 'late.pay' AND attempts = 0 \
-                           AND next_attempt_at IS NULL";
-            assert_eq!(rig.count(waiting).await, 400);
-            let misjudged = "status = 2 AND routing_key = 'late.pay'";
-            assert_eq!(rig.count(misjudged).await, round * 400);
-            assert_eq!(rig.count("status > 2 OR attempts > 0").await, 0);
-
-            bind(&rig, EXCHANGE, "late.*").await;
-            rig.wait_sent((round + 1) * 4000).await;
-            let all = usize::try_from((round + 1) * 4000).unwrap();
-            e2e::wait::until("every delivery", SOON, async || {
-                deliveries.first().len() == all
-            })
+        rig.wait_count("status = 2", round * 4000 + 3600).await;
+        rig.wait_waiting("late.pay", 400).await;
+        rig.wait_reason("routing_key = 'late.pay'", "312 NO_ROUTE")
             .await;
-            assert_eq!(deliveries.count(), all, "nothing is delivered twice");
-            let api = rig.rabbit.management().unwrap();
-            let unbound = api.unbind(&rig.vhost.name, EXCHANGE, QUEUE, "late.*").await;
-            assert!(unbound.unwrap());
-        }
-        let missed = "outbox_relay_missed_by_binlog_total";
-        assert_eq!(rig.metric(missed).await, Some(0.0));
-        assert!(
-            !relay.log().contains("BasicReturnMessage"),
-            "no payload in the log"
-        );
-        assert_calm(&relay);
+        let waiting = "status = 1 AND routing_key = 'late.pay' AND attempts = 0 \
+                       AND next_attempt_at IS NULL";
+        assert_eq!(rig.count(waiting).await, 400);
+        let misjudged = "status = 2 AND routing_key = 'late.pay'";
+        assert_eq!(rig.count(misjudged).await, round * 400);
+        assert_eq!(rig.count("status > 2 OR attempts > 0").await, 0);
+
+        bind(&rig, EXCHANGE, "late.*").await;
+        rig.wait_sent((round + 1) * 4000).await;
+        let all = usize::try_from((round + 1) * 4000).unwrap();
+        e2e::wait::until("every delivery", SOON, async || {
+            deliveries.first().len() == all
+        })
+        .await;
+        assert_eq!(deliveries.count(), all, "nothing is delivered twice");
+        let api = rig.rabbit.management().unwrap();
+        let unbound = api.unbind(&rig.vhost.name, EXCHANGE, QUEUE, "late.*").await;
+        assert!(unbound.unwrap());
     }
+    let missed = "outbox_relay_missed_by_binlog_total";
+    assert_eq!(rig.metric(missed).await, Some(0.0));
+    assert!(
+        !relay.log().contains("BasicReturnMessage"),
+        "no payload in the log"
+    );
+    assert_calm(&relay);
 }
 
 #[tokio::test]
