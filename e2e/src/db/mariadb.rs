@@ -41,6 +41,8 @@ fn fill(server: &Path, dir: &Path) -> anyhow::Result<()> {
                 "--no-defaults",
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
+                // A minimal container can't even look up its own name.
+                "--force",
             ])
             .arg(format!("--datadir={}", data.display()))
             .args(super::root_arg()),

@@ -8,7 +8,13 @@ use e2e::product::Process;
 const TIME_LIMIT: Duration = Duration::from_secs(240);
 
 async fn balances(database: &str) {
-    let settings = [("DB", database), ("ORDERS", "60"), ("RATE", "30")];
+    let cache = e2e::cache::dir().unwrap().display().to_string();
+    let settings = [
+        ("DB", database),
+        ("ORDERS", "60"),
+        ("RATE", "30"),
+        ("OUTBOX_RELAY_CACHE", &*cache),
+    ];
     let demo = Path::new(env!("CARGO_BIN_EXE_demo"));
     let demo = Process::spawn(demo, &[], &settings).unwrap();
     let status = demo.wait_exit(TIME_LIMIT).await.unwrap();

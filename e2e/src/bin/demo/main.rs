@@ -104,8 +104,13 @@ async fn run(cli: &Cli) -> anyhow::Result<bool> {
         println!("Everything goes on running until Ctrl-C.");
     }
     println!();
-    for reason in ledger.imbalances() {
-        eprintln!("error: {reason}");
+    let mut errors = ledger.imbalances();
+    errors.extend(story.unfinished);
+    if !errors.is_empty() {
+        eprintln!("{}", stage.logs());
+    }
+    for error in &errors {
+        eprintln!("error: {error}");
     }
     println!("{ledger}");
     if keep {
@@ -113,7 +118,7 @@ async fn run(cli: &Cli) -> anyhow::Result<bool> {
             .await
             .context("could not wait for Ctrl-C")?;
     }
-    Ok(ledger.imbalances().is_empty())
+    Ok(errors.is_empty())
 }
 
 /// Addresses and statements with which to look for oneself.
