@@ -303,6 +303,10 @@ fn write_configuration(home: &Home, ports: &Ports, extra: &[String]) -> anyhow::
     home.write(&[
         ("rabbitmq.conf".to_owned(), conf.into_bytes()),
         (
+            "inetrc".to_owned(),
+            b"{host,{127,0,0,1},[\"localhost\"]}.\n{lookup,[file,native]}.\n".to_vec(),
+        ),
+        (
             "enabled_plugins".to_owned(),
             b"[rabbitmq_management].\n".to_vec(),
         ),
@@ -327,7 +331,8 @@ fn environment(home: &Home, ports: &Ports) -> Vec<(String, String)> {
     let mut environment = ports.epmd_env();
     let mut set = |name: &str, value: String| environment.push((name.to_owned(), value));
     set("HOME", home.path_inside());
-    // The node's name needs no resolver: the distribution listens on the loopback alone.
+    // Erlang has to find the host in a node's name; a minimal container has no /etc/hosts.
+    set("ERL_INETRC", home.inside("inetrc"));
     set("RABBITMQ_NODENAME", node_name(ports.amqp));
     set("RABBITMQ_DIST_PORT", ports.distribution.to_string());
     set("RABBITMQ_CONFIG_FILE", home.inside("rabbitmq.conf"));
