@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use outbox::row::Row;
 
 use crate::config::Order;
+use crate::effects::{Effects, Failure, Mark, Sample};
 use crate::fault::{self, Fault};
 use crate::held::{Admit, Held, Route, Visit};
 use crate::lane::Done;
@@ -31,54 +32,6 @@ pub struct Head {
     /// It has been tried, sent or delayed before: that the binlog did not bring it as a new row is
     /// no wonder.
     pub relived: bool,
-}
-
-/// A confirmed row, to be marked sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mark {
-    /// The row.
-    pub id: RowId,
-    /// Its message id: the mark is conditional on it.
-    pub message_id: String,
-}
-
-/// A row that failed by its own fault.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    /// The row and its message id.
-    pub row: Mark,
-    /// Failed attempts, this one included.
-    pub attempts: u32,
-    /// The class.
-    pub reason: Reason,
-    /// The broker's or our own text for the operator.
-    pub text: String,
-    /// What follows.
-    pub next: Next,
-}
-
-/// The row whose text tells why its route is shut.
-#[derive(Clone, Debug)]
-pub struct Sample {
-    /// The row and its message id.
-    pub row: Mark,
-    /// The class.
-    pub reason: Reason,
-    /// The broker's text.
-    pub text: String,
-}
-
-/// What follows from a batch's answers.
-#[derive(Debug, Default)]
-pub struct Effects {
-    /// To be marked sent, with who brought each and when it was committed.
-    pub sent: Vec<(Mark, Source, Option<Instant>)>,
-    /// To be written down as failed.
-    pub failed: Vec<Failure>,
-    /// To be written down as the reason of a shut route.
-    pub samples: Vec<Sample>,
-    /// How many failed by the route's or the channel's fault, which spends no attempt.
-    pub refused: Vec<Reason>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,7 +241,7 @@ impl Dispatch {
                     effects.refused.push(reason);
                     if self.held.shut_route(&route, item.id(), dice, now) {
                         effects.samples.push(Sample {
-                            row: mark_of(item),
+                            row: Mark::of(item),
                             reason,
                             text,
                         });
@@ -322,7 +275,7 @@ impl Dispatch {
         }
         effects
             .sent
-            .push((mark_of(item), item.source, item.committed));
+            .push((Mark::of(item), item.source, item.committed));
     }
 
     /// Back to the table, and everything of its key that waits behind it.
@@ -386,7 +339,7 @@ impl Dispatch {
         }
         self.hold_key(item.key, until, now);
         effects.failed.push(Failure {
-            row: mark_of(item),
+            row: Mark::of(item),
             attempts,
             reason,
             text,
@@ -409,12 +362,5 @@ impl Dispatch {
         for item in self.queue.clear() {
             self.flights.remove(&item.id());
         }
-    }
-}
-
-fn mark_of(item: &Item) -> Mark {
-    Mark {
-        id: item.id(),
-        message_id: item.row.message_id.clone(),
     }
 }

@@ -10,6 +10,7 @@ pub mod relay;
 pub mod intake;
 pub mod outflow;
 pub mod session;
+pub mod wires;
 
 pub mod binlog;
 pub mod pass;
@@ -17,6 +18,7 @@ pub mod table;
 pub mod tail;
 
 pub mod dispatch;
+pub mod effects;
 pub mod fault;
 pub mod held;
 pub mod queue;

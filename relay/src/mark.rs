@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, MySqlTransaction};
 use svc_kit::database::{Fault, classify};
 use tokio::sync::mpsc;
 
-use crate::dispatch::{Failure, Mark, Sample};
+use crate::effects::{Failure, Mark, Sample};
 use crate::queue::RowId;
 use crate::schedule::Next;
 use crate::table::{padded, padded_len, placeholders};

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::anyhow;
 use tokio::sync::mpsc;
 
-use crate::dispatch::Effects;
+use crate::effects::Effects;
 use crate::lane::{Done, Outcome};
 use crate::mark::{MARK_MAX, Write, Written};
 use crate::session::{MARKS_MAX, Session};

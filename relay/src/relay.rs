@@ -27,8 +27,9 @@ use crate::mark;
 use crate::metrics::{Metrics, Phase};
 use crate::ops::check;
 use crate::queue::RowId;
-use crate::session::{End, LaneHandle, Outside, Session, Wires, why_ended};
+use crate::session::{Session, why_ended};
 use crate::table::{self, Queries};
+use crate::wires::{End, LaneHandle, Outside, Wires};
 
 /// The named conditions of `/readyz`.
 pub const CONDITIONS: [&str; 4] = ["lease", "database", "broker", "binlog"];

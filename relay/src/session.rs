@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use svc_kit::admin::Readiness;
-use svc_kit::signals::Shutdown;
-use svc_kit::tasks::{Ended, Tasks};
-use tokio::sync::{mpsc, watch};
+use svc_kit::tasks::Ended;
+use tokio::sync::watch;
 
 use crate::binlog::stream::Arrival;
 use crate::broker::BrokerNews;
 use crate::config::{Config, Mode, Order};
-use crate::dispatch::{Dispatch, Mark};
+use crate::dispatch::Dispatch;
+use crate::effects::Mark;
 use crate::gauges::TailLag;
 use crate::intake::Intake;
 use crate::lane::Done;
@@ -23,9 +23,9 @@ use crate::lease::{Clock, Leadership};
 use crate::mark::{Write, Written};
 use crate::metrics::{Metrics, Phase};
 use crate::pass::{Passes, Progress, Room};
-use crate::queue::Item;
-use crate::table::{Answer, Ask};
+use crate::table::Answer;
 use crate::tail::{Tail, TailState};
+use crate::wires::{End, Outside, Wires};
 
 /// Confirmed rows that wait to be marked; above it nothing new is taken in.
 pub const MARKS_MAX: usize = 8192;
@@ -37,57 +37,6 @@ const TICK: Duration = Duration::from_secs(1);
 const CLOSING_MAX: Duration = Duration::from_secs(3);
 /// Groups taken from the binlog before the lanes are looked at.
 const GROUPS_AT_ONCE: usize = 256;
-
-/// Why a session ended.
-#[derive(Debug)]
-pub enum End {
-    /// SIGTERM, and everything on its way is confirmed and marked.
-    Drained,
-    /// The second SIGTERM, or the drain took too long.
-    CutOff,
-    /// Another relay may be active.
-    LeaseLost(String),
-    /// A connection or a task failed: start again.
-    Failed(anyhow::Error),
-}
-
-/// What the outside tells a session.
-pub struct Outside {
-    /// SIGTERM, and the end of patience.
-    pub stop: Shutdown,
-    /// The lock.
-    pub leadership: watch::Receiver<Leadership>,
-    /// To the gauges.
-    pub lag: watch::Sender<TailLag>,
-}
-
-/// A lane's inlet, and what it is busy with.
-pub struct LaneHandle {
-    /// Batches; the lane holds one at a time.
-    pub batches: mpsc::Sender<Vec<Item>>,
-    /// It has a batch, whose oldest commit is this.
-    pub busy: Option<Option<Instant>>,
-}
-
-/// The ends of the session's tasks.
-pub struct Wires {
-    /// The tasks themselves: one that ends before the session is an error.
-    pub tasks: Tasks,
-    /// Lanes.
-    pub lanes: Vec<LaneHandle>,
-    /// From the lanes.
-    pub done: mpsc::Receiver<Done>,
-    /// To the marker.
-    pub writes: mpsc::Sender<Write>,
-    /// From the marker.
-    pub written: mpsc::Receiver<Written>,
-    /// To the table reader.
-    pub asks: mpsc::Sender<Ask>,
-    /// From the table reader.
-    pub answers: mpsc::Receiver<Answer>,
-    /// From the broker's connection.
-    pub news: mpsc::Receiver<BrokerNews>,
-}
 
 /// A session that is about to end.
 pub(crate) struct Closing {

@@ -1,0 +1,66 @@
+//! What a session is connected with, inside and outside.
+
+use std::time::Instant;
+
+use svc_kit::signals::Shutdown;
+use svc_kit::tasks::Tasks;
+use tokio::sync::{mpsc, watch};
+
+use crate::broker::BrokerNews;
+use crate::gauges::TailLag;
+use crate::lane::Done;
+use crate::lease::Leadership;
+use crate::mark::{Write, Written};
+use crate::queue::Item;
+use crate::table::{Answer, Ask};
+
+/// Why a session ended.
+#[derive(Debug)]
+pub enum End {
+    /// SIGTERM, and everything on its way is confirmed and marked.
+    Drained,
+    /// The second SIGTERM, or the drain took too long.
+    CutOff,
+    /// Another relay may be active.
+    LeaseLost(String),
+    /// A connection or a task failed: start again.
+    Failed(anyhow::Error),
+}
+
+/// What the outside tells a session.
+pub struct Outside {
+    /// SIGTERM, and the end of patience.
+    pub stop: Shutdown,
+    /// The lock.
+    pub leadership: watch::Receiver<Leadership>,
+    /// To the gauges.
+    pub lag: watch::Sender<TailLag>,
+}
+
+/// A lane's inlet, and what it is busy with.
+pub struct LaneHandle {
+    /// Batches; the lane holds one at a time.
+    pub batches: mpsc::Sender<Vec<Item>>,
+    /// It has a batch, whose oldest commit is this.
+    pub busy: Option<Option<Instant>>,
+}
+
+/// The ends of the session's tasks.
+pub struct Wires {
+    /// The tasks themselves: one that ends before the session is an error.
+    pub tasks: Tasks,
+    /// Lanes.
+    pub lanes: Vec<LaneHandle>,
+    /// From the lanes.
+    pub done: mpsc::Receiver<Done>,
+    /// To the marker.
+    pub writes: mpsc::Sender<Write>,
+    /// From the marker.
+    pub written: mpsc::Receiver<Written>,
+    /// To the table reader.
+    pub asks: mpsc::Sender<Ask>,
+    /// From the table reader.
+    pub answers: mpsc::Receiver<Answer>,
+    /// From the broker's connection.
+    pub news: mpsc::Receiver<BrokerNews>,
+}
