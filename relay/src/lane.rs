@@ -12,6 +12,8 @@ use crate::publish::{closed, publish};
 use crate::queue::Item;
 use crate::settle::Verdict;
 
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// What became of a batch.
 #[derive(Clone, Debug)]
 pub enum Outcome {
@@ -75,8 +77,7 @@ pub async fn run(
             && let Some(dead) = channel.take()
         {
             // A late confirm must find nobody: its row is somebody else's business from now on.
-            let closing = dead.close(200, "batch given up".into());
-            drop(tokio::time::timeout(Duration::from_secs(1), closing).await);
+            close(&dead, "batch given up").await;
         }
         if done
             .send(Done {
@@ -90,7 +91,16 @@ pub async fn run(
             break;
         }
     }
+    if let Some(channel) = channel {
+        close(&channel, "drained").await;
+    }
     Ok(())
+}
+
+/// A broker that does not answer is not waited for.
+async fn close(channel: &Channel, why: &str) {
+    let closing = channel.close(200, why.into());
+    drop(tokio::time::timeout(CLOSE_TIMEOUT, closing).await);
 }
 
 async fn attempt(

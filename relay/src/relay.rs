@@ -29,7 +29,7 @@ use crate::ops::check;
 use crate::queue::RowId;
 use crate::session::{Session, why_ended};
 use crate::table::{self, Queries};
-use crate::wires::{End, LaneHandle, Outside, Wires};
+use crate::wires::{End, LANE, LaneHandle, Outside, Wires};
 
 /// The named conditions of `/readyz`.
 pub const CONDITIONS: [&str; 4] = ["lease", "database", "broker", "binlog"];
@@ -232,6 +232,9 @@ impl Relay {
             dispatch,
         );
         let end = session.run(outside).await;
+        if matches!(end, End::Drained) {
+            drop(tokio::time::timeout(CLOSE_TIMEOUT, session.wires.end_lanes()).await);
+        }
         *suspects = session.dispatch.take_suspects();
         end
     }
@@ -305,7 +308,7 @@ impl Relay {
         for number in 0..config.lanes {
             let (batches, inlet) = mpsc::channel(1);
             tasks.spawn(
-                "lane",
+                LANE,
                 lane::run(number, broker.clone(), inlet, done_in.clone()),
             );
             lanes.push(LaneHandle {

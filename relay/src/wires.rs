@@ -64,3 +64,20 @@ pub struct Wires {
     /// From the broker's connection.
     pub news: mpsc::Receiver<BrokerNews>,
 }
+
+impl Wires {
+    /// Ends the lanes in order: each closes its channel before the connection is closed.
+    pub async fn end_lanes(&mut self) {
+        let mut running = self.lanes.len();
+        self.lanes.clear();
+        while running > 0 {
+            let Some(ended) = self.tasks.join_next().await else {
+                return;
+            };
+            running -= usize::from(ended.name == LANE);
+        }
+    }
+}
+
+/// The name of every lane's task.
+pub const LANE: &str = "lane";
