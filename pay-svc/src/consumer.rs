@@ -7,13 +7,14 @@
 //! messages nor a cancellation, and counts messages as delivered to it (seen on 3.10). A quiet
 //! session holds no message, so a new one in its place costs nothing.
 
+use std::pin::Pin;
 use std::time::Duration;
 
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Channel, Connection};
+use lapin::{Channel, Connection, ErrorKind, Event};
 use outbox::message::decode_parts;
 use svc_kit::admin::Readiness;
 use svc_kit::amqp::Amqp;
@@ -104,7 +105,9 @@ impl Consumer {
             let lost = match self.amqp.connect(CONNECTION_NAME).await {
                 Ok(connection) => {
                     self.readiness.set(BROKER, true, "connected");
+                    let told = std::pin::pin!(connection.events_listener());
                     let lost = self.use_connection(&connection, &drain, &mut memory).await;
+                    let lost = lost.map(|why| explain_unreadable(why, told));
                     part(connection).await;
                     lost
                 }
@@ -325,6 +328,24 @@ async fn part(connection: Connection) {
         Ok(Ok(())) => {}
         Ok(Err(err)) => tracing::debug!(error = %err, "connection was gone already"),
         Err(_elapsed) => tracing::debug!("connection did not close in time"),
+    }
+}
+
+/// lapin reads AMQP's short strings as UTF-8 and gives up the connection on one that is not, before
+/// this process sees the message. The broker then delivers it again, for ever: nothing here can store
+/// or refuse it, so a person must be told what it is.
+fn explain_unreadable(why: String, mut told: Pin<&mut impl Stream<Item = Event>>) -> String {
+    let mut events = std::iter::from_fn(|| told.next().now_or_never().flatten());
+    let unreadable = events.any(|event| {
+        matches!(event, Event::Error(err) if matches!(err.kind(), ErrorKind::ParsingError(_)))
+    });
+    if unreadable {
+        format!(
+            "a message in {QUEUE} can't be read, one of its properties is not UTF-8: take it out, \
+             see UnreadableMessage in RUNBOOK.md ({why})"
+        )
+    } else {
+        why
     }
 }
 
