@@ -310,27 +310,3 @@ async fn a_user_who_may_only_read_the_queue_can_consume() {
     app.until_ready().await;
     app.until_it_pays(&vhost).await;
 }
-
-#[tokio::test]
-async fn zz_throughput() {
-    for db in e2e::shared::databases().await {
-        let vhost = vhost(e2e::shared::rabbit().await).await;
-        let tables = database(db).await;
-        let publisher = Publisher::connect(&vhost.amqp_url).await;
-        for chunk in 0..40 {
-            let all = (0..500).map(|n| Outgoing::order(Uuid::from_u128(chunk * 500 + n)));
-            let all: Vec<_> = all.collect();
-            futures::future::join_all(all.iter().map(|m| publisher.publish(m))).await;
-        }
-        let config = config(&tables.url, &vhost.amqp_url);
-        let started = std::time::Instant::now();
-        let app = App::serve(tables, config, Scripted::always(Act::Capture)).await;
-        until("x", SOON * 3, async || app.metric("inbox_received_total ").await >= 20000.0).await;
-        let stored = started.elapsed();
-        until("x", SOON * 3, async || app.metric("inbox_processed_total{outcome=\"captured\"}").await >= 20000.0).await;
-        let paid = started.elapsed();
-        eprintln!("ZZ {:?} stored {stored:?} {:.0}/s paid {paid:?} {:.0}/s", db.flavor(), 20000.0/stored.as_secs_f64(), 20000.0/paid.as_secs_f64());
-        assert_eq!(payments(&app.pool).await, 20000);
-        app.stop().await;
-    }
-}

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use e2e::product::Process;
 use e2e::wait::until;
+use sqlx::MySqlPool;
 
 use crate::app::{SOON, database, payments, vhost};
 use crate::messages::{Outgoing, Publisher};
@@ -20,6 +21,16 @@ pub(crate) fn start(args: &[&str], env: &[(&str, &str)]) -> Process {
 
 pub(crate) async fn exit_code(process: &Process) -> Option<i32> {
     process.wait_exit(SOON).await.unwrap().code()
+}
+
+/// Rows that a worker has claimed and not settled.
+async fn claimed(pool: &MySqlPool) -> i64 {
+    sqlx::query_scalar(
+        "SELECT COUNT(*) FROM inbox WHERE status = 1 AND next_attempt_at IS NOT NULL",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap()
 }
 
 #[tokio::test]
@@ -111,19 +122,43 @@ async fn sigterm_finishes_what_is_in_hand_and_exits_0() {
         ];
         let process = start(&["run"], &env);
         // All 20 are claimed, that is their charges are under way, when the signal comes.
-        until("the claims", SOON, async || {
-            let claimed: i64 = sqlx::query_scalar(
-                "SELECT COUNT(*) FROM inbox WHERE status = 1 AND next_attempt_at IS NOT NULL",
-            )
-            .fetch_one(&pool)
-            .await
-            .unwrap();
-            claimed == 20
-        })
-        .await;
+        until("the claims", SOON, async || claimed(&pool).await == 20).await;
         process.terminate().unwrap();
         assert_eq!(exit_code(&process).await, Some(0), "{}", process.log());
         assert_eq!(payments(&pool).await, 20);
+    }
+}
+
+/// What can't be finished in time is left to its lease, and the exit code tells.
+#[tokio::test]
+async fn a_drain_is_cut_short_by_its_deadline_or_a_second_signal() {
+    for (deadline, signals) in [("500ms", 1), ("10m", 2)] {
+        let db = e2e::shared::mariadb().await;
+        let (tables, vhost) = (database(db).await, vhost(e2e::shared::rabbit().await).await);
+        let pool = tables.pool().unwrap();
+        let publisher = Publisher::connect(&vhost.amqp_url).await;
+        publisher
+            .publish(&Outgoing::order(uuid::Uuid::now_v7()))
+            .await;
+        let env = [
+            ("DATABASE_URL", tables.url.as_str()),
+            ("AMQP_URL", vhost.amqp_url.as_str()),
+            ("PAY_SIMULATED_LATENCY", "60s"),
+            ("PAY_PROVIDER_TIMEOUT", "120s"),
+            ("PAY_DRAIN_TIMEOUT", deadline),
+        ];
+        let process = start(&["run"], &env);
+        until("the claim", SOON, async || claimed(&pool).await == 1).await;
+        process.terminate().unwrap();
+        until("the drain", SOON, async || {
+            process.log().contains("draining")
+        })
+        .await;
+        if signals == 2 {
+            process.terminate().unwrap();
+        }
+        assert_eq!(exit_code(&process).await, Some(1), "{}", process.log());
+        assert_eq!(payments(&pool).await, 0);
     }
 }
 
@@ -146,16 +181,7 @@ async fn a_process_killed_while_it_charges_leaves_the_order_to_the_next() {
             ("PAY_PROVIDER_TIMEOUT", "120s"),
         ];
         let victim = start(&["run"], &[&urls[..], &slow].concat());
-        until("the claim", SOON, async || {
-            let claimed: i64 = sqlx::query_scalar(
-                "SELECT COUNT(*) FROM inbox WHERE status = 1 AND next_attempt_at IS NOT NULL",
-            )
-            .fetch_one(&pool)
-            .await
-            .unwrap();
-            claimed == 1
-        })
-        .await;
+        until("the claim", SOON, async || claimed(&pool).await == 1).await;
         victim.kill().unwrap();
 
         let next = start(&["run"], &urls);
