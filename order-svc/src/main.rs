@@ -1,9 +1,7 @@
 //! The program: settings and logging first, then the runtime.
 
-use std::io::Write as _;
-
 use order_svc::config::{Cli, Command, MigrateArgs, RunArgs};
-use svc_kit::boot::{self, ConfigError, Exit};
+use svc_kit::boot::{self, Exit};
 use svc_kit::database::first_contact;
 use svc_kit::{migrate, signals, telemetry};
 use tokio_util::sync::CancellationToken;
@@ -14,22 +12,13 @@ fn main() -> Exit {
         Command::Run(args) => run(&args),
         Command::Migrate(args) => apply_migrations(&args),
     };
-    done.unwrap_or_else(|err| {
-        let misconfigured = err.is::<ConfigError>();
-        // The one line an operator needs, whatever RUST_LOG says.
-        drop(writeln!(std::io::stderr(), "order-svc: {err:#}"));
-        if misconfigured {
-            Exit::Misconfigured
-        } else {
-            Exit::Failed
-        }
-    })
+    boot::conclude("order-svc", done)
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     telemetry::init(args.log.log_format);
     let config = args.resolve()?;
-    runtime()?.block_on(async {
+    boot::block_on(async {
         let shutdown = signals::listen(config.drain_timeout)?;
         order_svc::build(config).await?.run(shutdown).await
     })
@@ -43,17 +32,11 @@ fn apply_migrations(args: &MigrateArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::Drained);
     }
     let url = args.database.resolve()?;
-    let applied = runtime()?.block_on(async {
+    let applied = boot::block_on(async {
         // A database that is still starting is waited for, as `run` does.
         first_contact(&url, &CancellationToken::new()).await?;
         anyhow::Ok(migrate::run(&url, &sets).await?)
     })?;
     tracing::info!(new = ?applied.new, already = applied.already, "migrated");
     Ok(Exit::Drained)
-}
-
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
 }

@@ -62,7 +62,7 @@ struct Look {
 async fn look(pool: &MySqlPool) -> Result<Look, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     let (read_only, _orders, _events): (i64, i64, i64) = sqlx::query_as(
-        "SELECT CAST(@@global.read_only AS SIGNED), \
+        "SELECT CAST(@@global.read_only AS CHAR) NOT IN ('0', 'OFF'), \
          CAST(EXISTS(SELECT 1 FROM orders LIMIT 1) AS SIGNED), \
          CAST(EXISTS(SELECT 1 FROM outbox LIMIT 1) AS SIGNED)",
     )

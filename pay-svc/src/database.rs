@@ -133,7 +133,7 @@ impl Database {
     async fn probe(&self) -> Result<bool, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         let row: Result<(i64, i64), _> = sqlx::query_as(
-            "SELECT CAST(@@global.read_only AS SIGNED), \
+            "SELECT CAST(@@global.read_only AS CHAR) NOT IN ('0', 'OFF'), \
              CAST(EXISTS(SELECT 1 FROM inbox LIMIT 1) AS SIGNED)",
         )
         .fetch_one(&mut *connection)

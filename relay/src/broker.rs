@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use lapin::options::ExchangeDeclareOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{FieldTable, ShortString};
@@ -80,15 +80,17 @@ fn is_soft(err: &lapin::Error, wanted: AMQPSoftError) -> bool {
     matches!(amqp.kind(), AMQPErrorKind::Soft(soft) if *soft == wanted)
 }
 
-/// Passes on what the connection tells until it is lost.
+/// Passes on what the connection tells until it is lost. `events` is its listener, made before the
+/// connection is used: lapin drops what nobody listens to.
 ///
 /// # Errors
 /// Never; the type is that of a task.
 pub async fn listen(
     connection: Arc<Connection>,
+    events: impl Stream<Item = Event>,
     news: mpsc::Sender<BrokerNews>,
 ) -> anyhow::Result<()> {
-    let mut events = std::pin::pin!(connection.events_listener());
+    let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         let told = match event {
             Event::ConnectionBlocked(reason) => BrokerNews::Blocked(reason),

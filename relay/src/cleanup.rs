@@ -8,6 +8,8 @@ use svc_kit::database::{Fault, classify};
 use crate::metrics::Metrics;
 use crate::table::{padded, padded_len, placeholders};
 
+/// A page is a few hundred rows by primary key.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 const PAGE: usize = 500;
 /// Between two rounds when the last one found nothing expired.
 const IDLE: Duration = Duration::from_mins(1);
@@ -20,7 +22,7 @@ const TRICKLE: Duration = Duration::from_secs(1);
 /// Deletes page by page until the session ends.
 ///
 /// # Errors
-/// The database's; a lock conflict is waited out.
+/// Never: the type is that of a task.
 pub async fn run(
     pool: MySqlPool,
     table: String,
@@ -28,8 +30,9 @@ pub async fn run(
     metrics: Metrics,
 ) -> anyhow::Result<()> {
     loop {
-        let rest = match page(&pool, &table, retention).await {
-            Ok(deleted) => {
+        let deleted = tokio::time::timeout(PAGE_TIMEOUT, page(&pool, &table, retention)).await;
+        let rest = match deleted {
+            Ok(Ok(deleted)) => {
                 metrics.cleaned.inc_by(deleted);
                 match deleted {
                     0 => IDLE,
@@ -37,8 +40,16 @@ pub async fn run(
                     _ => PACE,
                 }
             }
-            Err(err) if matches!(classify(&err), Fault::Busy) => PACE,
-            Err(err) => return Err(err.into()),
+            Ok(Err(err)) if matches!(classify(&err), Fault::Busy) => PACE,
+            // Nothing that publishes may suffer from what only tidies up.
+            Ok(Err(err)) => {
+                tracing::warn!(error = %err, "could not delete sent rows, trying again in a while");
+                IDLE
+            }
+            Err(_) => {
+                tracing::warn!("deleting a page of sent rows took over {PAGE_TIMEOUT:?}");
+                IDLE
+            }
         };
         tokio::time::sleep(rest).await;
     }

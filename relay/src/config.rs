@@ -209,6 +209,8 @@ impl RunArgs {
                 });
             }
         }
+        // Nobody is let in yet, but a list that can't be parsed must not wait to be noticed.
+        self.admin.ops_tokens()?;
         if self.backoff_max < self.backoff_min {
             return Err(ConfigError {
                 field: "RELAY_BACKOFF_MAX".into(),

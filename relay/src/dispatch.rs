@@ -13,7 +13,7 @@ use crate::fault::{self, Fault};
 use crate::held::{Admit, Held, Route, Visit};
 use crate::lane::Done;
 use crate::metrics::{Reason, Source};
-use crate::queue::{BatchLimit, Item, Queue, RowId, key_hash};
+use crate::queue::{BatchLimit, Company, Item, Queue, RowId, key_hash};
 use crate::schedule::{Next, Schedule};
 
 /// A pending row as a pass meets it: everything but the payload.
@@ -52,8 +52,6 @@ pub enum Take {
     },
     /// It is on its way already, or waits.
     Skip,
-    /// No room for another held key: the pass ends here.
-    Full,
 }
 
 /// The relay's memory: never more than what is on its way, and the keys that wait.
@@ -65,6 +63,9 @@ pub struct Dispatch {
     /// Rows waiting for a lane.
     pub queue: Queue,
     flights: HashMap<RowId, Stage>,
+    /// Rows whose payload is being loaded: not in the queue yet, so a failure of an earlier row of
+    /// their key has to find them here.
+    loading: HashMap<RowId, (u64, Route)>,
     /// Rows that left `flights` since the page at hand was asked for: it may still show them.
     since_read: Option<HashMap<RowId, Stage>>,
     /// Rows of batches that the broker answered by closing, with how often each was alone then.
@@ -87,6 +88,7 @@ impl Dispatch {
             held: Held::new(order, schedule),
             queue: Queue::new(order, lanes, limit),
             flights: HashMap::new(),
+            loading: HashMap::new(),
             since_read: None,
             suspects: HashMap::new(),
             already_sent: HashSet::new(),
@@ -109,7 +111,7 @@ impl Dispatch {
         self.suspects = suspects;
     }
 
-    /// A row that the binlog brought. Returns true when it was queued.
+    /// A row that the binlog brought.
     pub fn tail(&mut self, row: Row, committed: Instant, now: Instant) -> bool {
         let id = RowId::new(row.id, &row.message_id);
         if self.flights.contains_key(&id) || self.already_sent.contains(&id) {
@@ -132,7 +134,7 @@ impl Dispatch {
             key,
             source,
             committed,
-            suspect: false,
+            company: Company::Anyone,
         });
         true
     }
@@ -166,53 +168,58 @@ impl Dispatch {
             now,
         };
         let gone = self.since_read.as_ref().and_then(|gone| gone.get(&head.id));
-        let admit = match self.flights.get(&head.id).or(gone) {
+        match self.flights.get(&head.id).or(gone) {
             Some(Stage::Going) => return Take::Skip,
             Some(Stage::Failing) => self.held.leave_failing(head.key, visit),
             None => {
-                let explained = head.relived || self.held.holds(head.key, &head.route);
+                let explained = head.relived
+                    || self.held.explains_any()
+                    || self.held.holds(head.key, &head.route);
                 let place = (head.key, &head.route);
                 match self.held.admit(head.id, place, wait_until, visit) {
                     Admit::Go => {
                         self.flights.insert(head.id, Stage::Going);
+                        let place = (head.key, head.route.clone());
+                        self.loading.insert(head.id, place);
                         return Take::Send { missed: !explained };
                     }
-                    other => other,
+                    Admit::Leave => {}
                 }
             }
-        };
-        if admit == Admit::Full {
-            Take::Full
-        } else {
-            Take::Skip
         }
+        Take::Skip
     }
 
     /// The rows that [`Dispatch::admit`] asked for, with their attempts; `asked` that are not among
     /// them are no longer pending.
     pub fn loaded(&mut self, asked: &[Head], rows: Vec<(Row, u32)>, now: Instant) {
-        let found: HashSet<RowId> = rows
-            .iter()
-            .map(|(row, _)| RowId::new(row.id, &row.message_id))
-            .collect();
-        for head in asked.iter().filter(|head| !found.contains(&head.id)) {
-            self.flights.remove(&head.id);
-            self.held.probe_gone(&head.route, head.id, now);
-        }
         for (row, attempts) in rows {
             let id = RowId::new(row.id, &row.message_id);
-            let key = key_hash(&row.aggregate_type, &row.aggregate_id);
-            self.flights.insert(id, Stage::Going);
-            let suspect = self.suspects.contains_key(&id);
-            let (source, committed) = (Source::Sweep, None);
+            // Not asked for: another message under the same id, or put back meanwhile.
+            let Some((key, route)) = self.loading.remove(&id) else {
+                continue;
+            };
+            // What has failed before may close a channel again: not in others' company.
+            let alone = attempts > 0 || self.suspects.contains_key(&id);
+            let company = match (alone, self.held.is_probe(&route, id)) {
+                (true, _) => Company::Nobody,
+                (false, true) => Company::OtherLanes,
+                (false, false) => Company::Anyone,
+            };
             self.queue.push(Item {
                 row,
                 attempts,
                 key,
-                source,
-                committed,
-                suspect,
+                source: Source::Sweep,
+                committed: None,
+                company,
             });
+        }
+        for head in asked {
+            if let Some((_, route)) = self.loading.remove(&head.id) {
+                self.flights.remove(&head.id);
+                self.held.probe_gone(&route, head.id, now);
+            }
         }
     }
 
@@ -270,7 +277,7 @@ impl Dispatch {
         if !self.held.is_empty() {
             self.held.confirmed(&Route::of(&item.row), item.id(), now);
         }
-        if item.suspect {
+        if item.is_suspect() {
             self.suspects.remove(&item.id());
         }
         effects
@@ -297,6 +304,10 @@ impl Dispatch {
             for behind in self.queue.drop_key(key) {
                 self.forget(&behind, now);
             }
+            for (id, (_, route)) in self.loading.extract_if(|_, (of, _)| *of == key) {
+                self.flights.remove(&id);
+                self.held.probe_gone(&route, id, now);
+            }
         }
     }
 
@@ -308,7 +319,7 @@ impl Dispatch {
         (dice, now): (f64, Instant),
     ) {
         let strikes = self.suspects.entry(item.id()).or_insert(0);
-        if item.suspect {
+        if item.is_suspect() {
             *strikes += 1;
         }
         if *strikes >= STRIKES_MAX {
@@ -348,11 +359,14 @@ impl Dispatch {
     }
 
     /// Marks or failures have been committed.
-    pub fn written(&mut self, rows: impl IntoIterator<Item = RowId>) {
+    pub fn written(&mut self, rows: impl IntoIterator<Item = RowId>, now: Instant) {
         for id in rows {
             let stage = self.flights.remove(&id);
             if let (Some(gone), Some(stage)) = (&mut self.since_read, stage) {
                 gone.insert(id, stage);
+            }
+            if stage == Some(Stage::Failing) {
+                self.held.wake_now(now);
             }
         }
     }
@@ -364,3 +378,6 @@ impl Dispatch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

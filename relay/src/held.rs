@@ -7,7 +7,7 @@
 //! lane, in order, and the lane keeps the order. Nothing is remembered of a held row but its key.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use outbox::row::Row;
 
@@ -15,7 +15,7 @@ use crate::config::Order;
 use crate::queue::RowId;
 use crate::schedule::Schedule;
 
-/// Keys held at once; beyond it the relay stops tailing and lives by passes until there are fewer.
+/// Keys held at once; beyond it the relay lives by passes until there are fewer.
 pub const KEYS_MAX: usize = 1 << 18;
 
 /// Where a message goes: exchange and routing key.
@@ -44,8 +44,6 @@ pub enum Admit {
     Go,
     /// It stays in the table for now; its key is held if keys are ordered.
     Leave,
-    /// More keys would have to be held than the bound allows: the pass ends here.
-    Full,
 }
 
 /// Which pass asks, and when.
@@ -86,7 +84,17 @@ pub struct Held {
     touches: u64,
     began: u64,
     wake: Option<Instant>,
+    /// Touches before the pass before this one began.
+    began_before: u64,
+    /// Keys left by the pass at hand beyond the bound, as bits of their hashes: two keys of one bit
+    /// wait for each other.
+    overflow: Option<Box<[u64]>>,
 }
+
+/// Rows behind a head whose answer is awaited are no reason for a pass before that.
+const ANSWER_AWAITED: Duration = Duration::from_secs(1);
+/// Bits of the overflow; half a megabyte, and only while it is needed.
+const OVERFLOW_BITS: usize = 1 << 22;
 
 impl Held {
     /// Nothing held.
@@ -99,6 +107,8 @@ impl Held {
             touches: 0,
             began: 0,
             wake: None,
+            began_before: 0,
+            overflow: None,
         }
     }
 
@@ -107,9 +117,27 @@ impl Held {
         self.keys.is_empty() && self.routes.is_empty()
     }
 
-    /// True when there is no room for another held key.
+    /// True when there is no room for another held key: a tail could overtake.
     pub fn is_full(&self) -> bool {
-        self.keys.len() >= KEYS_MAX
+        self.keys.len() >= KEYS_MAX || self.overflow.is_some()
+    }
+
+    /// Is this row the one that probes its route?
+    pub fn is_probe(&self, route: &Route, row: RowId) -> bool {
+        self.routes
+            .get(route)
+            .is_some_and(|hold| hold.probe == Some(row))
+    }
+
+    /// Without an order no key tells why a row is in the table; when some were put there since the
+    /// pass before this one began, it may be any row.
+    pub fn explains_any(&self) -> bool {
+        self.order == Order::None && self.touches > self.began_before
+    }
+
+    /// A pass is wanted now.
+    pub fn wake_now(&mut self, now: Instant) {
+        self.wake_at(now);
     }
 
     /// When the next pass is wanted for what is held.
@@ -180,8 +208,10 @@ impl Held {
 
     /// A pass begins. Rows it leaves set the next wake anew.
     pub fn pass_began(&mut self) {
+        self.began_before = self.began;
         self.began = self.touches;
         self.wake = None;
+        self.overflow = None;
         for hold in self.routes.values_mut() {
             hold.counting = 0;
         }
@@ -197,38 +227,51 @@ impl Held {
         visit: Visit,
     ) -> Admit {
         let held = self.keys.get(&key);
-        if held.is_some_and(|hold| hold.left == visit.pass) {
+        if held.is_some_and(|hold| hold.left == visit.pass) || self.has_overflowed(key) {
             self.count(route);
             return Admit::Leave;
         }
         if let Some(later) = later {
-            return self.leave_in_pass(key, visit, later);
+            self.wake_at(later);
+            self.leave_in_pass(key, visit, later);
+            return Admit::Leave;
         }
         let Some(hold) = self.routes.get_mut(route) else {
             return Admit::Go;
         };
         // The probe waits for its route like the others: it counts too.
         hold.counting += 1;
-        if hold.probe.is_none() && hold.due <= visit.now {
+        if hold.probe.is_some() {
+            // Its answer wakes.
+            self.leave_in_pass(key, visit, visit.now + ANSWER_AWAITED);
+            return Admit::Leave;
+        }
+        if hold.due <= visit.now {
             hold.probe = Some(row);
             return Admit::Go;
         }
         let due = hold.due;
-        self.leave_in_pass(key, visit, due)
+        self.wake_at(due);
+        self.leave_in_pass(key, visit, due);
+        Admit::Leave
     }
 
-    /// A pass met a row whose failure is being written: it and what is behind it stay.
-    pub fn leave_failing(&mut self, key: u64, visit: Visit) -> Admit {
-        self.leave_in_pass(key, visit, visit.now)
+    /// A pass met a row whose failure is being written, which wakes: it and what is behind it stay.
+    pub fn leave_failing(&mut self, key: u64, visit: Visit) {
+        self.leave_in_pass(key, visit, visit.now + ANSWER_AWAITED);
     }
 
-    fn leave_in_pass(&mut self, key: u64, visit: Visit, until: Instant) -> Admit {
-        self.wake_at(until);
+    fn leave_in_pass(&mut self, key: u64, visit: Visit, until: Instant) {
         if self.order == Order::None {
-            return Admit::Leave;
+            return;
         }
-        if self.is_full() && !self.keys.contains_key(&key) {
-            return Admit::Full;
+        if self.keys.len() >= KEYS_MAX && !self.keys.contains_key(&key) {
+            let bits = self
+                .overflow
+                .get_or_insert_with(|| vec![0; OVERFLOW_BITS / 64].into());
+            let (word, bit) = overflow_bit(key);
+            bits[word] |= bit;
+            return;
         }
         let hold = self.keys.entry(key).or_insert(KeyHold {
             touch: 0,
@@ -237,7 +280,13 @@ impl Held {
         });
         hold.left = visit.pass;
         hold.until = Some(until);
-        Admit::Leave
+    }
+
+    fn has_overflowed(&self, key: u64) -> bool {
+        let (word, bit) = overflow_bit(key);
+        self.overflow
+            .as_ref()
+            .is_some_and(|bits| bits[word] & bit != 0)
     }
 
     fn count(&mut self, route: &Route) {
@@ -315,6 +364,12 @@ impl Held {
             self.wake_at(now);
         }
     }
+}
+
+/// Word and bit of a key in the overflow.
+fn overflow_bit(key: u64) -> (usize, u64) {
+    let bit = usize::try_from(key % OVERFLOW_BITS as u64).unwrap_or(0);
+    (bit / 64, 1 << (bit % 64))
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use svc_kit::backoff::Backoff;
 
-use crate::binlog::connect;
 use crate::binlog::group::{Committed, Doubt, Group};
 use crate::binlog::position::Position;
 use crate::binlog::stream::Arrival;
@@ -19,6 +18,8 @@ use crate::tail::{self, Tail, TailState};
 /// A tail that does not reach a position that the server has shown is broken: after a RESET the
 /// dump thread of either server stays connected, without an error, and never delivers again.
 const TAIL_BROKEN_AFTER: Duration = Duration::from_secs(10);
+/// Opening a tail has a time-out of its own; until then nothing else may look for rows.
+const NEVER: Duration = Duration::from_hours(1);
 /// A server that hides everything makes the relay a poller, not a storm.
 const HIDDEN_PASS_EVERY: Duration = Duration::from_secs(1);
 const REOPEN_MIN: Duration = Duration::from_millis(100);
@@ -80,7 +81,7 @@ impl Intake {
             // Until the tail is on, nothing else finds rows: no rest.
             Way::CatchingUp if self.tail.is_closed() => self.next_pass,
             // It is being opened behind the last pass: another one now would send rows that it brings.
-            Way::CatchingUp => self.next_pass + connect::CONNECT_TIMEOUT * 2,
+            Way::CatchingUp => self.next_pass + NEVER,
             Way::Tailing | Way::Polling => {
                 let wanted = dispatch
                     .held
@@ -134,7 +135,11 @@ impl Intake {
 impl Session<'_> {
     pub(crate) fn on_page(&mut self, page: Page, now: Instant) {
         let backwards = page.end.is_some() && page.end < self.intake.tail_at_ask;
-        self.passes.page(page, now + TAIL_BROKEN_AFTER);
+        let unreadable = page.unreadable.clone();
+        self.passes.page(page, now + TAIL_BROKEN_AFTER, now);
+        if let Some(why) = unreadable {
+            return self.poll_instead(&why, now);
+        }
         if backwards && self.intake.tail.is_open() {
             tracing::error!("the binlog went backwards: it was reset; opening another stream");
             self.catch_up(now);
@@ -253,11 +258,8 @@ impl Session<'_> {
         }
         self.intake.doubted = true;
         self.passes.excuse_tail();
-        match self.config.order {
-            // What is hidden has an unknown key: nothing may overtake it.
-            Order::Key => self.catch_up_hidden(now),
-            Order::None => self.intake.next_pass = now,
-        }
+        // What is hidden has an unknown key, and may have changed the table's shape.
+        self.catch_up_hidden(now);
     }
 
     fn catch_up_hidden(&mut self, now: Instant) {
@@ -294,7 +296,11 @@ impl Session<'_> {
         self.metrics.set_waiting(&self.dispatch.held.waiting());
         match self.intake.way {
             Way::CatchingUp if self.config.order == Order::None => {
-                self.intake.next_pass = now;
+                self.intake.next_pass = self.intake.next_pass.max(now);
+            }
+            // A tail could overtake what is held without being remembered.
+            Way::CatchingUp if self.dispatch.held.is_full() => {
+                self.intake.next_pass = self.passes.rest_until().max(now);
             }
             Way::CatchingUp => {
                 self.intake.next_pass = self.intake.next_pass.max(now);
@@ -337,20 +343,23 @@ impl Session<'_> {
                 self.intake.next_pass = now + self.config.sweep_interval;
                 self.show_way("");
             }
-            Err(err) => {
-                let wait = self.intake.reopen.next();
-                tracing::error!(error = format!("{err:#}"), retry_in = ?wait,
-                    "the binlog can't be read, polling stands in");
-                self.intake.tail = TailState::Closed;
-                self.intake.already_sent_until = None;
-                self.dispatch.clear_already_sent();
-                self.passes.unverifiable(true);
-                self.intake.way = Way::Polling;
-                self.intake.reopen_at = now + wait;
-                self.intake.next_pass = now;
-                self.show_way(&format!(", the binlog can't be read: {err:#}"));
-            }
+            Err(err) => self.poll_instead(&format!("{err:#}"), now),
         }
+    }
+
+    /// The binlog can't be read for now: passes alone, and another try later.
+    fn poll_instead(&mut self, why: &str, now: Instant) {
+        let wait = self.intake.reopen.next();
+        tracing::error!(error = why, retry_in = ?wait, "the binlog can't be read, polling stands in");
+        self.metrics.binlog_connected.set(0);
+        self.intake.tail = TailState::Closed;
+        self.intake.already_sent_until = None;
+        self.dispatch.clear_already_sent();
+        self.passes.unverifiable(true);
+        self.intake.way = Way::Polling;
+        self.intake.reopen_at = now + wait;
+        self.intake.next_pass = now;
+        self.show_way(&format!(", the binlog can't be read: {why}"));
     }
 
     pub(crate) fn on_tail_ended(&mut self, why: &str, now: Instant) {
@@ -360,8 +369,6 @@ impl Session<'_> {
         if tail.opened.elapsed() > REOPEN_MAX {
             self.intake.reopen.reset();
         }
-        let wait = self.intake.reopen.next();
-        tracing::warn!(error = why, retry_in = ?wait, "the binlog stream ended, catching up");
-        self.catch_up(now + wait);
+        self.poll_instead(why, now);
     }
 }

@@ -1,8 +1,10 @@
 //! A lane: one AMQP channel, one batch at a time.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection};
 use tokio::sync::mpsc;
@@ -72,7 +74,15 @@ pub async fn run(
     let frame_max = usize::try_from(broker.connection.configuration().frame_max()).unwrap_or(0);
     let mut channel: Option<Channel> = None;
     while let Some(items) = batches.recv().await {
-        let outcome = attempt(&broker, &mut channel, &items, frame_max).await;
+        // A row that makes us panic is like one that makes the broker close: it goes alone next time.
+        let attempt = attempt(&broker, &mut channel, &items, frame_max);
+        let outcome = AssertUnwindSafe(attempt)
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| Outcome::Closed {
+                code: 0,
+                text: "the relay panicked over it".into(),
+            });
         if !matches!(outcome, Outcome::Settled(_) | Outcome::LeaseOver)
             && let Some(dead) = channel.take()
         {

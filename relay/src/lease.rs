@@ -190,7 +190,7 @@ async fn ping(connection: &mut MySqlConnection, name: &str) -> anyhow::Result<Pi
     let at = Instant::now();
     let (ours, read_only, micros): (Option<i64>, i64, i64) = within(
         sqlx::query_as(
-            "SELECT IS_USED_LOCK(?) = CONNECTION_ID(), @@GLOBAL.read_only, \
+            "SELECT IS_USED_LOCK(?) = CONNECTION_ID(), CAST(@@GLOBAL.read_only AS CHAR) NOT IN ('0', 'OFF'), \
              TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))",
         )
         .bind(name)

@@ -8,8 +8,10 @@ use relay::config::{RunArgs, TableArgs};
 use relay::ops::check::{self, State};
 use relay::relay::{CONDITIONS, Relay};
 use svc_kit::admin::{Admin, Readiness};
-use svc_kit::boot::{self, ConfigError, Exit};
+use svc_kit::boot::{self, Exit};
+use svc_kit::database::first_contact;
 use svc_kit::{migrate, signals, telemetry};
+use tokio_util::sync::CancellationToken;
 
 /// Tails the MySQL or MariaDB binlog, publishes each new outbox row to RabbitMQ, marks it sent
 #[derive(Parser)]
@@ -42,21 +44,7 @@ fn main() -> Exit {
         Command::Check(args) => check(*args),
         Command::Migrate { table, print } => migrate(&table, print),
     };
-    done.unwrap_or_else(|err| {
-        let misconfigured = err.is::<ConfigError>();
-        // The one line an operator needs, whatever RUST_LOG says.
-        drop(writeln!(std::io::stderr(), "relay: {err:#}"));
-        if misconfigured {
-            Exit::Misconfigured
-        } else {
-            Exit::Failed
-        }
-    })
-}
-
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    Ok(builder.worker_threads(2).enable_all().build()?)
+    boot::conclude("relay", done)
 }
 
 fn run(args: RunArgs) -> anyhow::Result<Exit> {
@@ -65,7 +53,7 @@ fn run(args: RunArgs) -> anyhow::Result<Exit> {
     let config = args.resolve()?;
     let registry = Registry::new();
     let readiness = Readiness::new(&CONDITIONS);
-    runtime()?.block_on(async {
+    boot::block_on(async {
         let stop = signals::listen(config.drain_timeout)?;
         let relay = Relay::build(config, &registry, readiness.clone())?;
         let _admin = Admin::bind(admin_addr, readiness, registry.clone(), axum::Router::new())?;
@@ -76,7 +64,7 @@ fn run(args: RunArgs) -> anyhow::Result<Exit> {
 fn check(args: RunArgs) -> anyhow::Result<Exit> {
     telemetry::init(args.table.log_format);
     let config = args.resolve()?;
-    let conditions = runtime()?.block_on(check::all(&config));
+    let conditions = boot::block_on(async { anyhow::Ok(check::all(&config).await) })?;
     let mut out = std::io::stdout().lock();
     for condition in &conditions {
         writeln!(out, "{condition}")?;
@@ -99,7 +87,11 @@ fn migrate(table: &TableArgs, print: bool) -> anyhow::Result<Exit> {
         return Ok(Exit::Drained);
     }
     let table = table.resolve()?;
-    let applied = runtime()?.block_on(migrate::run(&table.url, &sets))?;
+    let applied = boot::block_on(async {
+        // A database that is still starting is waited for, as `run` does.
+        first_contact(&table.url, &CancellationToken::new()).await?;
+        anyhow::Ok(migrate::run(&table.url, &sets).await?)
+    })?;
     tracing::info!(new = ?applied.new, already = applied.already, "migrated");
     Ok(Exit::Drained)
 }

@@ -1,6 +1,7 @@
 //! Writing down what became of rows: sent, failed, parked, or why a route is shut.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, MySqlTransaction};
@@ -10,14 +11,18 @@ use tokio::sync::mpsc;
 use crate::effects::{Failure, Mark, Sample};
 use crate::queue::RowId;
 use crate::schedule::Next;
-use crate::table::{padded, padded_len, placeholders};
+use crate::table::{PING_EVERY, padded, padded_len, placeholders};
 
 /// Rows in one UPDATE.
 pub const MARK_MAX: usize = 512;
 /// `last_error` and `outbox_attempts.error` hold this many characters.
 const ERROR_MAX: usize = 1000;
-/// Deadlocks and lock waits that others cause pass; this many in a row do not.
-const BUSY_MAX: u32 = 10;
+/// InnoDB's smallest wait for a lock, in seconds: what is locked is put off.
+const LOCK_WAIT_S: u32 = 1;
+/// Between two tries of what is put off: each may wait for a lock again.
+const LOCKED_AGAIN: Duration = Duration::from_secs(5);
+/// Writes put off; with more of them no new ones are taken, and intake stops behind.
+const LOCKED_MAX: usize = 256;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is to be written.
@@ -32,7 +37,7 @@ pub enum Write {
 }
 
 /// What has been committed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Written {
     /// The rows that are no longer on their way; none for a sample.
     pub rows: Vec<RowId>,
@@ -40,9 +45,20 @@ pub struct Written {
     pub marked: u64,
     /// Confirmed rows that were not pending any more, or were another message.
     pub missed: u64,
+    /// How many writes are done with: 1, or 0 when rows of this one are locked and still to come.
+    pub finished: usize,
 }
 
-/// Writes until `writes` is closed, reporting each write once it is committed.
+/// The marker and what somebody's lock keeps it from writing.
+struct Marker {
+    connection: MySqlConnection,
+    table: String,
+    locked: VecDeque<Write>,
+    try_locked_at: Instant,
+}
+
+/// Writes until `writes` is closed, reporting each write once it is committed. A locked row waits by
+/// itself, for as long as the lock is held, and keeps no other from being written.
 ///
 /// # Errors
 /// The first database error that does not pass by itself: the session then starts again.
@@ -53,13 +69,94 @@ pub async fn run(
     written: mpsc::Sender<Written>,
 ) -> anyhow::Result<()> {
     minimal_image(&mut connection).await;
-    while let Some(write) = writes.recv().await {
-        let done = patiently(&mut connection, &table, &write).await?;
+    sqlx::query(AssertSqlSafe(format!(
+        "SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}"
+    )))
+    .execute(&mut connection)
+    .await?;
+    let locked = VecDeque::new();
+    let mut marker = Marker {
+        connection,
+        table,
+        locked,
+        try_locked_at: Instant::now(),
+    };
+    loop {
+        let done = match marker.next(&mut writes).await? {
+            Some(write) => tokio::time::timeout(WRITE_TIMEOUT, marker.write(write)).await??,
+            None => break,
+        };
         if written.send(done).await.is_err() {
             break;
         }
     }
     Ok(())
+}
+
+impl Marker {
+    /// The next write: a locked one that is due again, or a new one. Pings while there is none.
+    async fn next(&mut self, writes: &mut mpsc::Receiver<Write>) -> anyhow::Result<Option<Write>> {
+        loop {
+            let due = !self.locked.is_empty() && Instant::now() >= self.try_locked_at;
+            if let Some(locked) = self.locked.pop_front_if(|_| due) {
+                self.try_locked_at = Instant::now() + LOCKED_AGAIN;
+                return Ok(Some(locked));
+            }
+            if self.locked.len() >= LOCKED_MAX {
+                tokio::time::sleep_until(self.try_locked_at.into()).await;
+                continue;
+            }
+            let wait = if self.locked.is_empty() {
+                PING_EVERY
+            } else {
+                LOCKED_AGAIN
+            };
+            match tokio::time::timeout(wait, writes.recv()).await {
+                Ok(write) => return Ok(write),
+                Err(_) => tokio::time::timeout(WRITE_TIMEOUT, self.connection.ping()).await??,
+            }
+        }
+    }
+
+    async fn write(&mut self, write: Write) -> Result<Written, sqlx::Error> {
+        let Self {
+            connection, table, ..
+        } = self;
+        let err = match commit(connection, table, &write).await {
+            Err(err) if matches!(classify(&err), Fault::Busy) => err,
+            outcome => return outcome,
+        };
+        tracing::warn!(error = %err, "somebody else holds a lock on a row that is to be marked");
+        let Write::Sent(marks) = write else {
+            self.put_off(write);
+            return Ok(Written::default());
+        };
+        let free = unlocked(connection, table, &marks).await?;
+        let (free, locked): (Vec<_>, Vec<_>) = marks
+            .into_iter()
+            .partition(|mark| free.contains(&mark.id.id));
+        let mut written = match free.is_empty() {
+            true => Written::default(),
+            // A deadlock, or a lock taken since: all of it again later.
+            false => match commit(connection, table, &Write::Sent(free.clone())).await {
+                Err(err) if matches!(classify(&err), Fault::Busy) => {
+                    self.put_off(Write::Sent([free, locked].concat()));
+                    return Ok(Written::default());
+                }
+                outcome => outcome?,
+            },
+        };
+        if !locked.is_empty() {
+            self.put_off(Write::Sent(locked));
+            written.finished = 0;
+        }
+        Ok(written)
+    }
+
+    fn put_off(&mut self, write: Write) {
+        self.locked.push_back(write);
+        self.try_locked_at = Instant::now() + LOCKED_AGAIN;
+    }
 }
 
 /// A mark adds as much to the binlog as the insert did unless the image is MINIMAL (+102 % against
@@ -73,23 +170,19 @@ async fn minimal_image(connection: &mut MySqlConnection) {
     }
 }
 
-async fn patiently(
+/// Which of the rows nobody has locked.
+async fn unlocked(
     connection: &mut MySqlConnection,
     table: &str,
-    write: &Write,
-) -> anyhow::Result<Written> {
-    let mut busy = 0;
-    loop {
-        let attempt = tokio::time::timeout(WRITE_TIMEOUT, commit(connection, table, write)).await?;
-        match attempt {
-            Ok(written) => return Ok(written),
-            Err(err) if busy < BUSY_MAX && matches!(classify(&err), Fault::Busy) => {
-                busy += 1;
-                tracing::warn!(error = %err, busy, "a mark met a lock, trying again");
-            }
-            Err(err) => return Err(err.into()),
-        }
+    marks: &[Mark],
+) -> Result<Vec<u64>, sqlx::Error> {
+    let list = placeholders(padded_len(marks.len()), "?");
+    let statement = format!("SELECT id FROM `{table}` WHERE id IN ({list}) FOR UPDATE SKIP LOCKED");
+    let mut query = sqlx::query_scalar(AssertSqlSafe(statement));
+    for mark in padded(marks) {
+        query = query.bind(mark.id.id);
     }
+    query.fetch_all(connection).await
 }
 
 async fn commit(
@@ -105,8 +198,8 @@ async fn commit(
             tx.commit().await?;
             Ok(Written {
                 rows: vec![failure.row.id],
-                marked: 0,
-                missed: 0,
+                finished: 1,
+                ..Written::default()
             })
         }
         Write::Sample(sample) => {
@@ -120,16 +213,16 @@ async fn commit(
                 .execute(connection)
                 .await?;
             Ok(Written {
-                rows: Vec::new(),
-                marked: 0,
-                missed: 0,
+                finished: 1,
+                ..Written::default()
             })
         }
     }
 }
 
 /// Conditional on the message ids: after a TRUNCATE, a restore or a failover the same id may be
-/// another message. As two lists and not as pairs, which is 20 times slower on MariaDB.
+/// another message. As two lists and not as pairs, which is 20 times slower on MariaDB. By the primary
+/// key, since a scan would pass over a row that the tail has brought a moment before it is visible.
 async fn mark_sent(
     connection: &mut MySqlConnection,
     table: &str,
@@ -137,7 +230,7 @@ async fn mark_sent(
 ) -> Result<Written, sqlx::Error> {
     let list = placeholders(padded_len(marks.len()), "?");
     let statement = format!(
-        "UPDATE `{table}` SET status = 2, sent_at = UTC_TIMESTAMP(6) \
+        "UPDATE `{table}` FORCE INDEX (PRIMARY) SET status = 2, sent_at = UTC_TIMESTAMP(6) \
          WHERE id IN ({list}) AND message_id IN ({list}) AND status = 1"
     );
     let mut query = sqlx::query(AssertSqlSafe(statement));
@@ -152,6 +245,7 @@ async fn mark_sent(
         rows: marks.iter().map(|mark| mark.id).collect(),
         marked,
         missed: (marks.len() as u64).saturating_sub(marked),
+        finished: 1,
     })
 }
 

@@ -117,11 +117,11 @@ impl Session<'_> {
         }
     }
 
-    pub(crate) fn on_written(&mut self, written: Written) {
-        self.writing -= 1;
+    pub(crate) fn on_written(&mut self, written: Written, now: Instant) {
+        self.writing -= written.finished;
         self.metrics.marked.inc_by(written.marked);
         self.metrics.unmarked.inc_by(written.missed);
-        self.dispatch.written(written.rows);
+        self.dispatch.written(written.rows, now);
     }
 
     pub(crate) fn is_drained(&self) -> bool {

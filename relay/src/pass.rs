@@ -12,9 +12,11 @@ use crate::dispatch::{Dispatch, Head, Take};
 use crate::queue::RowId;
 use crate::table::{Ask, PAGE, Page, PageAsk};
 
-/// A pass rests this many times as long as it took, so that reading a table full of waiting rows
-/// never takes more than a tenth of a core.
+/// A pass that sent little rests this many times as long as the database took for it, so that reading
+/// a table full of waiting rows takes a tenth of a core at the most. What the pass waited for, room
+/// or the tail, is not counted.
 const REST_FACTOR: u32 = 9;
+const REST_MAX: Duration = Duration::from_mins(5);
 
 /// How a pass is to be made.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +44,7 @@ pub struct Summary {
     pub end: Option<Position>,
     /// The rows it sent, or `None` when they were more than a page.
     pub sent: Option<HashSet<RowId>>,
-    /// It ended early because too many keys are held.
+    /// It was broken off: the tail went away.
     pub cut_short: bool,
 }
 
@@ -74,7 +76,9 @@ enum Step {
 struct Current {
     number: u64,
     plan: Plan,
-    began: Instant,
+    /// When the table was asked last, and how long it took for all answers so far.
+    asked_at: Instant,
+    reading: Duration,
     upto: Option<u64>,
     start: Option<Position>,
     end: Option<Position>,
@@ -161,7 +165,8 @@ impl Passes {
         self.current = Some(Current {
             number: self.number,
             plan,
-            began: now,
+            asked_at: now,
+            reading: Duration::ZERO,
             upto: None,
             start: None,
             end: None,
@@ -173,11 +178,14 @@ impl Passes {
             after: 0,
             cut_short: false,
         });
-        self.ask_page(dispatch)
+        self.ask_page(dispatch, now)
     }
 
-    fn ask_page(&mut self, dispatch: &mut Dispatch) -> Ask {
+    fn ask_page(&mut self, dispatch: &mut Dispatch, now: Instant) -> Ask {
         self.step = Step::Reading;
+        if let Some(pass) = &mut self.current {
+            pass.asked_at = now;
+        }
         dispatch.page_asked();
         let current = self.current.as_ref();
         let plan = current.map(|pass| pass.plan);
@@ -190,10 +198,11 @@ impl Passes {
     }
 
     /// A page has arrived; `verify_until` is when the tail must have passed it.
-    pub fn page(&mut self, page: Page, verify_until: Instant) {
+    pub fn page(&mut self, page: Page, verify_until: Instant, now: Instant) {
         let Some(pass) = &mut self.current else {
             return;
         };
+        pass.reading += now.saturating_duration_since(pass.asked_at);
         pass.upto = Some(page.upto);
         pass.start = pass.start.take().or(page.start);
         pass.end = page.end;
@@ -212,7 +221,8 @@ impl Passes {
 
     /// The first position of the pass at hand, for the tail that starts with it.
     pub fn start(&self) -> Option<&Position> {
-        self.current.as_ref()?.start.as_ref()
+        let pass = self.current.as_ref().filter(|pass| !pass.cut_short)?;
+        pass.start.as_ref()
     }
 
     /// The tail has passed the page at hand, or there is no tail to wait for.
@@ -245,7 +255,10 @@ impl Passes {
     }
 
     /// The rows that were asked for are in the queue.
-    pub fn loaded(&mut self) -> Vec<Head> {
+    pub fn loaded(&mut self, now: Instant) -> Vec<Head> {
+        if let Some(pass) = &mut self.current {
+            pass.reading += now.saturating_duration_since(pass.asked_at);
+        }
         match std::mem::replace(&mut self.step, Step::Admitting) {
             Step::Loading { asked } => asked,
             _ => Vec::new(),
@@ -269,6 +282,7 @@ impl Passes {
         let asked = pass.admit(dispatch, room, now, &mut self.missed);
         if !asked.is_empty() {
             let ids = asked.iter().map(|head| head.id.id).collect();
+            pass.asked_at = now;
             self.step = Step::Loading { asked };
             return Progress::Ask(Ask::Rows(ids));
         }
@@ -276,7 +290,7 @@ impl Passes {
         if pass.last_page || pass.cut_short {
             return self.end(dispatch, now);
         }
-        Progress::Ask(self.ask_page(dispatch))
+        Progress::Ask(self.ask_page(dispatch, now))
     }
 
     fn end(&mut self, dispatch: &mut Dispatch, now: Instant) -> Progress {
@@ -285,8 +299,13 @@ impl Passes {
         let Some(pass) = self.current.take() else {
             return Progress::Wait;
         };
-        let took = now.saturating_duration_since(pass.began);
-        self.rest_until = now + took.saturating_mul(REST_FACTOR).min(Duration::from_mins(5));
+        // Where much was sent, much more may have come meanwhile: no rest.
+        let rest = if pass.sent_many {
+            Duration::ZERO
+        } else {
+            pass.reading.saturating_mul(REST_FACTOR).min(REST_MAX)
+        };
+        self.rest_until = now + rest;
         Progress::Ended(Box::new(Summary {
             number: pass.number,
             plan: pass.plan,
@@ -332,10 +351,6 @@ impl Current {
                 }
                 Take::Skip => {
                     self.page.pop_front();
-                }
-                Take::Full => {
-                    self.cut_short = true;
-                    self.page.clear();
                 }
             }
         }

@@ -24,14 +24,31 @@ pub struct Item {
     pub source: Source,
     /// The commit by this process' clock; `None` when the row came from the table.
     pub committed: Option<Instant>,
-    /// It was in a batch that the broker answered by closing: send it alone.
-    pub suspect: bool,
+    /// What may be with the broker at the same time.
+    pub company: Company,
+}
+
+/// What may be with the broker together with a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Company {
+    /// Anything.
+    Anyone,
+    /// Batches of other lanes: a probe, whose route may never answer, must not take the answers of
+    /// its batch along.
+    OtherLanes,
+    /// Nothing: it was in a batch that the broker answered by closing, or it has failed before.
+    Nobody,
 }
 
 impl Item {
     /// Bytes that count against the buffer's bound.
     pub fn bytes(&self) -> usize {
         self.row.payload.len() + crate::binlog::group::ROW_OVERHEAD
+    }
+
+    /// It goes alone in the whole process.
+    pub fn is_suspect(&self) -> bool {
+        self.company == Company::Nobody
     }
 
     /// The row's identity while it is on its way.
@@ -168,13 +185,13 @@ impl Queue {
         let suspect_waits = self
             .lines
             .iter()
-            .any(|line| line.ready.front().is_some_and(|item| item.suspect));
+            .any(|line| line.ready.front().is_some_and(Item::is_suspect));
         let line = self.line_for_lane(lane);
         let line = &mut self.lines[line];
         if self.order == Order::Key && line.busy {
             return None;
         }
-        let suspect = line.ready.front()?.suspect;
+        let suspect = line.ready.front()?.is_suspect();
         if suspect_waits && (!suspect || self.lanes_busy > 0) {
             return None;
         }
@@ -183,11 +200,15 @@ impl Queue {
         let mut bytes = 0;
         while let Some(next) = line.ready.front() {
             let full = batch.len() >= self.limit.rows || bytes + next.bytes() > self.limit.bytes;
-            if !batch.is_empty() && (full || self.alone || next.suspect) {
+            let apart = next.company != Company::Anyone;
+            if !batch.is_empty() && (full || apart) {
                 break;
             }
             bytes += next.bytes();
             batch.extend(line.ready.pop_front());
+            if apart {
+                break;
+            }
         }
         line.busy = true;
         self.lanes_busy += 1;
@@ -276,3 +297,6 @@ impl Queue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,6 +181,7 @@ impl Relay {
 
     async fn back_off(&self, why: &str, wait: Duration, outside: &Outside) {
         tracing::warn!(error = why, retry_in = ?wait, "starting again");
+        self.show_unconnected(&format!("starting again: {why}"));
         outside.lag.send_replace(TailLag::NotTailing);
         outside
             .stop
@@ -199,13 +200,17 @@ impl Relay {
         if leads {
             self.readiness.set("lease", true, "held");
         }
+        self.show_unconnected(phase.name());
+    }
+
+    fn show_unconnected(&self, why: &str) {
         self.metrics.broker_connected.set(0);
         self.metrics.broker_blocked.set(0);
         self.metrics.binlog_connected.set(0);
         self.metrics.set_waiting(&[]);
         self.metrics.in_flight.set(0);
         for condition in ["database", "broker", "binlog"] {
-            self.readiness.set(condition, false, phase.name());
+            self.readiness.set(condition, false, why);
         }
     }
 
@@ -295,7 +300,11 @@ impl Relay {
         let (news_in, news) = mpsc::channel(16);
         tasks.spawn(
             "broker events",
-            broker::listen(Arc::clone(connection), news_in),
+            broker::listen(
+                Arc::clone(connection),
+                connection.events_listener(),
+                news_in,
+            ),
         );
 
         let broker = lane::Broker {

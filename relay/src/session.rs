@@ -206,10 +206,12 @@ impl<'a> Session<'a> {
                 self.set_blocked(false, "connected".into());
             }
             Event::Done(done) => self.on_done(done, now),
-            Event::Written(written) => self.on_written(written),
+            Event::Written(written) => self.on_written(written, now),
             Event::Answer(Answer::Page(page)) => self.on_page(page, now),
             Event::Answer(Answer::Rows(rows)) => {
-                let asked = self.passes.loaded();
+                let asked = self.passes.loaded(now);
+                // A drain takes nothing in any more: these stay in the table.
+                let rows = if self.draining { Vec::new() } else { rows };
                 self.dispatch.loaded(&asked, rows, now);
             }
             Event::Arrival(first) => {
@@ -339,7 +341,9 @@ impl<'a> Session<'a> {
     }
 
     fn tail_lag(&self) -> TailLag {
-        if !self.intake.tail.is_open() || self.config.mode == Mode::Poll {
+        // Rows that wait in the table, or before a full queue, are late as well: the table knows.
+        let stuck = self.room().rows == 0 || !self.dispatch.held.waiting().is_empty();
+        if stuck || !self.intake.tail.is_open() || self.config.mode == Mode::Poll {
             return TailLag::NotTailing;
         }
         let with_broker = self

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use outbox::row::Row;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
-use sqlx::{AssertSqlSafe, Executor, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor, Row as _};
+use svc_kit::database::{Fault, classify};
 use time::PrimitiveDateTime;
 use tokio::sync::mpsc;
 
@@ -16,6 +17,8 @@ use crate::queue::{RowId, key_hash};
 
 /// Rows in a page of a pass.
 pub const PAGE: usize = 1000;
+/// Well under any `wait_timeout` that a server is given.
+pub const PING_EVERY: Duration = Duration::from_secs(15);
 /// No read of the relay may hang for ever on a stalled server.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -64,6 +67,8 @@ pub struct Page {
     pub start: Option<Position>,
     /// Where the binlog was after the page was read.
     pub end: Option<Position>,
+    /// Why the binlog's position could not be read, when it was asked for. The page is good.
+    pub unreadable: Option<String>,
     /// There is no further page.
     pub last: bool,
     /// When it was read.
@@ -139,14 +144,17 @@ impl Queries {
         connection: &mut MySqlConnection,
         ask: &PageAsk,
     ) -> Result<Page, sqlx::Error> {
-        let start = match ask.upto {
-            None if ask.positions => Some(self.position(connection).await?),
-            _ => None,
+        let begins = ask.upto.is_none();
+        let start = match begins && ask.positions {
+            true => self.position_or_why(connection).await?,
+            false => Ok(None),
         };
-        if ask.upto.is_none() && ask.fence {
-            connection
-                .execute(sqlx::raw_sql(AssertSqlSafe(self.fence.as_str())))
-                .await?;
+        if begins && ask.fence {
+            let fence = sqlx::raw_sql(AssertSqlSafe(self.fence.as_str()));
+            if connection.execute(fence).await?.rows_affected() == 0 {
+                let missing = "the fence table has no row: run `relay migrate`";
+                return Err(sqlx::Error::Protocol(missing.into()));
+            }
         }
         let upto = match ask.upto {
             Some(upto) => upto,
@@ -154,18 +162,34 @@ impl Queries {
         };
         let read_at = Instant::now();
         let heads = self.heads(connection, ask.after, upto).await?;
-        let end = match ask.positions {
-            true => Some(self.position(connection).await?),
-            false => None,
+        let end = match ask.positions && start.is_ok() {
+            true => self.position_or_why(connection).await?,
+            false => Ok(None),
         };
         Ok(Page {
             last: heads.len() < PAGE,
             heads,
             upto,
-            start,
-            end,
+            unreadable: start.as_ref().err().or(end.as_ref().err()).cloned(),
+            start: start.unwrap_or(None),
+            end: end.unwrap_or(None),
             read_at,
         })
+    }
+
+    /// A server that refuses to tell, or has no binlog any more, can still be read: passes go on.
+    async fn position_or_why(
+        &self,
+        connection: &mut MySqlConnection,
+    ) -> Result<Result<Option<Position>, String>, sqlx::Error> {
+        match self.position(connection).await {
+            Ok(position) => Ok(Ok(Some(position))),
+            Err(sqlx::Error::RowNotFound) => Ok(Err("the binlog is off".into())),
+            Err(err) if matches!(classify(&err), Fault::Misconfigured(_)) => {
+                Ok(Err(err.to_string()))
+            }
+            Err(err) => Err(err),
+        }
     }
 
     async fn highest_id(&self, connection: &mut MySqlConnection) -> Result<u64, sqlx::Error> {
@@ -274,8 +298,10 @@ fn row_of(row: &MySqlRow) -> Result<(Row, u32), sqlx::Error> {
         content_type: bytes(7)?,
         headers: row.try_get_unchecked::<Option<Vec<u8>>, _>(8)?,
         payload: bytes(9)?,
-        // sqlx reads a zero date as NULL.
-        created_at: row.try_get_unchecked::<Option<PrimitiveDateTime>, _>(10)?,
+        // sqlx reads a zero date as NULL; a day that is in no calendar is this row's fault alone.
+        created_at: row
+            .try_get_unchecked::<Option<PrimitiveDateTime>, _>(10)
+            .unwrap_or(None),
     };
     Ok((read, row.try_get(11)?))
 }
@@ -310,7 +336,13 @@ pub async fn serve(
     mut asks: mpsc::Receiver<Ask>,
     answers: mpsc::Sender<Answer>,
 ) -> anyhow::Result<()> {
-    while let Some(ask) = asks.recv().await {
+    loop {
+        // An idle connection is ended by the server, or by what is in between, unless it speaks.
+        let Ok(asked) = tokio::time::timeout(PING_EVERY, asks.recv()).await else {
+            tokio::time::timeout(READ_TIMEOUT, connection.ping()).await??;
+            continue;
+        };
+        let Some(ask) = asked else { break };
         let read = async {
             match &ask {
                 Ask::Page(ask) => queries.page(&mut connection, ask).await.map(Answer::Page),

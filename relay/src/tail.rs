@@ -1,9 +1,10 @@
 //! The open end of the binlog stream.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use futures::StreamExt;
 use svc_kit::tasks::Tasks;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -14,6 +15,9 @@ use crate::binlog::group::Grouper;
 use crate::binlog::position::Position;
 use crate::binlog::stream::{self, Arrival, GROUPS_MAX, Outlet};
 use crate::config::OutboxTable;
+
+/// For connecting, reading the table's shape and the first event.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An open binlog stream.
 pub struct Tail {
@@ -125,7 +129,20 @@ impl Tail {
 }
 
 /// Connects, learns the table's shape and starts to read from `from`.
+///
+/// # Errors
+/// The server refuses, the position is gone, or there is no answer within [`OPEN_TIMEOUT`].
 pub(crate) async fn open(
+    table: OutboxTable,
+    from: Position,
+    bytes_max: usize,
+) -> anyhow::Result<Tail> {
+    tokio::time::timeout(OPEN_TIMEOUT, connect_and_start(table, from, bytes_max))
+        .await
+        .context("no answer in time")?
+}
+
+async fn connect_and_start(
     table: OutboxTable,
     from: Position,
     bytes_max: usize,
@@ -134,7 +151,7 @@ pub(crate) async fn open(
     let (schema, name, columns) = shape(&mut connection, &table.name).await?;
     drop(connection);
     let columns = Columns::locate(&columns).map_err(|problem| anyhow!(problem))?;
-    let stream = connect::open(&table.url, &from).await?;
+    let mut stream = connect::open(&table.url, &from).await?;
     let (groups_in, groups) = mpsc::channel(GROUPS_MAX);
     let (position_in, position) = watch::channel(from.clone());
     let outlet = Outlet {
@@ -142,7 +159,11 @@ pub(crate) async fn open(
         position: position_in,
         budget: Arc::new(Semaphore::new(bytes_max.min(Semaphore::MAX_PERMITS))),
     };
-    let grouper = Grouper::new((&schema, &name), columns, bytes_max, from);
+    let mut grouper = Grouper::new((&schema, &name), columns, bytes_max, from);
+    // A missing right or a purged position shows with the first event, which comes at once: it only
+    // repeats the file's name.
+    let first = stream.next().await.context("the server ended the stream")?;
+    grouper.feed(&first.context("reading the binlog")?);
     let mut task = Tasks::new();
     task.spawn("binlog", stream::run(stream, grouper, outlet));
     Ok(Tail {

@@ -1,5 +1,6 @@
 //! What `main` of a service does before the runtime starts, and how it ends.
 
+use std::io::Write as _;
 use std::process::{ExitCode, Termination};
 
 /// How a process ended, as its exit code tells a supervisor.
@@ -72,6 +73,36 @@ pub fn parse_args<C: clap::Parser>() -> C {
         // Nobody is left to tell when the message can't be printed.
         _ = err.print();
         std::process::exit(if err.use_stderr() { 64 } else { 0 })
+    })
+}
+
+/// Runs the program's work on a runtime of its own.
+///
+/// The runtime is left to the end of the process instead of being taken down: lapin's io thread panics
+/// when the task it waits for is cancelled, and a program that ends well must not print a panic.
+///
+/// # Errors
+/// Those of the work; and when the operating system gives no threads.
+pub fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let done = runtime.block_on(work);
+    std::mem::forget(runtime);
+    done
+}
+
+/// The last word of `main`: an error is the one line an operator needs, whatever `RUST_LOG` says.
+#[must_use]
+pub fn conclude(program: &str, done: anyhow::Result<Exit>) -> Exit {
+    done.unwrap_or_else(|err| {
+        // Nobody is left to tell when the line can't be printed.
+        drop(writeln!(std::io::stderr(), "{program}: {err:#}"));
+        if err.is::<ConfigError>() {
+            Exit::Misconfigured
+        } else {
+            Exit::Failed
+        }
     })
 }
 

@@ -52,6 +52,9 @@ impl Columns {
                 .position(|column| column.eq_ignore_ascii_case(name))
                 .ok_or_else(|| format!("the table has no column `{name}`"))
         };
+        // Not decoded, but the table's side needs them.
+        at("sent_at")?;
+        at("last_error")?;
         Ok(Self {
             count: names.len(),
             id: at("id")?,

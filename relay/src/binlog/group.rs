@@ -52,7 +52,7 @@ pub enum Doubt {
 /// What may hold on to more XA ids than this is not an application; the excess costs passes only.
 const FOREIGN_XA_MAX: usize = 4096;
 
-// Types that mysql_common has no name for: MariaDB's, and MySQL's second heartbeat.
+// Types of MariaDB that mysql_common has no name for.
 const MARIADB_GTID: u8 = 162;
 const MARIADB_QUERY_COMPRESSED: u8 = 165;
 const MARIADB_ROWS_COMPRESSED: std::ops::RangeInclusive<u8> = 166..=171;
@@ -82,6 +82,8 @@ pub struct Grouper {
     /// Table ids of this stream that are the outbox.
     outbox: HashMap<u64, TableMapEvent<'static>>,
     open: Option<Open>,
+    /// End of the compressed transaction at hand; 0 when there is none.
+    payload_end: u64,
     foreign_xa: HashSet<Vec<u8>>,
 }
 
@@ -102,6 +104,7 @@ impl Grouper {
             rotated: false,
             outbox: HashMap::new(),
             open: None,
+            payload_end: 0,
             foreign_xa: HashSet::new(),
         }
     }
@@ -114,10 +117,27 @@ impl Grouper {
     /// Takes the next event; a group comes out when it ends one that concerns the outbox.
     pub fn feed(&mut self, event: &Event) -> Option<Group> {
         let header = event.header();
+        if header.event_type_raw() == EventType::TRANSACTION_PAYLOAD_EVENT as u8 {
+            // It names the end of its transaction, whose events follow decompressed. Should they not
+            // follow, the group must not look like a statement of its own.
+            self.payload_end = u64::from(header.log_pos());
+            if let Some(open) = &mut self.open {
+                open.begun = true;
+            }
+            return None;
+        }
         let group = self.handle(event);
+        if self.open.is_none() {
+            let end = std::mem::take(&mut self.payload_end);
+            self.position.offset = self.position.offset.max(end);
+        }
         // Events inside a compressed transaction carry the outer offset or 0, never more.
         let end = u64::from(header.log_pos());
-        if end > self.position.offset && header.event_type_raw() != EventType::ROTATE_EVENT as u8 {
+        let inside = self.payload_end != 0;
+        if !inside
+            && end > self.position.offset
+            && header.event_type_raw() != EventType::ROTATE_EVENT as u8
+        {
             self.position.offset = end;
         }
         group
@@ -235,14 +255,15 @@ impl Grouper {
             .and_then(|map| decode_rows(event, map, &self.columns));
         match rows {
             Ok(rows) => {
-                for (row, deferred) in rows {
-                    open.bytes += row.payload.len() + ROW_OVERHEAD;
+                for (mut row, deferred) in rows {
                     if deferred {
-                        &mut open.deferred
+                        // The table serves it: its key and route are all that is wanted here.
+                        row.payload = Vec::new();
+                        open.deferred.push(row);
                     } else {
-                        &mut open.rows
+                        open.bytes += row.payload.len() + ROW_OVERHEAD;
+                        open.rows.push(row);
                     }
-                    .push(row);
                 }
                 if open.bytes > self.bytes_max {
                     self.doubt(Doubt::TooLarge);
@@ -323,10 +344,14 @@ impl Grouper {
         };
         let open = self.open.take()?;
         let concerns_us = open.inserted || open.changed || open.doubt.is_some();
-        if let Some(id) = id.filter(|_| !concerns_us)
-            && self.foreign_xa.len() < FOREIGN_XA_MAX
-        {
-            self.foreign_xa.insert(id);
+        match id {
+            Some(id) if concerns_us => {
+                self.foreign_xa.remove(&id);
+            }
+            Some(id) if self.foreign_xa.len() < FOREIGN_XA_MAX => {
+                self.foreign_xa.insert(id);
+            }
+            Some(_) | None => {}
         }
         None
     }

@@ -20,7 +20,7 @@ pub(super) enum Statement<'a> {
 
 /// Statements that write rows of no table but the one they name. DML is not here: a trigger or a
 /// stored function it calls may write any table.
-const DDL: [&[u8]; 14] = [
+const DDL: [&[u8]; 15] = [
     b"CREATE ",
     b"ALTER ",
     b"DROP ",
@@ -32,7 +32,8 @@ const DDL: [&[u8]; 14] = [
     b"ANALYZE ",
     b"OPTIMIZE ",
     b"REPAIR ",
-    b"SET ",
+    b"SET PASSWORD",
+    b"SET DEFAULT ROLE",
     b"INSTALL ",
     b"UNINSTALL ",
 ];

@@ -237,8 +237,12 @@ async fn replication(connection: &mut MySqlConnection, table: &OutboxTable) -> C
     match connect::try_out(&table.url, &position).await {
         Ok(()) => Condition::ok(name, format!("the binlog can be read, it is at {position}")),
         Err(err) => {
-            let denied =
-                matches!(&err, mysql_async::Error::Server(err) if (1000..2000).contains(&err.code));
+            // Access denied, in its kinds: to log in, to the database, to replicate.
+            let denied = matches!(
+                &err,
+                mysql_async::Error::Server(err)
+                    if matches!(err.code, 1044 | 1045 | 1142 | 1227 | 1698)
+            );
             let state = if denied { State::Wrong } else { State::Wait };
             Condition::not(state, name, err.to_string(), mend)
         }

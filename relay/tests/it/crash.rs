@@ -342,7 +342,7 @@ fn item() -> Item {
         key: 0,
         source: Source::Sweep,
         committed: None,
-        suspect: false,
+        company: relay::queue::Company::Anyone,
     }
 }
 

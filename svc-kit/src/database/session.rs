@@ -18,9 +18,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PREPARED_STATEMENTS: usize = 64;
 
 /// The session sets its own `sql_mode`: a server's lax one would cut texts and let zero dates in, a
-/// server's strange one would read our SQL differently. READ COMMITTED takes no gap locks; the
+/// server's strange one would read our SQL differently, and with `autocommit=0` of the server's nothing
+/// outside a transaction would ever be committed. READ COMMITTED takes no gap locks; the
 /// statement is the one spelling that both MySQL and MariaDB 10.11 know.
-const SET_UP: &str = "SET time_zone = '+00:00', sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION'; \
+const SET_UP: &str = "SET autocommit = 1, time_zone = '+00:00', sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION'; \
                       SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
 impl DatabaseUrl {

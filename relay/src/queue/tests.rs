@@ -1,0 +1,88 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn item(id: u64, key: u64, company: Company) -> Item {
+    let row = Row {
+        id,
+        message_id: id.to_string(),
+        aggregate_type: Vec::new(),
+        aggregate_id: Vec::new(),
+        event_type: Vec::new(),
+        exchange: Vec::new(),
+        routing_key: Vec::new(),
+        content_type: Vec::new(),
+        headers: None,
+        payload: Vec::new(),
+        created_at: None,
+    };
+    Item {
+        row,
+        attempts: 0,
+        key,
+        source: Source::Sweep,
+        committed: None,
+        company,
+    }
+}
+
+fn company() -> impl Strategy<Value = Company> {
+    prop_oneof![
+        8 => Just(Company::Anyone),
+        1 => Just(Company::OtherLanes),
+        1 => Just(Company::Nobody),
+    ]
+}
+
+proptest! {
+    /// Whatever is pushed goes exactly once, in order per key, never two of a key at a time, and a
+    /// suspect with nothing beside it.
+    #[test]
+    fn all_goes_once_in_order_per_key(
+        rows in proptest::collection::vec((0..6u64, company()), 0..200),
+        turns in proptest::collection::vec(0..3usize, 1..50),
+    ) {
+        let limit = BatchLimit { rows: 5, bytes: usize::MAX };
+        let mut queue = Queue::new(Order::Key, 3, limit);
+        for (id, (key, company)) in rows.iter().enumerate() {
+            queue.push(item(id as u64, *key, *company));
+        }
+        let mut busy: HashMap<usize, Vec<Item>> = HashMap::new();
+        let mut gone: HashMap<u64, u64> = HashMap::new();
+        let mut count = 0;
+        for turn in turns.iter().cycle().take(rows.len() * 12 + 12) {
+            if let Some(batch) = busy.remove(turn) {
+                queue.settled(*turn, &batch);
+                continue;
+            }
+            let Some(batch) = queue.next_batch(*turn) else { continue };
+            let suspects = batch.iter().filter(|item| item.is_suspect()).count();
+            prop_assert!(suspects == 0 || (batch.len() == 1 && busy.is_empty()));
+            prop_assert!(busy.values().flatten().all(|item| !item.is_suspect()));
+            for item in &batch {
+                let last = gone.insert(item.key, item.row.id);
+                prop_assert!(last.is_none_or(|last| last < item.row.id));
+                prop_assert!(busy.values().flatten().all(|other| other.key != item.key));
+            }
+            count += batch.len();
+            busy.insert(*turn, batch);
+        }
+        for lane in 0..3 {
+            if let Some(batch) = busy.remove(&lane) {
+                queue.settled(lane, &batch);
+            }
+        }
+        for _ in 0..rows.len() * 2 {
+            for lane in 0..3 {
+                if let Some(batch) = queue.next_batch(lane) {
+                    count += batch.len();
+                    queue.settled(lane, &batch);
+                }
+            }
+        }
+        prop_assert_eq!(count, rows.len());
+        prop_assert_eq!((queue.rows(), queue.bytes()), (0, 0));
+    }
+}
