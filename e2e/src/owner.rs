@@ -74,6 +74,9 @@ impl Owner {
             .args(["-c", REAPER, "reaper"])
             .arg(format!("{MARK}={token}"))
             .current_dir("/")
+            // An owner may itself be owned, as the demo is by its test: the outer reaper must not
+            // kill the inner one, which has its own servers to see to.
+            .env_remove(MARK)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -11,6 +11,9 @@ use std::{
 use e2e::wait;
 use rustix::process::{Pid, Signal, kill_process};
 
+/// By what a reaper knows the processes of its owner.
+const MARK: &str = "OUTBOX_RELAY_E2E_OWNER";
+
 /// Whether a process exists and is not merely waiting to be reaped.
 pub(crate) fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
@@ -23,9 +26,15 @@ pub(crate) fn alive(pid: u32) -> bool {
 
 /// Starts `e2e serve` for these servers and reads each one's process id and directory.
 fn serve(servers: &[&str]) -> (Child, Vec<(u32, PathBuf)>) {
+    serve_owned(servers, "nobody")
+}
+
+/// [`serve`] by a process that is itself owned, by `outer`.
+fn serve_owned(servers: &[&str], outer: &str) -> (Child, Vec<(u32, PathBuf)>) {
     let mut owner = Command::new(env!("CARGO_BIN_EXE_e2e"))
         .arg("serve")
         .args(servers)
+        .env(MARK, outer)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -88,4 +97,29 @@ async fn servers_are_gone_after_their_owner_was_killed() {
 #[tokio::test]
 async fn servers_are_gone_after_ctrl_c() {
     ends_with(Signal::INT).await;
+}
+
+#[tokio::test]
+async fn servers_are_gone_after_the_owner_of_their_owner_was_killed() {
+    let outer = format!("outer-{}", std::process::id());
+    let (mut owner, started) = serve_owned(&["mariadb"], &outer);
+    // What the outer owner's reaper does: it kills all that carry the outer mark.
+    let mark = format!("{MARK}={outer}");
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let environ = std::fs::read(process.path().join("environ")).unwrap_or_default();
+        let name = process.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|name| name.parse().ok())
+            .and_then(Pid::from_raw);
+        if let Some(pid) = pid
+            && environ
+                .split(|&byte| byte == 0)
+                .any(|entry| entry == mark.as_bytes())
+        {
+            kill_process(pid, Signal::KILL).unwrap();
+        }
+    }
+    assert_eq!(owner.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
+    gone(&started).await;
 }
