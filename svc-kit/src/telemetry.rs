@@ -1,5 +1,7 @@
 //! Log lines on stderr.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -35,6 +37,8 @@ pub fn init(format: LogFormat) {
         .add_directive(NO_PAYLOADS.parse().expect("it is a directive"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Colours are for a person's screen, not for a file or a collector.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => lines.try_init(),

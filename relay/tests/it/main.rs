@@ -12,6 +12,7 @@ mod writers;
 mod config;
 mod crash;
 mod defects;
+mod faults;
 mod latency;
 mod order;
 mod path;
