@@ -9,7 +9,7 @@ use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{ConfigError, Exit};
 use svc_kit::migrate::Set;
 use svc_kit::signals::Shutdown;
-use svc_kit::tasks::{Ended, TaskError, Tasks};
+use svc_kit::tasks::Tasks;
 use tokio::net::TcpListener;
 
 use crate::config::Config;
@@ -117,39 +117,9 @@ impl Service {
             let (url, pool, readiness, stop) = watched;
             probe::watch(url, pool, readiness, stop).await
         });
-        let exit = supervise(tasks, &shutdown).await;
+        let exit = tasks.supervise(&shutdown).await;
         drop(admin);
         exit
-    }
-}
-
-/// Joins all tasks. One that fails, or ends before it was asked to, makes the others drain.
-async fn supervise(mut tasks: Tasks, shutdown: &Shutdown) -> anyhow::Result<Exit> {
-    let mut failure = None;
-    loop {
-        tokio::select! {
-            ended = tasks.join_next() => {
-                let Some(ended) = ended else {
-                    return failure.map_or(Ok(Exit::Drained), Err);
-                };
-                if let Err(err) = judge(ended, shutdown.drain.is_cancelled()) {
-                    tracing::error!(error = format!("{err:#}"), "task failed");
-                    failure.get_or_insert(err);
-                }
-                shutdown.drain.cancel();
-            }
-            () = shutdown.now.cancelled() => return Ok(Exit::Failed),
-        }
-    }
-}
-
-fn judge(Ended { name, outcome }: Ended, draining: bool) -> anyhow::Result<()> {
-    match outcome {
-        Ok(()) if draining => Ok(()),
-        Ok(()) => anyhow::bail!("{name} ended unasked"),
-        // As it is: the program tells wrong configuration from other failures.
-        Err(TaskError::Failed(err)) => Err(err),
-        Err(err) => Err(anyhow::Error::new(err).context(name)),
     }
 }
 

@@ -9,7 +9,7 @@ use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{ConfigError, Exit};
 use svc_kit::migrate::Set;
 use svc_kit::signals::Shutdown;
-use svc_kit::tasks::{Ended, TaskError, Tasks};
+use svc_kit::tasks::Tasks;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify};
 
@@ -153,7 +153,7 @@ impl Service {
         });
         // Probes are answered until everything has ended.
         let _admin = self.admin;
-        supervise(tasks, &shutdown).await
+        tasks.supervise(&shutdown).await
     }
 
     fn spawn_workers(&self, tasks: &mut Tasks, shutdown: &Shutdown) {
@@ -168,36 +168,6 @@ impl Service {
         for _ in 0..self.config.workers {
             tasks.spawn("worker", worker.clone().run(shutdown.drain.clone()));
         }
-    }
-}
-
-/// Joins all tasks. One that fails, or ends before it was asked to, makes the others drain.
-async fn supervise(mut tasks: Tasks, shutdown: &Shutdown) -> anyhow::Result<Exit> {
-    let mut failure = None;
-    loop {
-        tokio::select! {
-            ended = tasks.join_next() => {
-                let Some(ended) = ended else {
-                    return failure.map_or(Ok(Exit::Drained), Err);
-                };
-                if let Err(err) = judge(ended, shutdown.drain.is_cancelled()) {
-                    tracing::error!(error = format!("{err:#}"), "task failed");
-                    failure.get_or_insert(err);
-                }
-                shutdown.drain.cancel();
-            }
-            () = shutdown.now.cancelled() => return Ok(Exit::Failed),
-        }
-    }
-}
-
-fn judge(Ended { name, outcome }: Ended, draining: bool) -> anyhow::Result<()> {
-    match outcome {
-        Ok(()) if draining => Ok(()),
-        Ok(()) => anyhow::bail!("{name} ended unasked"),
-        // As it is: the program tells wrong configuration from other failures.
-        Err(TaskError::Failed(err)) => Err(err),
-        Err(err) => Err(anyhow::Error::new(err).context(name)),
     }
 }
 

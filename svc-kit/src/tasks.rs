@@ -7,6 +7,9 @@ use std::collections::HashMap;
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 use tracing::Instrument as _;
 
+use crate::boot::Exit;
+use crate::signals::Shutdown;
+
 /// The tasks of a service, by name. Dropped, it aborts what still runs.
 #[derive(Debug, Default)]
 pub struct Tasks {
@@ -80,10 +83,43 @@ impl Tasks {
         self.set.abort_all();
     }
 
+    /// Joins all tasks. One that fails, or ends before it was asked to, makes the others drain.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn supervise(mut self, shutdown: &Shutdown) -> anyhow::Result<Exit> {
+        let mut failure = None;
+        loop {
+            tokio::select! {
+                ended = self.join_next() => {
+                    let Some(ended) = ended else {
+                        return failure.map_or(Ok(Exit::Drained), Err);
+                    };
+                    if let Err(err) = judge(ended, shutdown.drain.is_cancelled()) {
+                        tracing::error!(error = format!("{err:#}"), "task failed");
+                        failure.get_or_insert(err);
+                    }
+                    shutdown.drain.cancel();
+                }
+                () = shutdown.now.cancelled() => return Ok(Exit::Failed),
+            }
+        }
+    }
+
     /// No task is left.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.set.is_empty()
+    }
+}
+
+fn judge(Ended { name, outcome }: Ended, draining: bool) -> anyhow::Result<()> {
+    match outcome {
+        Ok(()) if draining => Ok(()),
+        Ok(()) => anyhow::bail!("{name} ended unasked"),
+        // As it is: the program tells wrong configuration from other failures.
+        Err(TaskError::Failed(err)) => Err(err),
+        Err(err) => Err(anyhow::Error::new(err).context(name)),
     }
 }
 
