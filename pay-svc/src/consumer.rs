@@ -354,14 +354,5 @@ async fn in_time<T>(work: impl Future<Output = T>) -> Option<T> {
 }
 
 fn explain(err: &lapin::Error) -> String {
-    match err.kind() {
-        // The client library reads names and ids as UTF-8 or not at all, so such a message can be
-        // neither stored nor refused from here.
-        ErrorKind::ParsingError(_) => format!(
-            "a message in {QUEUE} has a property or the name of a header that is not UTF-8, and \
-             can't be read; take it out by hand: rabbitmqadmin get queue={QUEUE} \
-             ackmode=ack_requeue_false ({err})"
-        ),
-        _ => err.to_string(),
-    }
+    err.to_string()
 }
