@@ -365,3 +365,6 @@ impl Current {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
