@@ -43,7 +43,7 @@ pub enum Company {
 impl Item {
     /// Bytes that count against the buffer's bound.
     pub fn bytes(&self) -> usize {
-        self.row.payload.len() + crate::binlog::group::ROW_OVERHEAD
+        self.row.payload.len() + crate::binlog::open::ROW_OVERHEAD
     }
 
     /// It goes alone in the whole process.

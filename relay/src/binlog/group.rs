@@ -12,6 +12,7 @@ use outbox::row::Row;
 
 use super::decode::Columns;
 use super::event::{Prepared, commit_time, decode_rows, names_table, prepared, table_id};
+use super::open::{Open, ROW_OVERHEAD};
 use super::position::Position;
 use super::statement::Statement;
 
@@ -58,18 +59,6 @@ const MARIADB_QUERY_COMPRESSED: u8 = 165;
 const MARIADB_ROWS_COMPRESSED: std::ops::RangeInclusive<u8> = 166..=171;
 /// `FL_STANDALONE`: the group is one statement, without COMMIT.
 const MARIADB_STANDALONE: u8 = 1;
-
-struct Open {
-    committed: Committed,
-    rows: Vec<Row>,
-    deferred: Vec<Row>,
-    bytes: usize,
-    inserted: bool,
-    changed: bool,
-    /// Inside BEGIN … COMMIT; a QUERY event outside is a group of its own.
-    begun: bool,
-    doubt: Option<Doubt>,
-}
 
 /// The state between events.
 pub struct Grouper {
@@ -374,33 +363,5 @@ impl Grouper {
         }
         self.doubt(doubt);
         self.end()
-    }
-}
-
-/// What a row costs in memory besides its payload, in bytes (measured, rounded up).
-pub const ROW_OVERHEAD: usize = 512;
-
-impl Open {
-    fn new(committed: Committed, begun: bool) -> Self {
-        Self {
-            committed,
-            rows: Vec::new(),
-            deferred: Vec::new(),
-            bytes: 0,
-            inserted: false,
-            changed: false,
-            begun,
-            doubt: None,
-        }
-    }
-
-    fn into_group(self) -> Option<Group> {
-        let empty = self.rows.is_empty() && self.deferred.is_empty() && self.doubt.is_none();
-        (!empty).then_some(Group {
-            rows: self.rows,
-            deferred: self.deferred,
-            committed: self.committed,
-            doubt: self.doubt,
-        })
     }
 }

@@ -9,7 +9,8 @@ use mysql_async::BinlogStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::connect::HEARTBEAT;
-use super::group::{Group, Grouper, ROW_OVERHEAD};
+use super::group::{Group, Grouper};
+use super::open::ROW_OVERHEAD;
 use super::position::Position;
 
 /// Groups between the stream and the machine.
