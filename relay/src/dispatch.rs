@@ -112,17 +112,17 @@ impl Dispatch {
     }
 
     /// A row that the binlog brought.
-    pub fn tail(&mut self, row: Row, committed: Instant, now: Instant) -> bool {
+    pub fn tail(&mut self, row: Row, committed: Instant, now: Instant) {
         let id = RowId::new(row.id, &row.message_id);
         if self.flights.contains_key(&id) || self.already_sent.contains(&id) {
-            return false;
+            return;
         }
         let key = key_hash(&row.aggregate_type, &row.aggregate_id);
         if !self.held.is_empty() {
             let route = Route::of(&row);
             if self.held.holds(key, &route) {
-                self.held.leave(key, &route, None, now);
-                return false;
+                self.held.leave(key, &route, now);
+                return;
             }
         }
         self.flights.insert(id, Stage::Going);
@@ -136,13 +136,12 @@ impl Dispatch {
             committed,
             company: Company::Anyone,
         });
-        true
     }
 
     /// A row that the binlog brought but the table serves: it has attempts or is delayed.
     pub fn tail_deferred(&mut self, row: &Row, now: Instant) {
         let key = key_hash(&row.aggregate_type, &row.aggregate_id);
-        self.held.leave(key, &Route::of(row), None, now);
+        self.held.leave(key, &Route::of(row), now);
     }
 
     /// A pass begins.

@@ -161,19 +161,13 @@ impl Held {
         self.keys.contains_key(&key) || self.routes.contains_key(route)
     }
 
-    /// Is the route shut?
-    pub fn holds_route(&self, route: &Route) -> bool {
-        self.routes.contains_key(route)
-    }
-
-    /// The tail left a row in the table: because it [`Held::holds`] it, or because the row is to be
-    /// sent `later`.
-    pub fn leave(&mut self, key: u64, route: &Route, later: Option<Instant>, now: Instant) {
+    /// The tail left a row in the table: because it is held, or because the table serves it.
+    pub fn leave(&mut self, key: u64, route: &Route, now: Instant) {
         let route_due = self.routes.get_mut(route).map(|hold| {
             hold.waiting += 1;
             hold.due
         });
-        self.touch(key, 0, later.or(route_due), now);
+        self.touch(key, 0, route_due, now);
     }
 
     /// A row of the key is in the table again, or still: after a failure, or taken out of a lane

@@ -30,7 +30,7 @@ fn a_key_is_level_only_after_a_pass_that_left_nothing_and_saw_no_touch() {
     assert_eq!(held.wake(), Some(now), "a pass is wanted at once");
 
     held.pass_began();
-    held.leave(7, &open, None, now);
+    held.leave(7, &open, now);
     held.pass_ended(1, true);
     assert!(
         held.holds(7, &open),
@@ -62,7 +62,7 @@ fn a_row_that_waits_holds_all_rows_behind_it() {
     assert_eq!(held.admit(row(3), (8, &open), None, visit), Admit::Go);
     held.pass_ended(1, true);
     assert_eq!(held.wake(), Some(later));
-    held.leave(7, &open, None, now);
+    held.leave(7, &open, now);
     assert_eq!(
         held.wake(),
         Some(later),
@@ -99,7 +99,7 @@ fn a_shut_route_sends_one_probe_at_a_time_and_opens_by_it() {
         "only the probe opens a route"
     );
     assert!(held.confirmed(&shut, row(1), due));
-    assert!(!held.holds_route(&shut));
+    assert!(!held.holds(99, &shut));
     assert_eq!(held.wake(), Some(due), "the rest goes at once");
 }
 
