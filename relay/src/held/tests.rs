@@ -119,3 +119,36 @@ fn a_probe_on_its_way_counts_among_the_rows_that_wait() {
     held.shut_route(&shut, row(1), 0.0, due);
     assert_eq!(held.waiting(), [(&shut, 2)]);
 }
+
+#[test]
+fn above_the_bound_a_pass_goes_on_and_keeps_the_order_of_what_it_leaves() {
+    let now = Instant::now();
+    let later = Some(now + Duration::from_secs(9));
+    let mut held = held();
+    let open = route("open");
+    let visit = Visit { pass: 1, now };
+    held.pass_began();
+    let bound = KEYS_MAX as u64;
+    for key in 0..bound {
+        held.admit(row(key), (key, &open), later, visit);
+    }
+    assert!(held.is_full());
+    let beyond = (bound + 5, &open);
+    let left = held.admit(row(bound), beyond, later, visit);
+    assert_eq!(left, Admit::Leave);
+    let behind = held.admit(row(bound + 1), beyond, None, visit);
+    assert_eq!(behind, Admit::Leave, "it is behind one that was left");
+    let other = held.admit(row(bound + 2), (bound + 6, &open), None, visit);
+    assert_eq!(other, Admit::Go, "other keys go on");
+
+    held.pass_ended(1, true);
+    held.pass_began();
+    let visit = Visit { pass: 2, now };
+    assert_eq!(
+        held.admit(row(bound), beyond, None, visit),
+        Admit::Go,
+        "each pass looks anew"
+    );
+    held.pass_ended(2, true);
+    assert!(held.is_empty());
+}
