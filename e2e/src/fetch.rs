@@ -12,8 +12,6 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::{cache, owner::Owner};
 
-/// Where Debian is when the machine's own apt does not name a mirror of it (Ubuntu, for one).
-const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// debootstrap has no time-out of its own.
 const TIME_LIMIT: &str = "20m";
@@ -82,7 +80,9 @@ pub async fn fetch(installation: Installation) -> anyhow::Result<Fetched> {
          (package debian-archive-keyring)"
     );
     let mirror = mirror();
-    probe(&mirror, installation.suite).await?;
+    if let Some(mirror) = &mirror {
+        probe(mirror, installation.suite).await?;
+    }
     fs::create_dir_all(&cache).with_context(|| format!("could not create {}", cache.display()))?;
     // Two test runs on one machine must not fetch at the same time.
     let lock = File::create(cache.join(format!("{}.lock", installation.name)))
@@ -91,11 +91,15 @@ pub async fn fetch(installation: Installation) -> anyhow::Result<Fetched> {
     if target.join(installation.program).exists() {
         return Ok(Fetched::Reused(target));
     }
-    debootstrap(installation, &mirror, &target)?;
+    debootstrap(installation, mirror.as_deref(), &target)?;
     Ok(Fetched::New(target))
 }
 
-fn debootstrap(installation: Installation, mirror: &str, target: &Path) -> anyhow::Result<()> {
+fn debootstrap(
+    installation: Installation,
+    mirror: Option<&str>,
+    target: &Path,
+) -> anyhow::Result<()> {
     let owner = Owner::get()?;
     let partial = target.with_added_extension(owner.token());
     owner.create_dir(&partial)?;
@@ -111,7 +115,8 @@ fn debootstrap(installation: Installation, mirror: &str, target: &Path) -> anyho
         .arg(format!("--include={}", installation.package))
         .arg(installation.suite)
         .arg(&partial)
-        .arg(mirror)
+        // Without one it takes its own default.
+        .args(mirror)
         .env(mark, token)
         .output()
         .context("could not run debootstrap")?;
@@ -119,9 +124,10 @@ fn debootstrap(installation: Installation, mirror: &str, target: &Path) -> anyho
         let log = String::from_utf8_lossy(&output.stdout);
         let lines: Vec<&str> = log.lines().collect();
         bail!(
-            "debootstrap of {} from {} {mirror} failed with {}:\n{}\n{}",
+            "debootstrap of {} from {} {} failed with {}:\n{}\n{}",
             installation.package,
             installation.suite,
+            mirror.unwrap_or_default(),
             output.status,
             lines[lines.len().saturating_sub(15)..].join("\n"),
             String::from_utf8_lossy(&output.stderr)
@@ -159,8 +165,8 @@ async fn probe(mirror: &str, suite: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The Debian mirror this machine's apt uses, or Debian's own.
-fn mirror() -> String {
+/// The Debian mirror this machine's apt uses, if it uses one (Ubuntu does not).
+fn mirror() -> Option<String> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
         files.extend(entries.flatten().map(|entry| entry.path()));
@@ -170,7 +176,6 @@ fn mirror() -> String {
         .iter()
         .filter_map(|file| fs::read_to_string(file).ok())
         .find_map(|text| debian_mirror(&text))
-        .unwrap_or_else(|| DEFAULT_MIRROR.to_owned())
 }
 
 /// The first mirror of Debian proper (not its security archive) that an apt source file names, in
@@ -198,25 +203,25 @@ mod tests {
     #[test]
     fn the_mirror_is_read_from_both_formats_of_apt() {
         let one_line = "# deb http://old/debian x main\n\
-                        deb http://security.debian.org/debian-security bookworm-security main\n\
+                        deb http://security.example/debian-security bookworm-security main\n\
                         deb [signed-by=/k.gpg arch=amd64] https://mirror.example/debian/ sid main\n";
         assert_eq!(
             debian_mirror(one_line).as_deref(),
             Some("https://mirror.example/debian")
         );
-        let deb822 = "Types: deb\n# http://snapshot.debian.org/archive/debian/1\n\
-                      URIs: http://deb.debian.org/debian-security http://deb.debian.org/debian\n\
+        let deb822 = "Types: deb\n# http://snapshot.example/archive/debian/1\n\
+                      URIs: http://mirror.example/debian-security http://mirror.example/debian\n\
                       Suites: bookworm\n";
         assert_eq!(
             debian_mirror(deb822).as_deref(),
-            Some("http://deb.debian.org/debian")
+            Some("http://mirror.example/debian")
         );
     }
 
     #[test]
     fn another_distribution_names_no_debian_mirror() {
         assert_eq!(
-            debian_mirror("deb http://archive.ubuntu.com/ubuntu noble main\n"),
+            debian_mirror("deb http://mirror.example/ubuntu noble main\n"),
             None
         );
         assert_eq!(
