@@ -1,7 +1,5 @@
 //! The orders API. Handlers only translate: requests to orders, outcomes to answers.
 
-use std::time::Duration;
-
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -13,9 +11,7 @@ use axum::routing::{get, post};
 use prometheus::Registry;
 use serde::Serialize;
 use sqlx::MySqlPool;
-use svc_kit::database::{Fault, classify};
-use svc_kit::http::{Problem, http_metrics};
-use svc_kit::tasks;
+use svc_kit::http::{Problem, database_problem, http_metrics, in_own_task, internal, unreadable};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -30,9 +26,6 @@ use crate::request::{OrderRequest, RequestError};
 pub const BODY_MAX: usize = 64 * 1024;
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// A unit of database work that takes longer is answered without its outcome.
-const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
-const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// What the handlers need.
 #[derive(Debug, Clone)]
@@ -289,23 +282,6 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Proble
     })
 }
 
-/// A handler is dropped when its client goes away; what it has begun in the database is not.
-async fn in_own_task<T: Send + 'static>(
-    work: impl Future<Output = T> + Send + 'static,
-) -> Result<T, Problem> {
-    match tokio::time::timeout(DATABASE_TIMEOUT, tasks::unit(work)).await {
-        Ok(Ok(outcome)) => Ok(outcome),
-        Ok(Err(err)) => {
-            tracing::error!(error = %err, "request could not be worked on");
-            Err(internal())
-        }
-        Err(_elapsed) => {
-            tracing::warn!(timeout = ?DATABASE_TIMEOUT, "database did not answer in time");
-            Err(unavailable())
-        }
-    }
-}
-
 fn not_placed(err: &PlaceError) -> Problem {
     match err {
         PlaceError::Database(err) => database_problem(err),
@@ -314,53 +290,4 @@ fn not_placed(err: &PlaceError) -> Problem {
             internal()
         }
     }
-}
-
-fn database_problem(err: &sqlx::Error) -> Problem {
-    match classify(err) {
-        Fault::Away
-        | Fault::ReadOnly
-        | Fault::Busy
-        | Fault::MissingTable
-        | Fault::Misconfigured(_) => {
-            tracing::warn!(error = %err, "database can't be used");
-            unavailable()
-        }
-        Fault::Other => {
-            tracing::error!(error = %err, "database refused a statement");
-            internal()
-        }
-    }
-}
-
-fn unavailable() -> Problem {
-    let status = StatusCode::SERVICE_UNAVAILABLE;
-    Problem::new(
-        status,
-        "database_unavailable",
-        "The database can't be used at the moment",
-    )
-    .detail("try again; with the same Idempotency-Key no order is placed twice")
-    .retry_after(RETRY_AFTER)
-}
-
-fn internal() -> Problem {
-    let status = StatusCode::INTERNAL_SERVER_ERROR;
-    Problem::new(status, "internal", "Something went wrong on our side")
-}
-
-fn unreadable(err: &BytesRejection) -> Problem {
-    if err.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let status = StatusCode::PAYLOAD_TOO_LARGE;
-        return Problem::new(
-            status,
-            "body_too_large",
-            "The body has more than 65536 bytes",
-        );
-    }
-    Problem::new(
-        StatusCode::BAD_REQUEST,
-        "unreadable_body",
-        "The body could not be read",
-    )
 }

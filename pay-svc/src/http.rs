@@ -1,7 +1,5 @@
 //! The payments API: a payment by its order, and a way in by hand for when the broker is down.
 
-mod refusal;
-
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
@@ -15,7 +13,7 @@ use outbox::message::{MessageId, Received};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{FromRow, MySqlPool};
-use svc_kit::http::Problem;
+use svc_kit::http::{Problem, database_problem, in_own_task, unavailable, unreadable};
 use svc_kit::ops::{Person, Role, Tokens};
 use time::OffsetDateTime;
 use time::format_description::StaticFormatDescription;
@@ -24,9 +22,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::openapi;
-use crate::store::{Operator, Store};
-
-use self::refusal::{database_problem, in_own_task, not_stored, unreadable};
+use crate::store::{Operator, Store, StoreError};
 
 /// The longest body, in bytes.
 pub const BODY_MAX: usize = 64 * 1024;
@@ -326,5 +322,12 @@ fn payload_bytes(payload: &RawValue) -> Option<Vec<u8>> {
             .ok()
             .map(String::into_bytes),
         _ => None,
+    }
+}
+
+fn not_stored(err: &StoreError) -> Problem {
+    match err {
+        StoreError::Database(err) => database_problem(err),
+        StoreError::Silent => unavailable(),
     }
 }

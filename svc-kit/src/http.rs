@@ -2,8 +2,10 @@
 
 mod metrics;
 mod problem;
+mod refusal;
 mod serve;
 
 pub use metrics::{HttpMetrics, HttpMetricsService, http_metrics};
 pub use problem::{FieldError, Problem};
+pub use refusal::{database_problem, in_own_task, internal, unavailable, unreadable};
 pub use serve::serve;

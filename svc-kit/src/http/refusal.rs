@@ -4,18 +4,20 @@ use std::time::Duration;
 
 use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
-use svc_kit::database::{Fault, classify};
-use svc_kit::http::Problem;
-use svc_kit::tasks;
 
-use crate::store::StoreError;
+use super::Problem;
+use crate::database::{Fault, classify};
+use crate::tasks;
 
 /// A unit of database work that takes longer is answered without its outcome.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// A handler is dropped when its client goes away; what it has begun in the database is not.
-pub(super) async fn in_own_task<T: Send + 'static>(
+///
+/// # Errors
+/// 503 when the database did not answer in time, 500 when the work panicked.
+pub async fn in_own_task<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, Problem> {
     match tokio::time::timeout(DATABASE_TIMEOUT, tasks::unit(work)).await {
@@ -24,18 +26,16 @@ pub(super) async fn in_own_task<T: Send + 'static>(
             tracing::error!(error = %err, "request could not be worked on");
             Err(internal())
         }
-        Err(_elapsed) => Err(unavailable()),
+        Err(_elapsed) => {
+            tracing::warn!(timeout = ?DATABASE_TIMEOUT, "database did not answer in time");
+            Err(unavailable())
+        }
     }
 }
 
-pub(super) fn not_stored(err: &StoreError) -> Problem {
-    match err {
-        StoreError::Database(err) => database_problem(err),
-        StoreError::Silent => unavailable(),
-    }
-}
-
-pub(super) fn database_problem(err: &sqlx::Error) -> Problem {
+/// 503 for what passes or an operator mends, 500 for a statement of ours that is refused.
+#[must_use]
+pub fn database_problem(err: &sqlx::Error) -> Problem {
     match classify(err) {
         Fault::Away
         | Fault::ReadOnly
@@ -52,22 +52,29 @@ pub(super) fn database_problem(err: &sqlx::Error) -> Problem {
     }
 }
 
-fn unavailable() -> Problem {
+/// 503: the database can't be used.
+#[must_use]
+pub fn unavailable() -> Problem {
     let status = StatusCode::SERVICE_UNAVAILABLE;
     Problem::new(
         status,
         "database_unavailable",
         "The database can't be used at the moment",
     )
+    .detail("try again; under the same Idempotency-Key or message_id nothing is done twice")
     .retry_after(RETRY_AFTER)
 }
 
-fn internal() -> Problem {
+/// 500: the reason is in our log.
+#[must_use]
+pub fn internal() -> Problem {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
     Problem::new(status, "internal", "Something went wrong on our side")
 }
 
-pub(super) fn unreadable(err: &BytesRejection) -> Problem {
+/// 413 for a body over 64 KiB, 400 for one that was cut off.
+#[must_use]
+pub fn unreadable(err: &BytesRejection) -> Problem {
     if err.status() == StatusCode::PAYLOAD_TOO_LARGE {
         let status = StatusCode::PAYLOAD_TOO_LARGE;
         return Problem::new(
