@@ -4,10 +4,9 @@
     reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
 )]
 
+#[path = "../rig/mod.rs"]
 mod rig;
-mod rows;
-mod servers;
-mod writers;
+use rig::{rows, servers, writers};
 
 mod config;
 mod crash;

@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use e2e::{Db, DbOptions, Flavor};
 
-use crate::rig::Rig;
+use super::Rig;
 
 /// A server that ends with its test.
 pub(crate) struct OwnDb(&'static Db);

@@ -3,7 +3,7 @@
 use e2e::product::Process;
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use crate::rig::{LATER, Rig};
+use super::{LATER, Rig};
 
 /// What the relay wrote into a row.
 #[derive(Clone, Debug, sqlx::FromRow)]

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Executor, MySqlPool};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::rig::{Deliveries, LATER, Rig};
+use super::{Deliveries, LATER, Rig};
 
 /// A measurement for whoever watches, straight to standard error: the harness hides what a passing
 /// test prints.
