@@ -21,6 +21,7 @@ mod account;
 pub mod cache;
 pub mod db;
 pub mod fetch;
+pub mod figures;
 mod home;
 mod owner;
 pub mod port;

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# `make test-long`: the long forms of the fault tests, on real servers, one binary after the other.
+# ONLY=broker runs those whose names begin with long_broker.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+target=$(cargo metadata --format-version 1 --no-deps |
+  sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+e2e/install.sh
+cargo build -p e2e -p relay -p order-svc -p pay-svc
+"$target/debug/e2e" fetch-mysql
+
+figures=$target/long/figures.md
+mkdir -p "$target/long"
+printf '%s, %s cores, %s\n\n| what | figure |\n|---|---|\n' \
+  "$(date -u +%F)" "$(nproc)" "$(git rev-parse --short HEAD 2>/dev/null || echo 'no commit')" >"$figures"
+
+# One test after the other: they measure, and each one may take all of the machine.
+cargo test -p relay --features long --tests "long_${ONLY:-}" -- --test-threads 1 --nocapture
+echo "The figures are in $figures"
