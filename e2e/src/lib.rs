@@ -27,6 +27,7 @@ mod owner;
 pub mod port;
 pub mod product;
 mod program;
+pub mod proxy;
 pub mod rabbit;
 mod server;
 pub mod shared;
@@ -35,4 +36,5 @@ pub mod stage;
 pub mod wait;
 
 pub use db::{Db, DbOptions, Flavor, TestDatabase};
+pub use proxy::Proxy;
 pub use rabbit::{Management, Rabbit, RabbitOptions, RabbitVersion, Vhost};

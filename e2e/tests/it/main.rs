@@ -10,6 +10,7 @@ mod database;
 mod demo;
 mod owner;
 mod product;
+mod proxy;
 mod rabbit;
 mod system;
 mod wait;

@@ -1,0 +1,411 @@
+//! A TCP proxy on the loopback that can cut, stall and slow what passes through it.
+//!
+//! It runs on a thread of its own: a test whose runtime is busy, or blocked, does not slow it.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::port;
+
+const BUFFER: usize = 64 * 1024;
+/// A limited connection passes its bytes on in this many pieces a second.
+const PIECES_PER_SECOND: u32 = 20;
+/// What a verb waits for takes microseconds; a machine may be busy.
+const VERB_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// See the module. Dropped, it closes every connection.
+#[derive(Debug)]
+pub struct Proxy {
+    addr: SocketAddr,
+    orders: watch::Sender<Orders>,
+    shown: Arc<Shown>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the test wants.
+#[derive(Clone, Copy, Debug)]
+struct Orders {
+    upstream: SocketAddr,
+    open: bool,
+    /// Bytes from the client to the upstream stand still.
+    stalled_up: bool,
+    /// Bytes from the upstream to the client stand still.
+    stalled_down: bool,
+    limit: Option<u32>,
+    /// Counts the verbs that concern only the connections there are.
+    now: u64,
+    /// Connections born before this are reset.
+    cut: u64,
+    /// Connections born before this are reset after so many more bytes.
+    cut_after: Option<(u64, u64)>,
+    stop: bool,
+}
+
+/// What the proxy's thread tells.
+#[derive(Debug, Default)]
+struct Shown {
+    listens: AtomicBool,
+    /// When each connection there is was born.
+    births: Mutex<Vec<u64>>,
+}
+
+impl Shown {
+    fn births(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.births.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection as long as there is one.
+struct Life {
+    born: u64,
+    shown: Arc<Shown>,
+}
+
+impl Life {
+    fn begin(born: u64, shown: &Arc<Shown>) -> Self {
+        let shown = Arc::clone(shown);
+        shown.births().push(born);
+        Self { born, shown }
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        let mut births = self.shown.births();
+        if let Some(at) = births.iter().position(|born| *born == self.born) {
+            births.swap_remove(at);
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Up,
+    Down,
+}
+
+impl Orders {
+    fn stalled(&self, way: Way) -> bool {
+        match way {
+            Way::Up => self.stalled_up,
+            Way::Down => self.stalled_down,
+        }
+    }
+
+    /// Concerns the connections there are, and none that comes later.
+    fn of_these(&mut self) -> u64 {
+        self.now += 1;
+        self.now - 1
+    }
+}
+
+impl Proxy {
+    /// Listens on a free port of 127.0.0.1 and passes everything on to `upstream`.
+    pub fn start(upstream: SocketAddr) -> anyhow::Result<Self> {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free()?));
+        let (orders, seen) = watch::channel(Orders {
+            upstream,
+            open: true,
+            stalled_up: false,
+            stalled_down: false,
+            limit: None,
+            now: 1,
+            cut: 0,
+            cut_after: None,
+            stop: false,
+        });
+        let shown = Arc::new(Shown::default());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("could not build the proxy's runtime")?;
+        let showing = Arc::clone(&shown);
+        let thread = std::thread::Builder::new()
+            .name("fault proxy".to_owned())
+            .spawn(move || runtime.block_on(serve(addr, seen, showing)))
+            .context("could not start the proxy's thread")?;
+        let proxy = Self {
+            addr,
+            orders,
+            shown,
+            thread: Some(thread),
+        };
+        proxy.wait("listen", |shown| shown.listens.load(Ordering::SeqCst));
+        Ok(proxy)
+    }
+
+    /// Where it listens; the same after [`Proxy::close`] and [`Proxy::open`].
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// `url` with host and port replaced by the proxy's.
+    ///
+    /// # Panics
+    /// When `url` has no host.
+    pub fn url(&self, url: &str) -> String {
+        let replaced = reqwest::Url::parse(url).ok().and_then(|mut url| {
+            url.set_host(Some(&self.addr.ip().to_string())).ok()?;
+            url.set_port(Some(self.addr.port())).ok()?;
+            Some(url.to_string())
+        });
+        replaced.unwrap_or_else(|| panic!("no URL with a host: {url}"))
+    }
+
+    /// Where new connections go: with [`Proxy::cut`], the same host and port are another server.
+    pub fn set_upstream(&self, upstream: SocketAddr) {
+        self.order(|orders| orders.upstream = upstream);
+    }
+
+    /// Resets all connections there are; new ones are accepted.
+    pub fn cut(&self) {
+        self.order(|orders| orders.cut = orders.of_these());
+        self.wait_reset();
+    }
+
+    /// Resets all connections and refuses new ones until [`Proxy::open`].
+    pub fn close(&self) {
+        self.order(|orders| {
+            orders.open = false;
+            orders.cut = orders.of_these();
+        });
+        self.wait("close", |shown| !shown.listens.load(Ordering::SeqCst));
+        self.wait_reset();
+    }
+
+    /// Accepts connections again after [`Proxy::close`].
+    pub fn open(&self) {
+        self.order(|orders| orders.open = true);
+        self.wait("listen", |shown| shown.listens.load(Ordering::SeqCst));
+    }
+
+    /// Bytes stop in both directions: connections stay open, new ones are accepted and get no byte.
+    pub fn stall(&self) {
+        self.order(|orders| (orders.stalled_up, orders.stalled_down) = (true, true));
+    }
+
+    /// The upstream still gets what the client sends, but its answers stop.
+    pub fn stall_answers(&self) {
+        self.order(|orders| (orders.stalled_up, orders.stalled_down) = (false, true));
+    }
+
+    /// Lets everything go on after [`Proxy::stall`] and [`Proxy::stall_answers`].
+    pub fn resume(&self) {
+        self.order(|orders| (orders.stalled_up, orders.stalled_down) = (false, false));
+    }
+
+    /// At most so many bytes a second in each direction of each connection; `None`: no limit.
+    pub fn limit(&self, bytes_per_second: Option<u32>) {
+        self.order(|orders| orders.limit = bytes_per_second.map(|limit| limit.max(1)));
+    }
+
+    /// Resets each connection there is once it has carried so many more bytes from the client: a cut
+    /// in the middle of a batch. Later connections are left alone.
+    pub fn cut_after(&self, bytes: u64) {
+        self.order(|orders| {
+            orders.cut_after = Some((orders.of_these(), bytes));
+        });
+    }
+
+    /// Connections there are.
+    pub fn connections(&self) -> usize {
+        self.shown.births().len()
+    }
+
+    fn order(&self, change: impl FnOnce(&mut Orders)) {
+        self.orders.send_modify(change);
+    }
+
+    fn wait_reset(&self) {
+        let cut = self.orders.borrow().cut;
+        self.wait("reset its connections", |shown| {
+            shown.births().iter().all(|born| *born > cut)
+        });
+    }
+
+    fn wait(&self, what: &str, met: impl Fn(&Shown) -> bool) {
+        let deadline = Instant::now() + VERB_TIMEOUT;
+        while !met(&self.shown) {
+            assert!(Instant::now() < deadline, "the proxy did not {what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.order(|orders| orders.stop = true);
+        if let Some(thread) = self.thread.take() {
+            // Its panic has been printed.
+            drop(thread.join());
+        }
+    }
+}
+
+async fn serve(addr: SocketAddr, mut orders: watch::Receiver<Orders>, shown: Arc<Shown>) {
+    let mut connections = JoinSet::new();
+    let mut listener: Option<TcpListener> = None;
+    loop {
+        let wanted = *orders.borrow_and_update();
+        if wanted.stop {
+            return;
+        }
+        if wanted.open && listener.is_none() {
+            listener = TcpListener::bind(addr).await.ok();
+        } else if !wanted.open {
+            listener = None;
+        }
+        shown.listens.store(listener.is_some(), Ordering::SeqCst);
+        tokio::select! {
+            changed = orders.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            Some(client) = accept(listener.as_ref()) => {
+                let life = Life::begin(orders.borrow().now, &shown);
+                connections.spawn(carry(client, life, orders.clone()));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> Option<TcpStream> {
+    let (client, _) = listener?.accept().await.ok()?;
+    Some(client)
+}
+
+/// Passes bytes both ways until both sides have ended, or resets both.
+async fn carry(mut client: TcpStream, life: Life, orders: watch::Receiver<Orders>) {
+    let upstream = orders.borrow().upstream;
+    let Ok(mut server) = TcpStream::connect(upstream).await else {
+        drop(client.set_zero_linger());
+        return;
+    };
+    drop((client.set_nodelay(true), server.set_nodelay(true)));
+    let ended = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        let up = (Way::Up, Some(Quota::new(life.born)));
+        let passing = async {
+            tokio::try_join!(
+                pump(from_client, to_server, up, orders.clone()),
+                pump(from_server, to_client, (Way::Down, None), orders.clone()),
+            )
+        };
+        tokio::select! {
+            passed = passing => passed.is_ok(),
+            () = cut_off(orders.clone(), life.born) => false,
+        }
+    };
+    if !ended {
+        // The peer of a socket that is closed so gets a reset.
+        drop((client.set_zero_linger(), server.set_zero_linger()));
+    }
+    drop((client, server, life));
+}
+
+/// Resolves when a cut is ordered that concerns a connection born at `born`.
+async fn cut_off(mut orders: watch::Receiver<Orders>, born: u64) {
+    // Without a sender the whole thread ends.
+    drop(orders.wait_for(|orders| orders.cut >= born).await);
+}
+
+/// How much a connection may still carry.
+struct Quota {
+    born: u64,
+    carried: u64,
+    /// The order it obeys, and the count it is reset at.
+    end: Option<(u64, u64)>,
+}
+
+impl Quota {
+    fn new(born: u64) -> Self {
+        Self {
+            born,
+            carried: 0,
+            end: None,
+        }
+    }
+
+    /// How many of `bytes` may go; an error when it is over after them.
+    fn take(&mut self, orders: &Orders, bytes: usize) -> (usize, io::Result<()>) {
+        let carried = self.carried;
+        if let Some((order, more)) = orders.cut_after
+            && self.born <= order
+            && self.end.is_none_or(|(obeyed, _)| obeyed != order)
+        {
+            self.end = Some((order, carried + more));
+        }
+        let bytes = bytes as u64;
+        self.carried = carried + bytes;
+        match self.end {
+            Some((_, end)) if carried + bytes >= end => {
+                let left = usize::try_from(end - carried).unwrap_or(0);
+                (left, Err(io::ErrorKind::ConnectionReset.into()))
+            }
+            _ => (usize::try_from(bytes).unwrap_or(0), Ok(())),
+        }
+    }
+}
+
+async fn pump(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    (way, mut quota): (Way, Option<Quota>),
+    mut orders: watch::Receiver<Orders>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let now = *orders.borrow_and_update();
+        let piece = now.limit.map_or(BUFFER, |limit| {
+            usize::try_from(limit / PIECES_PER_SECOND)
+                .unwrap_or(BUFFER)
+                .clamp(1, BUFFER)
+        });
+        let read = tokio::select! {
+            biased;
+            changed = orders.changed() => {
+                if changed.is_err() {
+                    return Err(io::ErrorKind::ConnectionReset.into());
+                }
+                continue;
+            }
+            read = from.read(&mut buffer[..piece]), if !now.stalled(way) => read?,
+        };
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        // Read again: the order may have come while the bytes did not.
+        let (may_go, then) = match &mut quota {
+            Some(quota) => quota.take(&orders.borrow(), read),
+            None => (read, Ok(())),
+        };
+        to.write_all(&buffer[..may_go]).await?;
+        then?;
+        if let Some(limit) = now.limit {
+            let takes = Duration::from_secs_f64(may_go as f64 / f64::from(limit));
+            tokio::time::sleep(takes).await;
+        }
+    }
+}
