@@ -4,6 +4,7 @@
 //! The modules in the order of the data path; ARCHITECTURE.md tells the whole.
 
 pub mod config;
+mod connect;
 pub mod lease;
 pub mod relay;
 

@@ -1,35 +1,29 @@
 //! The machine's outer states: Standby, Connecting, a session, and back.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use futures::future::{Either, select};
 use lapin::Connection;
 use prometheus::Registry;
 use svc_kit::admin::{ACTIVE, Readiness, STANDBY};
-use svc_kit::amqp::BrokerFault;
 use svc_kit::backoff::Backoff;
 use svc_kit::boot::{ConfigError, Exit};
 use svc_kit::signals::Shutdown;
 use svc_kit::tasks::Tasks;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-use crate::broker;
-use crate::cleanup;
 use crate::config::Config;
+use crate::connect::{Connected, NotConnected};
 use crate::dispatch::Dispatch;
 use crate::gauges::{self, TailLag};
-use crate::lane;
 use crate::lease::{self, Leadership, Lease};
-use crate::mark;
 use crate::metrics::{Metrics, Phase};
 use crate::ops::check;
 use crate::queue::RowId;
 use crate::session::{Session, why_ended};
-use crate::table::{self, Queries};
-use crate::wires::{End, LANE, LaneHandle, Outside, Wires};
+use crate::wires::{End, Outside, Wires};
 
 /// The named conditions of `/readyz`.
 pub const CONDITIONS: [&str; 4] = ["lease", "database", "broker", "binlog"];
@@ -41,15 +35,13 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A session that lived this long was sound: the next retry starts small again.
 const SOUND_AFTER: Duration = Duration::from_secs(10);
-/// For broker, exchange, reader and marker together.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A relay with its settings.
 pub struct Relay {
-    config: Config,
-    metrics: Metrics,
-    readiness: Readiness,
+    pub(crate) config: Config,
+    pub(crate) metrics: Metrics,
+    pub(crate) readiness: Readiness,
 }
 
 impl Relay {
@@ -244,154 +236,10 @@ impl Relay {
         end
     }
 
-    /// A broker or a database that accepts and then says nothing must not hold the relay.
-    async fn connect_in_time(&self, lease: &Lease) -> Result<Connected, NotConnected> {
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(lease)).await;
-        connected
-            .unwrap_or_else(|_| Err(anyhow!("not connected within {CONNECT_TIMEOUT:?}").into()))
-    }
-
-    async fn connect(&self, lease: &Lease) -> Result<Connected, NotConnected> {
-        let config = &self.config;
-        let connection = match broker::connect(&config.amqp, &config.name).await {
-            Ok(connection) => connection,
-            Err(err) => {
-                let fault = svc_kit::amqp::classify(&err);
-                self.readiness.set("broker", false, err.to_string());
-                return Err(match fault {
-                    BrokerFault::Misconfigured(config) => NotConnected::Misconfigured(config),
-                    BrokerFault::Away(why) => NotConnected::Away(format!("broker: {why}")),
-                });
-            }
-        };
-        let ready = match &config.declare_exchange {
-            Some(exchange) => broker::declare_exchange(&connection, exchange).await?,
-            None => Ok(()),
-        };
-        let detail = ready.err().unwrap_or_else(|| "connected".into());
-        self.readiness.set("broker", true, detail);
-        self.metrics.broker_connected.set(1);
-        let reader = config
-            .table
-            .url
-            .connect()
-            .await
-            .context("connecting the reader")?;
-        let marker = config
-            .table
-            .url
-            .connect()
-            .await
-            .context("connecting the marker")?;
-        let wires = self.wire(lease, &connection, reader, marker).await?;
-        self.readiness.set("database", true, "connected");
-        Ok(Connected { wires, connection })
-    }
-
-    async fn wire(
-        &self,
-        lease: &Lease,
-        connection: &Arc<Connection>,
-        mut reader: sqlx::MySqlConnection,
-        marker: sqlx::MySqlConnection,
-    ) -> anyhow::Result<Wires> {
-        let config = &self.config;
-        let mut tasks = Tasks::new();
-        let (news_in, news) = mpsc::channel(16);
-        tasks.spawn(
-            "broker events",
-            broker::listen(
-                Arc::clone(connection),
-                connection.events_listener(),
-                news_in,
-            ),
-        );
-
-        let broker = lane::Broker {
-            connection: Arc::clone(connection),
-            lease: lease.clone(),
-            confirm_timeout: config.confirm_timeout,
-        };
-        let (done_in, done) = mpsc::channel(config.lanes);
-        let mut lanes = Vec::with_capacity(config.lanes);
-        for number in 0..config.lanes {
-            let (batches, inlet) = mpsc::channel(1);
-            tasks.spawn(
-                LANE,
-                lane::run(number, broker.clone(), inlet, done_in.clone()),
-            );
-            lanes.push(LaneHandle {
-                batches,
-                busy: None,
-            });
-        }
-
-        let (writes, writes_out) = mpsc::channel(1);
-        let (written_in, written) = mpsc::channel(1);
-        let name = config.table.name.clone();
-        tasks.spawn(
-            "marker",
-            mark::run(marker, name.clone(), writes_out, written_in),
-        );
-
-        let queries = Queries::discover(&mut reader, &config.table).await?;
-        let (asks, asks_out) = mpsc::channel(1);
-        let (answers_in, answers) = mpsc::channel(1);
-        tasks.spawn(
-            "reader",
-            table::serve(reader, queries, asks_out, answers_in),
-        );
-
-        if !config.retention.is_zero() {
-            let pool = config.table.url.pool(1);
-            let metrics = self.metrics.clone();
-            tasks.spawn(
-                "clean-up",
-                cleanup::run(pool, name, config.retention, metrics),
-            );
-        }
-        Ok(Wires {
-            tasks,
-            lanes,
-            done,
-            writes,
-            written,
-            asks,
-            answers,
-            news,
-        })
-    }
-
     async fn say_goodbye(&self, connection: &Connection) {
         let closing = connection.close(200, "drained".into());
         if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {
             tracing::debug!("the broker did not answer connection.close");
         }
-    }
-}
-
-struct Connected {
-    wires: Wires,
-    connection: Arc<Connection>,
-}
-
-enum NotConnected {
-    /// No waiting can mend it.
-    Misconfigured(ConfigError),
-    Away(String),
-}
-
-impl NotConnected {
-    fn into_text(self) -> String {
-        match self {
-            Self::Misconfigured(err) => err.to_string(),
-            Self::Away(why) => why,
-        }
-    }
-}
-
-impl From<anyhow::Error> for NotConnected {
-    fn from(err: anyhow::Error) -> Self {
-        Self::Away(format!("{err:#}"))
     }
 }

@@ -1,0 +1,169 @@
+//! Connecting: database, broker, and the tasks of a session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use lapin::Connection;
+use svc_kit::amqp::BrokerFault;
+use svc_kit::boot::ConfigError;
+use svc_kit::tasks::Tasks;
+use tokio::sync::mpsc;
+
+use crate::lease::Lease;
+use crate::relay::Relay;
+use crate::table::{self, Queries};
+use crate::wires::{LANE, LaneHandle, Wires};
+use crate::{broker, cleanup, lane, mark};
+
+/// For broker, exchange, reader and marker together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl Relay {
+    /// A broker or a database that accepts and then says nothing must not hold the relay.
+    pub(crate) async fn connect_in_time(&self, lease: &Lease) -> Result<Connected, NotConnected> {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(lease)).await;
+        connected
+            .unwrap_or_else(|_| Err(anyhow!("not connected within {CONNECT_TIMEOUT:?}").into()))
+    }
+
+    async fn connect(&self, lease: &Lease) -> Result<Connected, NotConnected> {
+        let config = &self.config;
+        let connection = match broker::connect(&config.amqp, &config.name).await {
+            Ok(connection) => connection,
+            Err(err) => {
+                let fault = svc_kit::amqp::classify(&err);
+                self.readiness.set("broker", false, err.to_string());
+                return Err(match fault {
+                    BrokerFault::Misconfigured(config) => NotConnected::Misconfigured(config),
+                    BrokerFault::Away(why) => NotConnected::Away(format!("broker: {why}")),
+                });
+            }
+        };
+        let ready = match &config.declare_exchange {
+            Some(exchange) => broker::declare_exchange(&connection, exchange).await?,
+            None => Ok(()),
+        };
+        let detail = ready.err().unwrap_or_else(|| "connected".into());
+        self.readiness.set("broker", true, detail);
+        self.metrics.broker_connected.set(1);
+        let reader = config
+            .table
+            .url
+            .connect()
+            .await
+            .context("connecting the reader")?;
+        let marker = config
+            .table
+            .url
+            .connect()
+            .await
+            .context("connecting the marker")?;
+        let wires = self.wire(lease, &connection, reader, marker).await?;
+        self.readiness.set("database", true, "connected");
+        Ok(Connected { wires, connection })
+    }
+
+    async fn wire(
+        &self,
+        lease: &Lease,
+        connection: &Arc<Connection>,
+        mut reader: sqlx::MySqlConnection,
+        marker: sqlx::MySqlConnection,
+    ) -> anyhow::Result<Wires> {
+        let config = &self.config;
+        let mut tasks = Tasks::new();
+        let (news_in, news) = mpsc::channel(16);
+        tasks.spawn(
+            "broker events",
+            broker::listen(
+                Arc::clone(connection),
+                connection.events_listener(),
+                news_in,
+            ),
+        );
+
+        let broker = lane::Broker {
+            connection: Arc::clone(connection),
+            lease: lease.clone(),
+            confirm_timeout: config.confirm_timeout,
+        };
+        let (done_in, done) = mpsc::channel(config.lanes);
+        let mut lanes = Vec::with_capacity(config.lanes);
+        for number in 0..config.lanes {
+            let (batches, inlet) = mpsc::channel(1);
+            tasks.spawn(
+                LANE,
+                lane::run(number, broker.clone(), inlet, done_in.clone()),
+            );
+            lanes.push(LaneHandle {
+                batches,
+                busy: None,
+            });
+        }
+
+        let (writes, writes_out) = mpsc::channel(1);
+        let (written_in, written) = mpsc::channel(1);
+        let name = config.table.name.clone();
+        tasks.spawn(
+            "marker",
+            mark::run(marker, name.clone(), writes_out, written_in),
+        );
+
+        let queries = Queries::discover(&mut reader, &config.table).await?;
+        let (asks, asks_out) = mpsc::channel(1);
+        let (answers_in, answers) = mpsc::channel(1);
+        tasks.spawn(
+            "reader",
+            table::serve(reader, queries, asks_out, answers_in),
+        );
+
+        if !config.retention.is_zero() {
+            let pool = config.table.url.pool(1);
+            let metrics = self.metrics.clone();
+            tasks.spawn(
+                "clean-up",
+                cleanup::run(pool, name, config.retention, metrics),
+            );
+        }
+        Ok(Wires {
+            tasks,
+            lanes,
+            done,
+            writes,
+            written,
+            asks,
+            answers,
+            news,
+        })
+    }
+}
+
+/// What a session works with.
+pub(crate) struct Connected {
+    pub(crate) wires: Wires,
+    pub(crate) connection: Arc<Connection>,
+}
+
+/// Why there is nothing to work with.
+pub(crate) enum NotConnected {
+    /// No waiting can mend it.
+    Misconfigured(ConfigError),
+    /// It passes by itself.
+    Away(String),
+}
+
+impl NotConnected {
+    pub(crate) fn into_text(self) -> String {
+        match self {
+            Self::Misconfigured(err) => err.to_string(),
+            Self::Away(why) => why,
+        }
+    }
+}
+
+impl From<anyhow::Error> for NotConnected {
+    fn from(err: anyhow::Error) -> Self {
+        Self::Away(format!("{err:#}"))
+    }
+}
