@@ -28,9 +28,9 @@ use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use outbox::Event;
 use outbox::message::encode;
-use relay::binlog::connect;
 use relay::binlog::decode::Columns;
 use relay::binlog::group::Grouper;
+use relay::binlog::reader::Reader;
 use relay::config::OutboxTable;
 use relay::table::Queries;
 use sqlx::MySqlPool;
@@ -222,14 +222,14 @@ async fn bare_loop(url: DatabaseUrl, channel: Channel) -> anyhow::Result<()> {
     let columns = Columns::locate(&names).map_err(anyhow::Error::msg)?;
     let queries = Queries::discover(&mut connection, &table).await?;
     let from = queries.position(&mut connection).await?;
-    let mut stream = connect::open(&table.url, &from).await?;
+    let mut reading = Reader::MysqlAsync.open(&table.url, &from).await?;
     let names = (table.url.database(), table.name.as_str());
-    let mut grouper = Grouper::new(names, columns, 1 << 20, from);
+    let mut grouper = Grouper::new(names, columns, reading.library, 1 << 20, from);
     let mandatory = BasicPublishOptions {
         mandatory: true,
         immediate: false,
     };
-    while let Some(event) = stream.next().await {
+    while let Some(event) = reading.events.next().await {
         for row in grouper
             .feed(&event?)
             .into_iter()

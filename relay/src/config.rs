@@ -9,6 +9,7 @@ use svc_kit::database::DatabaseUrl;
 use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
 use svc_kit::telemetry::LogFormat;
 
+use crate::binlog::reader::Reader;
 use crate::queue::BatchLimit;
 use crate::schedule::Schedule;
 
@@ -62,6 +63,9 @@ pub struct RunArgs {
     /// cdc tails the binlog; poll reads the table only and needs no replication right
     #[arg(long, env = "RELAY_MODE", default_value = "cdc")]
     pub mode: Mode,
+    /// The library that reads the binlog: mysql_async, or mysql_cdc if it was built in
+    #[arg(long, env = "RELAY_READER", default_value = "mysql_async")]
+    pub reader: Reader,
     /// Time between two reads of the table in poll mode
     #[arg(long, env = "RELAY_POLL_INTERVAL", default_value = "200ms", value_parser = duration)]
     pub poll_interval: Duration,
@@ -131,6 +135,8 @@ pub struct Config {
     pub name: String,
     /// `RELAY_MODE`.
     pub mode: Mode,
+    /// `RELAY_READER`.
+    pub reader: Reader,
     /// `RELAY_POLL_INTERVAL`.
     pub poll_interval: Duration,
     /// `RELAY_ORDER`.
@@ -223,6 +229,7 @@ impl RunArgs {
             amqp: self.amqp.resolve()?,
             name: self.name,
             mode: self.mode,
+            reader: self.reader,
             poll_interval: self.poll_interval,
             order: self.order,
             declare_exchange: Some(self.declare_exchange).filter(|name| !name.is_empty()),

@@ -328,9 +328,10 @@ impl Session<'_> {
     }
 
     fn open_tail_at(&mut self, from: Position) {
-        let table = self.config.table.clone();
+        let (table, reader) = (self.config.table.clone(), self.config.reader);
         let bytes = self.config.buffer_bytes / 2;
-        self.intake.tail = TailState::Opening(svc_kit::tasks::unit(tail::open(table, from, bytes)));
+        self.intake.tail =
+            TailState::Opening(svc_kit::tasks::unit(tail::open(table, reader, from, bytes)));
     }
 
     pub(crate) fn on_tail_opened(&mut self, opened: anyhow::Result<Tail>, now: Instant) {

@@ -9,10 +9,10 @@ use svc_kit::tasks::Tasks;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::binlog::connect;
 use crate::binlog::decode::Columns;
 use crate::binlog::group::Grouper;
 use crate::binlog::position::Position;
+use crate::binlog::reader::Reader;
 use crate::binlog::stream::{self, Arrival, GROUPS_MAX, Outlet};
 use crate::config::OutboxTable;
 
@@ -134,16 +134,21 @@ impl Tail {
 /// The server refuses, the position is gone, or there is no answer within [`OPEN_TIMEOUT`].
 pub(crate) async fn open(
     table: OutboxTable,
+    reader: Reader,
     from: Position,
     bytes_max: usize,
 ) -> anyhow::Result<Tail> {
-    tokio::time::timeout(OPEN_TIMEOUT, connect_and_start(table, from, bytes_max))
-        .await
-        .context("no answer in time")?
+    tokio::time::timeout(
+        OPEN_TIMEOUT,
+        connect_and_start(table, reader, from, bytes_max),
+    )
+    .await
+    .context("no answer in time")?
 }
 
 async fn connect_and_start(
     table: OutboxTable,
+    reader: Reader,
     from: Position,
     bytes_max: usize,
 ) -> anyhow::Result<Tail> {
@@ -151,7 +156,7 @@ async fn connect_and_start(
     let (schema, name, columns) = shape(&mut connection, &table.name).await?;
     drop(connection);
     let columns = Columns::locate(&columns).map_err(|problem| anyhow!(problem))?;
-    let mut stream = connect::open(&table.url, &from).await?;
+    let mut reading = reader.open(&table.url, &from).await?;
     let (groups_in, groups) = mpsc::channel(GROUPS_MAX);
     let (position_in, position) = watch::channel(from.clone());
     let outlet = Outlet {
@@ -159,13 +164,15 @@ async fn connect_and_start(
         position: position_in,
         budget: Arc::new(Semaphore::new(bytes_max.min(Semaphore::MAX_PERMITS))),
     };
-    let mut grouper = Grouper::new((&schema, &name), columns, bytes_max, from);
+    let names = (schema.as_str(), name.as_str());
+    let mut grouper = Grouper::new(names, columns, reading.library, bytes_max, from);
     // A missing right or a purged position shows with the first event, which comes at once: it only
     // repeats the file's name.
-    let first = stream.next().await.context("the server ended the stream")?;
+    let first = reading.events.next().await;
+    let first = first.context("the server ended the stream")?;
     grouper.feed(&first.context("reading the binlog")?);
     let mut task = Tasks::new();
-    task.spawn("binlog", stream::run(stream, grouper, outlet));
+    task.spawn("binlog", stream::run(reading.events, grouper, outlet));
     Ok(Tail {
         groups,
         position,

@@ -1,10 +1,10 @@
 //! From a row image of the binlog to an outbox row. No IO.
 
 use mysql_async::Value;
-use mysql_async::binlog::row::BinlogRow;
-use mysql_async::binlog::value::BinlogValue;
 use outbox::row::Row;
 use time::{Date, Month, PrimitiveDateTime, Time};
+
+use super::reader::Image;
 
 /// Which column of the table is at which place of a row image.
 ///
@@ -84,15 +84,15 @@ impl Columns {
     /// # Errors
     /// What is wrong with the image: another number of columns or a value of another type than the
     /// contract's. The row is then left to a pass.
-    pub fn decode(&self, image: BinlogRow) -> Result<Inserted, String> {
-        if image.len() != self.count {
+    pub fn decode(&self, image: &mut dyn Image) -> Result<Inserted, String> {
+        if image.columns() != self.count {
             return Err(format!(
                 "{} columns where the table had {}",
-                image.len(),
+                image.columns(),
                 self.count
             ));
         }
-        let mut image = Image(image);
+        let mut image = Values(image);
         let row = Row {
             id: image.unsigned(self.id)?,
             message_id: image.text(self.message_id)?,
@@ -107,7 +107,7 @@ impl Columns {
             created_at: image.datetime(self.created_at)?,
         };
         let attempts = image.unsigned(self.attempts)? & u64::from(u32::MAX);
-        let deferred = attempts != 0 || image.take(self.next_attempt_at)? != Value::NULL;
+        let deferred = attempts != 0 || image.0.take(self.next_attempt_at)? != Value::NULL;
         Ok(Inserted {
             row,
             status: image.unsigned(self.status)? & 0xff,
@@ -116,23 +116,13 @@ impl Columns {
     }
 }
 
-struct Image(BinlogRow);
+struct Values<'a>(&'a mut dyn Image);
 
-impl Image {
-    fn take(&mut self, index: usize) -> Result<Value, String> {
-        match self.0.take(index) {
-            Some(BinlogValue::Value(value)) => Ok(value),
-            Some(BinlogValue::Jsonb(_) | BinlogValue::JsonDiff(_)) => {
-                Err(format!("column {index} is JSON"))
-            }
-            None => Err(format!("column {index} is missing from the image")),
-        }
-    }
-
+impl Values<'_> {
     /// Signedness is not in MariaDB's table maps: a BIGINT UNSIGNED arrives as the same 64 bits
     /// signed, and a smaller unsigned one sign-extended (the caller masks it).
     fn unsigned(&mut self, index: usize) -> Result<u64, String> {
-        match self.take(index)? {
+        match self.0.take(index)? {
             Value::UInt(value) => Ok(value),
             Value::Int(value) => Ok(value.cast_unsigned()),
             other => Err(format!(
@@ -148,7 +138,7 @@ impl Image {
     }
 
     fn nullable_bytes(&mut self, index: usize) -> Result<Option<Vec<u8>>, String> {
-        match self.take(index)? {
+        match self.0.take(index)? {
             Value::Bytes(bytes) => Ok(Some(bytes)),
             Value::NULL => Ok(None),
             other => Err(format!(
@@ -164,7 +154,7 @@ impl Image {
 
     /// `None` is a zero date, which encoding refuses for this row alone.
     fn datetime(&mut self, index: usize) -> Result<Option<PrimitiveDateTime>, String> {
-        match self.take(index)? {
+        match self.0.take(index)? {
             Value::Date(year, month, day, hour, minute, second, micros) => {
                 let date = Month::try_from(month)
                     .ok()

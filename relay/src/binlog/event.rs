@@ -1,10 +1,11 @@
 //! Looking into events: cheap peeks first, decoding only what is the outbox's. No IO.
 
-use mysql_async::binlog::events::{Event, EventData, RowsEventData, TableMapEvent};
+use mysql_async::binlog::events::{Event, EventData};
 use outbox::row::Row;
 
 use super::decode::Columns;
 use super::group::Committed;
+use super::reader::Layout;
 
 /// Table map and row events start with the table id in six bytes, low first.
 pub(super) fn table_id(data: &[u8]) -> Option<u64> {
@@ -74,39 +75,25 @@ pub(super) fn prepared(data: &[u8]) -> Prepared {
 /// The pending rows of one INSERT event, each with whether the table must serve it.
 pub(super) fn decode_rows(
     event: &Event,
-    map: &TableMapEvent<'static>,
+    map: &dyn Layout,
     columns: &Columns,
 ) -> Result<Vec<(Row, bool)>, String> {
-    let data = match event.read_data() {
-        Ok(Some(EventData::RowsEvent(data))) => data,
-        Ok(_) => return Err("a row event of an unknown kind".into()),
-        Err(err) => return Err(format!("a row event: {err}")),
-    };
-    if map.columns_count() != columns.count() as u64 {
+    if map.columns() != columns.count() {
         return Err(format!(
             "the table map has {} columns, the table had {}",
-            map.columns_count(),
+            map.columns(),
             columns.count()
         ));
     }
-    whole_image(&data)?;
     let mut rows = Vec::new();
-    for image in data.rows(map) {
-        let (_, after) = image.map_err(|err| format!("a row image: {err}"))?;
-        let after = after.ok_or("an INSERT without an after-image")?;
-        let inserted = columns.decode(after)?;
+    map.images(event, &mut |image| {
+        let inserted = columns.decode(image)?;
         if inserted.status == 1 {
             rows.push((inserted.row, inserted.deferred));
         }
-    }
+        Ok(())
+    })?;
     Ok(rows)
-}
-
-fn whole_image(data: &RowsEventData<'_>) -> Result<(), String> {
-    match data.columns_after_image() {
-        Some(bitmap) if bitmap.all() => Ok(()),
-        _ => Err("a row image without all columns (binlog_row_image is not FULL)".into()),
-    }
 }
 
 #[cfg(test)]

@@ -7,13 +7,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use mysql_async::binlog::EventType;
-use mysql_async::binlog::events::{Event, QueryEvent, RotateEvent, TableMapEvent};
+use mysql_async::binlog::events::{Event, QueryEvent, RotateEvent};
 use outbox::row::Row;
 
 use super::decode::Columns;
 use super::event::{Prepared, commit_time, decode_rows, names_table, prepared, table_id};
 use super::open::{Open, ROW_OVERHEAD};
 use super::position::Position;
+use super::reader::{Layout, Library};
 use super::statement::Statement;
 
 /// What one committed transaction did to the outbox.
@@ -65,11 +66,12 @@ pub struct Grouper {
     schema: Vec<u8>,
     table: Vec<u8>,
     columns: Columns,
+    library: Library,
     bytes_max: usize,
     position: Position,
     rotated: bool,
     /// Table ids of this stream that are the outbox.
-    outbox: HashMap<u64, TableMapEvent<'static>>,
+    outbox: HashMap<u64, Box<dyn Layout>>,
     open: Option<Open>,
     /// End of the compressed transaction at hand; 0 when there is none.
     payload_end: u64,
@@ -81,6 +83,7 @@ impl Grouper {
     pub fn new(
         (schema, table): (&str, &str),
         columns: Columns,
+        library: Library,
         bytes_max: usize,
         position: Position,
     ) -> Self {
@@ -88,6 +91,7 @@ impl Grouper {
             schema: schema.as_bytes().to_vec(),
             table: table.as_bytes().to_vec(),
             columns,
+            library,
             bytes_max,
             position,
             rotated: false,
@@ -107,13 +111,7 @@ impl Grouper {
     pub fn feed(&mut self, event: &Event) -> Option<Group> {
         let header = event.header();
         if header.event_type_raw() == EventType::TRANSACTION_PAYLOAD_EVENT as u8 {
-            // It names the end of its transaction, whose events follow decompressed. Should they not
-            // follow, the group must not look like a statement of its own.
-            self.payload_end = u64::from(header.log_pos());
-            if let Some(open) = &mut self.open {
-                open.begun = true;
-            }
-            return None;
+            return self.payload(u64::from(header.log_pos()));
         }
         let group = self.handle(event);
         if self.open.is_none() {
@@ -130,6 +128,21 @@ impl Grouper {
             self.position.offset = end;
         }
         group
+    }
+
+    /// A compressed transaction that ends at `end`.
+    fn payload(&mut self, end: u64) -> Option<Group> {
+        if !self.library.expands {
+            self.position.offset = self.position.offset.max(end);
+            return self.alone(Doubt::Undecodable("a compressed transaction".into()));
+        }
+        // Its events follow decompressed. Should they not follow, the group must not look like a
+        // statement of its own.
+        self.payload_end = end;
+        if let Some(open) = &mut self.open {
+            open.begun = true;
+        }
+        None
     }
 
     fn handle(&mut self, event: &Event) -> Option<Group> {
@@ -220,9 +233,9 @@ impl Grouper {
             }
             return;
         }
-        match event.read_event::<TableMapEvent<'_>>() {
+        match (self.library.layout)(event) {
             Ok(map) => {
-                self.outbox.insert(map.table_id(), map.into_owned());
+                self.outbox.insert(map.table_id(), map);
             }
             Err(err) => self.doubt(Doubt::Undecodable(format!("a table map: {err}"))),
         }
@@ -241,7 +254,7 @@ impl Grouper {
         let map = table_id(event.data()).and_then(|id| self.outbox.get(&id));
         let rows = map
             .ok_or_else(|| "rows without a table map".to_owned())
-            .and_then(|map| decode_rows(event, map, &self.columns));
+            .and_then(|map| decode_rows(event, map.as_ref(), &self.columns));
         match rows {
             Ok(rows) => {
                 for (mut row, deferred) in rows {

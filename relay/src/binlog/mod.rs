@@ -1,10 +1,12 @@
-//! The binlog: connect, stream, group, decode.
+//! The binlog: reader, connect, stream, group, decode.
 
 pub mod connect;
 pub mod decode;
 mod event;
 pub mod group;
+mod images;
 pub mod open;
 pub mod position;
+pub mod reader;
 mod statement;
 pub mod stream;

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use futures::StreamExt;
-use mysql_async::BinlogStream;
+use futures::stream::BoxStream;
+use mysql_async::binlog::events::Event;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::connect::HEARTBEAT;
@@ -44,12 +45,12 @@ pub struct Outlet {
 /// # Errors
 /// Why the stream ended: the session then catches up and opens another.
 pub async fn run(
-    mut stream: BinlogStream,
+    mut events: BoxStream<'static, anyhow::Result<Event>>,
     mut grouper: Grouper,
     outlet: Outlet,
 ) -> anyhow::Result<()> {
     loop {
-        let event = tokio::time::timeout(SILENCE_MAX, stream.next())
+        let event = tokio::time::timeout(SILENCE_MAX, events.next())
             .await
             .map_err(|_| anyhow!("no event and no heartbeat for {SILENCE_MAX:?}"))?
             .context("the server ended the stream")?

@@ -1,0 +1,68 @@
+//! Row images by mysql_common, the default reader's library. No IO.
+
+use mysql_async::Value;
+use mysql_async::binlog::events::{Event, EventData, RowsEventData, TableMapEvent};
+use mysql_async::binlog::row::BinlogRow;
+use mysql_async::binlog::value::BinlogValue;
+
+use super::reader::{Image, Layout, Library, Show};
+
+/// mysql_async hands over a compressed transaction and then its events.
+pub(super) const LIBRARY: Library = Library {
+    layout,
+    expands: true,
+};
+
+fn layout(event: &Event) -> Result<Box<dyn Layout>, String> {
+    match event.read_event::<TableMapEvent<'_>>() {
+        Ok(map) => Ok(Box::new(map.into_owned())),
+        Err(err) => Err(err.to_string()),
+    }
+}
+
+impl Layout for TableMapEvent<'static> {
+    fn table_id(&self) -> u64 {
+        self.table_id()
+    }
+
+    fn columns(&self) -> usize {
+        usize::try_from(self.columns_count()).unwrap_or(usize::MAX)
+    }
+
+    fn images(&self, event: &Event, show: Show<'_>) -> Result<(), String> {
+        let data = match event.read_data() {
+            Ok(Some(EventData::RowsEvent(data))) => data,
+            Ok(_) => return Err("a row event of an unknown kind".into()),
+            Err(err) => return Err(format!("a row event: {err}")),
+        };
+        whole(&data)?;
+        for image in data.rows(self) {
+            let (_, after) = image.map_err(|err| format!("a row image: {err}"))?;
+            show(&mut after.ok_or("an INSERT without an after-image")?)?;
+        }
+        Ok(())
+    }
+}
+
+fn whole(data: &RowsEventData<'_>) -> Result<(), String> {
+    match data.columns_after_image() {
+        Some(bitmap) if bitmap.all() => Ok(()),
+        _ => Err("a row image without all columns (binlog_row_image is not FULL)".into()),
+    }
+}
+
+impl Image for BinlogRow {
+    fn columns(&self) -> usize {
+        self.len()
+    }
+
+    fn take(&mut self, column: usize) -> Result<Value, String> {
+        match BinlogRow::take(self, column) {
+            Some(BinlogValue::Value(value)) => Ok(value),
+            Some(BinlogValue::Jsonb(_) | BinlogValue::JsonDiff(_)) => {
+                Err(format!("column {column} is JSON"))
+            }
+            None => Err(format!("column {column} is missing from the image")),
+        }
+    }
+}

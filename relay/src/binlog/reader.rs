@@ -1,0 +1,107 @@
+//! The seam between a library that can read a binlog and everything behind it: events one after the
+//! other, and row images that can be asked for a column. What an event means is common.
+
+use std::str::FromStr;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use mysql_async::Value;
+use mysql_async::binlog::events::Event;
+use svc_kit::database::DatabaseUrl;
+
+use super::connect;
+use super::images;
+use super::position::Position;
+
+/// The library that reads the binlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// The default: TLS, compressed transactions.
+    MysqlAsync,
+}
+
+/// An open stream and what takes its row images apart.
+pub struct Reading {
+    /// The events in the binlog's order, without end but by an error.
+    pub events: BoxStream<'static, anyhow::Result<Event>>,
+    /// For [`super::group::Grouper::new`].
+    pub library: Library,
+}
+
+/// What differs between libraries once an event is there.
+#[derive(Clone, Copy)]
+pub struct Library {
+    /// Reads a table map.
+    pub layout: fn(&Event) -> Result<Box<dyn Layout>, String>,
+    /// Does a compressed transaction come as its events, too?
+    pub expands: bool,
+}
+
+/// The layout of a table's row images, as one table map tells it.
+pub trait Layout: Send + Sync {
+    /// The id that row events name it by.
+    fn table_id(&self) -> u64;
+    /// How many columns there are.
+    fn columns(&self) -> usize;
+    /// Shows each after-image of an INSERT, in order, until one is refused.
+    ///
+    /// # Errors
+    /// What can't be decoded, or the refusal.
+    fn images(&self, event: &Event, show: Show<'_>) -> Result<(), String>;
+}
+
+/// Who looks at row images.
+pub type Show<'a> = &'a mut dyn FnMut(&mut dyn Image) -> Result<(), String>;
+
+/// One row image.
+pub trait Image {
+    /// Values in it.
+    fn columns(&self) -> usize;
+    /// Takes out a column's value.
+    ///
+    /// # Errors
+    /// It is not there, or of a kind that no column of the outbox has.
+    fn take(&mut self, column: usize) -> Result<Value, String>;
+}
+
+impl FromStr for Reader {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "mysql_async" => Ok(Self::MysqlAsync),
+            "mysql_cdc" => Err(
+                "this relay was built without it: `cargo build --release -p relay \
+                 --features mysql-cdc` builds one with it, which links OpenSSL"
+                    .into(),
+            ),
+            _ => Err("it is mysql_async or mysql_cdc".into()),
+        }
+    }
+}
+
+impl Reader {
+    /// What is the library's own in taking events apart.
+    pub fn library(self) -> Library {
+        match self {
+            Self::MysqlAsync => images::LIBRARY,
+        }
+    }
+
+    /// Connects and asks for the binlog from `from` on.
+    ///
+    /// # Errors
+    /// The library's. A missing right or a purged position shows with the first event only.
+    pub async fn open(self, url: &DatabaseUrl, from: &Position) -> anyhow::Result<Reading> {
+        match self {
+            Self::MysqlAsync => {
+                let events = connect::open(url, from).await?;
+                let events = events.map(|event| Ok(event?)).boxed();
+                Ok(Reading {
+                    events,
+                    library: self.library(),
+                })
+            }
+        }
+    }
+}
