@@ -222,7 +222,7 @@ async fn bare_loop(url: DatabaseUrl, channel: Channel) -> anyhow::Result<()> {
     let columns = Columns::locate(&names).map_err(anyhow::Error::msg)?;
     let queries = Queries::discover(&mut connection, &table).await?;
     let from = queries.position(&mut connection).await?;
-    let mut reading = Reader::MysqlAsync.open(&table.url, &from).await?;
+    let mut reading = Reader::MysqlAsync.open(&table.url, &from, None).await?;
     let names = (table.url.database(), table.name.as_str());
     let mut grouper = Grouper::new(names, columns, reading.library, 1 << 20, from);
     let mandatory = BasicPublishOptions {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use lapin::Connection;
+use sqlx::mysql::MySqlConnection;
 use svc_kit::amqp::BrokerFault;
 use svc_kit::boot::ConfigError;
 use svc_kit::tasks::Tasks;
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::lease::Lease;
 use crate::relay::Relay;
+use crate::server::{self, OtherServer, ServerId, WAIT_TIMEOUT_S};
 use crate::table::{self, Queries};
 use crate::wires::{LANE, LaneHandle, Wires};
 use crate::{broker, cleanup, lane, mark};
@@ -21,13 +23,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Relay {
     /// A broker or a database that accepts and then says nothing must not hold the relay.
-    pub(crate) async fn connect_in_time(&self, lease: &Lease) -> Result<Connected, NotConnected> {
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(lease)).await;
+    pub(crate) async fn connect_in_time(
+        &self,
+        lease: &Lease,
+        server: ServerId,
+    ) -> Result<Connected, NotConnected> {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(lease, server)).await;
         connected
             .unwrap_or_else(|_| Err(anyhow!("not connected within {CONNECT_TIMEOUT:?}").into()))
     }
 
-    async fn connect(&self, lease: &Lease) -> Result<Connected, NotConnected> {
+    async fn connect(&self, lease: &Lease, server: ServerId) -> Result<Connected, NotConnected> {
         let config = &self.config;
         let connection = match broker::connect(&config.amqp, &config.name).await {
             Ok(connection) => connection,
@@ -47,31 +53,43 @@ impl Relay {
         let detail = ready.err().unwrap_or_else(|| "connected".into());
         self.readiness.set("broker", true, detail);
         self.metrics.broker_connected.set(1);
-        let reader = config
-            .table
-            .url
-            .connect()
-            .await
-            .context("connecting the reader")?;
-        let marker = config
-            .table
-            .url
-            .connect()
-            .await
-            .context("connecting the marker")?;
-        let wires = self.wire(lease, &connection, reader, marker).await?;
+        let database = Database {
+            reader: self.on_server("table reader", &server).await?,
+            marker: self.on_server("marker", &server).await?,
+            server,
+        };
+        let wires = self.wire(lease, &connection, database).await?;
         self.readiness.set("database", true, "connected");
         Ok(Connected { wires, connection })
+    }
+
+    /// A connection to the server that holds the lock.
+    async fn on_server(
+        &self,
+        what: &'static str,
+        expected: &ServerId,
+    ) -> Result<MySqlConnection, NotConnected> {
+        let (connection, found) = server::connect(&self.config.table.url, WAIT_TIMEOUT_S)
+            .await
+            .with_context(|| format!("connecting the {what}"))?;
+        match found.must_be(expected, what) {
+            Ok(()) => Ok(connection),
+            Err(elsewhere) => Err(NotConnected::Elsewhere(elsewhere)),
+        }
     }
 
     async fn wire(
         &self,
         lease: &Lease,
         connection: &Arc<Connection>,
-        mut reader: sqlx::MySqlConnection,
-        marker: sqlx::MySqlConnection,
+        database: Database,
     ) -> anyhow::Result<Wires> {
         let config = &self.config;
+        let Database {
+            mut reader,
+            marker,
+            server,
+        } = database;
         let mut tasks = Tasks::new();
         let (news_in, news) = mpsc::channel(16);
         tasks.spawn(
@@ -135,8 +153,16 @@ impl Relay {
             asks,
             answers,
             news,
+            server,
         })
     }
+}
+
+/// The connections for SQL, and where they are.
+struct Database {
+    reader: MySqlConnection,
+    marker: MySqlConnection,
+    server: ServerId,
 }
 
 /// What a session works with.
@@ -151,6 +177,8 @@ pub(crate) enum NotConnected {
     Misconfigured(ConfigError),
     /// It passes by itself.
     Away(String),
+    /// The database's name led to another server than the lock's.
+    Elsewhere(OtherServer),
 }
 
 impl NotConnected {
@@ -158,6 +186,7 @@ impl NotConnected {
         match self {
             Self::Misconfigured(err) => err.to_string(),
             Self::Away(why) => why,
+            Self::Elsewhere(err) => err.to_string(),
         }
     }
 }

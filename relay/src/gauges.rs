@@ -1,13 +1,20 @@
 //! The numbers that come from the table, by bounded index reads every few seconds, and the ages
 //! that grow in between.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
+use futures::future::{Either, select};
 use prometheus::{Gauge, IntGauge};
-use sqlx::{AssertSqlSafe, MySqlPool};
+use sqlx::AssertSqlSafe;
+use sqlx::mysql::MySqlConnection;
 use tokio::sync::watch;
 
+use crate::config::OutboxTable;
+use crate::lease::Leadership;
 use crate::metrics::{Metrics, ROWS_COUNTED_MAX};
+use crate::server::{self, WAIT_TIMEOUT_S};
 
 const READ_EVERY: u32 = 3;
 const TICK: Duration = Duration::from_secs(1);
@@ -25,37 +32,36 @@ pub enum TailLag {
 
 /// Reads and ticks until the process ends.
 ///
+/// Its connection goes with the lock's: after a failover the old server may still answer, and its
+/// numbers are of no use to anybody.
+///
 /// # Errors
 /// Never: a database that is away leaves the last numbers, and the ages grow on.
 pub async fn run(
-    pool: MySqlPool,
-    table: String,
+    table: OutboxTable,
     metrics: Metrics,
     lag: watch::Receiver<TailLag>,
+    leadership: watch::Receiver<Leadership>,
 ) -> anyhow::Result<()> {
-    let mut oldest_pending = None;
-    let mut oldest_parked = None;
+    let mut reader = Reader {
+        table,
+        connection: None,
+        leadership,
+        pending: Oldest::default(),
+        parked: Oldest::default(),
+    };
     for tick in 0_u32.. {
         if tick % READ_EVERY == 0 {
-            let reads = async {
-                let pending = read(&pool, &table, 1, &metrics.pending_rows).await?;
-                let parked = read(&pool, &table, 3, &metrics.parked_rows).await?;
-                Ok::<_, sqlx::Error>((pending, parked))
-            };
-            match tokio::time::timeout(READ_TIMEOUT, reads).await {
-                Ok(Ok(found)) => (oldest_pending, oldest_parked) = found,
-                Ok(Err(err)) => tracing::debug!(error = %err, "could not read the row gauges"),
-                Err(_) => tracing::debug!("the row gauges took over 10 s to read"),
-            }
+            reader.read(&metrics).await;
         }
-        show_age(&metrics.oldest_pending_age, oldest_pending);
-        show_age(&metrics.oldest_parked_age, oldest_parked);
+        show_age(&metrics.oldest_pending_age, reader.pending.since());
+        show_age(&metrics.oldest_parked_age, reader.parked.since());
         let oldest_event = match *lag.borrow() {
             TailLag::Tailing(oldest) => oldest,
-            TailLag::NotTailing => oldest_pending,
+            TailLag::NotTailing => reader.pending.since(),
         };
         show_age(&metrics.binlog_lag, oldest_event);
-        tokio::time::sleep(TICK).await;
+        reader.while_connected(tokio::time::sleep(TICK)).await;
     }
     Ok(())
 }
@@ -64,32 +70,175 @@ fn show_age(gauge: &Gauge, since: Option<Instant>) {
     gauge.set(since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
 }
 
-/// Sets the count of rows with `status` and returns when the oldest of them was created.
+struct Reader {
+    table: OutboxTable,
+    connection: Option<MySqlConnection>,
+    leadership: watch::Receiver<Leadership>,
+    pending: Oldest,
+    parked: Oldest,
+}
+
+impl Reader {
+    async fn read(&mut self, metrics: &Metrics) {
+        let connection = self.connection.take();
+        let (table, pending, parked) = (self.table.clone(), self.pending, self.parked);
+        let counts = (metrics.pending_rows.clone(), metrics.parked_rows.clone());
+        let reads = Box::pin(async move {
+            let mut connection = match connection {
+                Some(connection) => connection,
+                None => server::connect(&table.url, WAIT_TIMEOUT_S).await?.0,
+            };
+            let pending = read(&mut connection, &table.name, 1, (&counts.0, pending)).await?;
+            let parked = read(&mut connection, &table.name, 3, (&counts.1, parked)).await?;
+            anyhow::Ok((connection, pending, parked))
+        });
+        let in_time = async {
+            let read = tokio::time::timeout(READ_TIMEOUT, reads).await;
+            read.with_context(|| format!("they took over {READ_TIMEOUT:?}"))?
+        };
+        match self.while_connected(in_time).await {
+            Some(Ok((connection, pending, parked))) => {
+                self.connection = Some(connection);
+                (self.pending, self.parked) = (pending, parked);
+            }
+            Some(Err(err)) => {
+                tracing::debug!(error = format!("{err:#}"), "could not read the row gauges");
+            }
+            None => {}
+        }
+    }
+
+    /// `None`, and the connection is dropped, when the lock's is lost meanwhile.
+    async fn while_connected<T>(&mut self, wait: impl Future<Output = T>) -> Option<T> {
+        let lost = async {
+            while self.leadership.changed().await.is_ok() {
+                if matches!(*self.leadership.borrow(), Leadership::Unknown(_)) {
+                    return;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        match select(pin!(wait), pin!(lost)).await {
+            Either::Left((value, _)) => Some(value),
+            Either::Right(((), _)) => {
+                self.connection = None;
+                None
+            }
+        }
+    }
+}
+
+/// Sets the count of rows with `status` and finds the oldest of them.
 async fn read(
-    pool: &MySqlPool,
+    connection: &mut MySqlConnection,
     table: &str,
     status: u8,
-    count: &IntGauge,
-) -> Result<Option<Instant>, sqlx::Error> {
+    (count, before): (&IntGauge, Oldest),
+) -> Result<Oldest, sqlx::Error> {
     let counting = format!(
         "SELECT COUNT(*) FROM \
          (SELECT 1 FROM `{table}` WHERE status = {status} LIMIT {ROWS_COUNTED_MAX}) AS counted"
     );
     count.set(
         sqlx::query_scalar(AssertSqlSafe(counting))
-            .fetch_one(pool)
+            .fetch_one(&mut *connection)
             .await?,
     );
+    let read_at = Instant::now();
+    let highest = format!("SELECT COALESCE(MAX(id), 0) FROM `{table}`");
+    let highest: u64 = sqlx::query_scalar(AssertSqlSafe(highest))
+        .fetch_one(&mut *connection)
+        .await?;
     let oldest = format!(
-        "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)) FROM `{table}` \
+        "SELECT id, TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)) FROM `{table}` \
          WHERE status = {status} ORDER BY id LIMIT 1"
     );
-    let age: Option<Option<i64>> = sqlx::query_scalar(AssertSqlSafe(oldest))
-        .fetch_optional(pool)
+    let oldest: Option<(u64, Option<i64>)> = sqlx::query_as(AssertSqlSafe(oldest))
+        .fetch_optional(connection)
         .await?;
     // A row from the future (a writer's clock or zone) is of age 0.
-    let age = age
-        .flatten()
-        .map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0)));
-    Ok(age.and_then(|age| Instant::now().checked_sub(age)))
+    let oldest = oldest.map(|(id, micros)| {
+        let micros = u64::try_from(micros.unwrap_or(0)).unwrap_or(0);
+        (id, Duration::from_micros(micros))
+    });
+    Ok(before.next(oldest, highest, read_at))
+}
+
+/// The oldest row of a status, and since when it is there by this process' own clock.
+///
+/// The database's clock may be set, so a row's age by it is believed once only, and not beyond what
+/// is known anyway: ids are given out in the order of the inserts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Oldest {
+    /// Its id and since when it is there.
+    row: Option<(u64, Instant)>,
+    /// A reading's highest id of the table, and when that was read.
+    highest: Option<(u64, Instant)>,
+}
+
+impl Oldest {
+    fn since(&self) -> Option<Instant> {
+        self.row.map(|(_, since)| since)
+    }
+
+    /// The oldest row is this one now, of that age by the database's clock.
+    fn next(self, oldest: Option<(u64, Duration)>, highest: u64, now: Instant) -> Self {
+        let since = |(id, age): (u64, Duration)| {
+            let by_database = now.checked_sub(age).unwrap_or(now);
+            match (self.row, self.highest) {
+                (Some((before, since)), _) if before == id => since,
+                // It was not there yet.
+                (_, Some((highest, read_at))) if id > highest => by_database.max(read_at),
+                (Some((before, since)), _) if id > before => by_database.max(since),
+                _ => by_database,
+            }
+        };
+        Self {
+            row: oldest.map(|row| (row.0, since(row))),
+            highest: Some((highest, now)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JUMP: Duration = Duration::from_secs(300);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_row_that_is_known_does_not_age_by_the_databases_clock() {
+        let now = Instant::now() + JUMP * 2;
+        let first = Oldest::default().next(Some((7, SECOND)), 9, now);
+        assert_eq!(first.since(), Some(now - SECOND));
+        for jumped in [JUMP, Duration::ZERO] {
+            let again = first.next(Some((7, jumped)), 9, now + SECOND);
+            assert_eq!(again.since(), first.since());
+        }
+    }
+
+    #[test]
+    fn a_row_is_no_older_than_the_one_before_it_or_a_reading_without_it() {
+        let now = Instant::now() + JUMP * 2;
+        let first = Oldest::default().next(Some((7, SECOND)), 9, now);
+        let behind = first.next(Some((8, JUMP)), 9, now + SECOND);
+        assert_eq!(behind.since(), first.since());
+        let new = first.next(Some((10, JUMP)), 10, now + SECOND);
+        assert_eq!(new.since(), Some(now));
+        let none = first.next(None, 9, now);
+        assert_eq!(none.since(), None);
+        let new = none.next(Some((10, JUMP)), 10, now + SECOND);
+        assert_eq!(new.since(), Some(now));
+        let young = first.next(Some((10, Duration::ZERO)), 10, now + SECOND);
+        assert_eq!(young.since(), Some(now + SECOND));
+    }
+
+    #[test]
+    fn a_row_that_comes_back_is_as_old_as_the_database_says() {
+        let now = Instant::now() + JUMP * 2;
+        let first = Oldest::default().next(Some((7, SECOND)), 9, now);
+        let back = first.next(Some((3, JUMP)), 9, now);
+        assert_eq!(back.since(), Some(now - JUMP));
+    }
 }

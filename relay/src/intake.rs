@@ -13,7 +13,8 @@ use crate::metrics::Phase;
 use crate::pass::{Passes, Plan, Summary};
 use crate::session::Session;
 use crate::table::Page;
-use crate::tail::{self, Tail, TailState};
+use crate::tail::{self, BinlogOf, Tail, TailState};
+use crate::wires::End;
 
 /// A tail that does not reach a position that the server has shown is broken: after a RESET the
 /// dump thread of either server stays connected, without an error, and never delivers again.
@@ -47,6 +48,8 @@ pub struct Intake {
     already_sent_until: Option<Position>,
     /// Where the tail was when the page at hand was asked for.
     tail_at_ask: Option<Position>,
+    /// What the tail brings was committed after this.
+    committed_after: Option<Instant>,
 }
 
 impl Intake {
@@ -65,6 +68,7 @@ impl Intake {
             reopen_at: now,
             already_sent_until: None,
             tail_at_ask: None,
+            committed_after: None,
         }
     }
 
@@ -201,7 +205,7 @@ impl Session<'_> {
         {
             *ahead = ahead.saturating_sub(1);
         }
-        let at = arrival.at;
+        let (at, after) = (arrival.at, arrival.after);
         let Group {
             rows,
             deferred,
@@ -213,6 +217,11 @@ impl Session<'_> {
             return;
         }
         let committed = self.commit_instant(committed, at);
+        // Groups come in the order of their commits, and an idle stream has brought all there were:
+        // that holds when the server's clock was set, and what its clock says does not.
+        let committed = committed.max(after.unwrap_or(committed));
+        let committed = committed.max(self.intake.committed_after.unwrap_or(committed));
+        self.intake.committed_after = Some(committed);
         for row in rows {
             self.dispatch.tail(row, committed, now);
         }
@@ -330,22 +339,35 @@ impl Session<'_> {
     fn open_tail_at(&mut self, from: Position) {
         let (table, reader) = (self.config.table.clone(), self.config.reader);
         let bytes = self.config.buffer_bytes / 2;
-        self.intake.tail =
-            TailState::Opening(svc_kit::tasks::unit(tail::open(table, reader, from, bytes)));
+        let binlog = BinlogOf {
+            table,
+            reader,
+            server: self.wires.server.clone(),
+        };
+        let opening = tail::open(binlog, from, bytes);
+        self.intake.tail = TailState::Opening(svc_kit::tasks::unit(opening));
     }
 
-    pub(crate) fn on_tail_opened(&mut self, opened: anyhow::Result<Tail>, now: Instant) {
+    /// Returns why the session can't go on, if it can't.
+    pub(crate) fn on_tail_opened(
+        &mut self,
+        opened: anyhow::Result<Tail>,
+        now: Instant,
+    ) -> Option<End> {
         match opened {
             Ok(tail) => {
                 tracing::info!(position = %*tail.position.borrow(), "tailing the binlog");
                 self.intake.tail = TailState::Open(tail);
                 self.metrics.binlog_connected.set(1);
                 self.intake.way = Way::Tailing;
+                self.intake.committed_after = None;
                 self.intake.next_pass = now + self.config.sweep_interval;
                 self.show_way("");
             }
+            Err(err) if tail::is_elsewhere(&err) => return Some(End::GiveUp(format!("{err:#}"))),
             Err(err) => self.poll_instead(&format!("{err:#}"), now),
         }
+        None
     }
 
     /// The binlog can't be read for now: passes alone, and another try later.

@@ -1,25 +1,36 @@
 //! The lock that makes one relay active, and the proof, batch by batch, that it still is.
 //!
 //! `GET_LOCK` lives as long as its connection. That connection has `wait_timeout` 5 s and is pinged
-//! every second, so the server gives the lock to a standby at most 5 s after the last ping. The
-//! lease ends 3 s after the *sending* of the last answered ping, so a process that was stopped or
+//! twice a second, so the server gives the lock to a standby at most 5 s after the last statement.
+//! The lease ends 3 s after the *sending* of the last answered ping, so a process that was stopped or
 //! suspended knows before its next batch that somebody else may have taken over.
+//!
+//! Between two pings the connection sleeps in the server: with a statement always under way, a
+//! connection that is killed says so at once, and not at the next ping, when a standby may have
+//! published for a while.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use futures::future::{Either, select};
 use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest, Sha256};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{Connection, Executor};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::config::OutboxTable;
+use crate::server::{self, ServerId};
 
-const PING_EVERY: Duration = Duration::from_secs(1);
+const PING_EVERY: Duration = Duration::from_millis(500);
+/// The same, inside the server.
+const SLEEP: &str = "DO SLEEP(0.5)";
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// Between two connections.
+const RECONNECT_EVERY: Duration = Duration::from_secs(1);
 /// Server side, in seconds. Must be more than `PING_TIMEOUT` plus `PING_EVERY`.
 const WAIT_TIMEOUT_S: u32 = 5;
 
@@ -27,6 +38,7 @@ const WAIT_TIMEOUT_S: u32 = 5;
 #[derive(Clone, Debug, Default)]
 pub struct Lease {
     until_ns: Arc<AtomicU64>,
+    given_up: Arc<Notify>,
 }
 
 impl Lease {
@@ -43,6 +55,12 @@ impl Lease {
 
     fn end(&self) {
         self.until_ns.store(0, Ordering::Release);
+    }
+
+    /// Ends it and lets go of the lock's connection: the server it is on is not to be relied on.
+    pub fn give_up(&self) {
+        self.end();
+        self.given_up.notify_one();
     }
 }
 
@@ -66,6 +84,9 @@ pub enum Leadership {
     Leader {
         /// The database's clock at a moment of ours, renewed with every ping.
         clock: Clock,
+        /// Where the lock is. A name may lead to several servers, and a lock on one of them says
+        /// nothing about another.
+        server: ServerId,
     },
 }
 
@@ -123,25 +144,22 @@ pub async fn keep(
         if tell.send(Leadership::Unknown(why)).is_err() {
             return Ok(());
         }
-        tokio::time::sleep(PING_EVERY).await;
+        tokio::time::sleep(RECONNECT_EVERY).await;
     }
 }
 
-/// One connection's life: ask for the lock every second, then ping it every second. Returns why it
-/// ended without an error.
+/// One connection's life: ask for the lock, then ping it, every half second. Returns why it ended
+/// without an error.
 async fn hold(
     table: &OutboxTable,
     name: &str,
     lease: &Lease,
     tell: &watch::Sender<Leadership>,
 ) -> anyhow::Result<String> {
-    let mut connection = table
-        .url
-        .connect()
+    let (mut connection, server) = server::connect(&table.url, WAIT_TIMEOUT_S)
         .await
         .context("connecting to the database")?;
-    let setting = sqlx::AssertSqlSafe(format!("SET SESSION wait_timeout = {WAIT_TIMEOUT_S}"));
-    within(connection.execute(sqlx::raw_sql(setting))).await?;
+    let_it_sleep(&mut connection).await?;
     let mut leading = false;
     loop {
         let sent_ns = boot_ns();
@@ -165,7 +183,11 @@ async fn hold(
                 return Ok("the database is read-only: a demoted primary, or read_only=ON".into());
             }
             lease.extend(sent_ns);
-            if tell.send(Leadership::Leader { clock: ping.clock }).is_err() {
+            let leader = Leadership::Leader {
+                clock: ping.clock,
+                server: server.clone(),
+            };
+            if tell.send(leader).is_err() {
                 within(connection.close()).await?;
                 return Ok("stopped".into());
             }
@@ -175,9 +197,40 @@ async fn hold(
                 return Ok("stopped".into());
             }
         }
-        // Ends at once when nobody listens any more, so that the lock is free without delay.
-        drop(tokio::time::timeout(PING_EVERY, tell.closed()).await);
+        let (closed, given_up) = (pin!(tell.closed()), pin!(lease.given_up.notified()));
+        let rested = pin!(rest(&mut connection, leading));
+        match select(rested, select(closed, given_up)).await {
+            Either::Left((rested, _)) => rested?,
+            Either::Right(_) => return Ok("given up".into()),
+        }
     }
+}
+
+async fn rest(connection: &mut MySqlConnection, leading: bool) -> anyhow::Result<()> {
+    if leading {
+        within(connection.execute(sqlx::raw_sql(SLEEP))).await?;
+    } else {
+        tokio::time::sleep(PING_EVERY).await;
+    }
+    Ok(())
+}
+
+/// Neither is the server's slow query log to be filled with naps, nor may a limit cut them short.
+async fn let_it_sleep(connection: &mut MySqlConnection) -> anyhow::Result<()> {
+    for setting in [
+        "SET SESSION long_query_time = 3600",
+        // MariaDB's alone.
+        "SET SESSION max_statement_time = 0",
+    ] {
+        let set = tokio::time::timeout(PING_TIMEOUT, connection.execute(sqlx::raw_sql(setting)));
+        if let Err(err) = set
+            .await
+            .context("no answer from the database within 3 s")?
+        {
+            tracing::debug!(error = %err, setting, "the lock's connection goes on without");
+        }
+    }
+    Ok(())
 }
 
 struct Ping {

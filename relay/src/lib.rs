@@ -7,6 +7,7 @@ pub mod config;
 mod connect;
 pub mod lease;
 pub mod relay;
+pub mod server;
 
 pub mod intake;
 pub mod outflow;

@@ -22,6 +22,7 @@ use crate::lease::{self, Leadership, Lease};
 use crate::metrics::{Metrics, Phase};
 use crate::ops::check;
 use crate::queue::RowId;
+use crate::server::ServerId;
 use crate::session::{Session, why_ended};
 use crate::wires::{End, Outside, Wires};
 
@@ -79,13 +80,12 @@ impl Relay {
         let (tell, leadership) = watch::channel(Leadership::Unknown("starting".into()));
         let (lag, lag_seen) = watch::channel(TailLag::NotTailing);
         let mut tasks = Tasks::new();
-        let table = &self.config.table;
-        tasks.spawn("lease", lease::keep(table.clone(), lease.clone(), tell));
-        let pool = table.url.pool(1);
-        tasks.spawn(
-            "gauges",
-            gauges::run(pool, table.name.clone(), self.metrics.clone(), lag_seen),
-        );
+        let table = self.config.table.clone();
+        let metrics = self.metrics.clone();
+        let keeper = lease::keep(table.clone(), lease.clone(), tell);
+        tasks.spawn("lease", keeper);
+        let gauges = gauges::run(table, metrics, lag_seen, leadership.clone());
+        tasks.spawn("gauges", gauges);
         let mut outside = Outside {
             stop,
             leadership,
@@ -112,19 +112,25 @@ impl Relay {
         let mut suspects = HashMap::new();
         loop {
             self.enter(Phase::Standby);
-            if !self.stand_by(outside).await {
+            let Some(server) = self.stand_by(outside).await else {
                 return Exit::Drained;
-            }
+            };
             self.enter(Phase::Connecting);
             let began = Instant::now();
             let drain = outside.stop.drain.clone();
-            let why = match drain.run_until_cancelled(self.connect_in_time(lease)).await {
+            let connecting = self.connect_in_time(lease, server);
+            let why = match drain.run_until_cancelled(connecting).await {
                 None => return Exit::Drained,
                 Some(Err(NotConnected::Misconfigured(err))) if first_contact => {
                     tracing::error!(error = %err, "wrong configuration");
                     return Exit::Misconfigured;
                 }
-                Some(Err(err)) => err.into_text(),
+                Some(Err(err)) => {
+                    if matches!(err, NotConnected::Elsewhere(_)) {
+                        lease.give_up();
+                    }
+                    err.into_text()
+                }
                 Some(Ok(Connected { wires, connection })) => {
                     first_contact = false;
                     match self.session(wires, outside, &mut suspects).await {
@@ -134,6 +140,10 @@ impl Relay {
                         }
                         End::CutOff => return Exit::Failed,
                         End::LeaseLost(why) => why,
+                        End::GiveUp(why) => {
+                            lease.give_up();
+                            why
+                        }
                         End::Failed(err) => format!("{err:#}"),
                     }
                 }
@@ -145,15 +155,15 @@ impl Relay {
         }
     }
 
-    /// Waits for the lock. False when the relay is to stop.
-    async fn stand_by(&self, outside: &mut Outside) -> bool {
+    /// Waits for the lock and tells where it is. `None` when the relay is to stop.
+    async fn stand_by(&self, outside: &mut Outside) -> Option<ServerId> {
         let Outside {
             stop, leadership, ..
         } = outside;
         let wait = async {
             loop {
                 match &*leadership.borrow_and_update() {
-                    Leadership::Leader { .. } => return true,
+                    Leadership::Leader { server, .. } => return Some(server.clone()),
                     Leadership::Standby(why) => {
                         self.readiness.set("lease", false, why.as_str());
                         self.readiness.set_role(STANDBY);
@@ -164,11 +174,11 @@ impl Relay {
                     }
                 }
                 if leadership.changed().await.is_err() {
-                    return false;
+                    return None;
                 }
             }
         };
-        stop.drain.run_until_cancelled(wait).await.unwrap_or(false)
+        stop.drain.run_until_cancelled(wait).await.flatten()
     }
 
     async fn back_off(&self, why: &str, wait: Duration, outside: &Outside) {

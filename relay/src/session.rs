@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use svc_kit::admin::Readiness;
-use svc_kit::tasks::Ended;
+use svc_kit::database::{Fault, classify};
+use svc_kit::tasks::{Ended, TaskError};
 use tokio::sync::watch;
 
 use crate::binlog::stream::Arrival;
@@ -224,9 +225,9 @@ impl<'a> Session<'a> {
                     self.on_arrival(next, now);
                 }
             }
-            Event::TailOpened(opened) => self.on_tail_opened(opened, now),
+            Event::TailOpened(opened) => return Ok(self.on_tail_opened(opened, now)),
             Event::TailEnded(why) => self.on_tail_ended(&why, now),
-            Event::TaskEnded(ended) => return Err(why_ended(ended)),
+            Event::TaskEnded(ended) => return task_ended(ended).map(Some),
             Event::TailMoved | Event::Timer => {}
         }
         Ok(None)
@@ -287,7 +288,7 @@ impl<'a> Session<'a> {
 
     fn take_clock(&mut self, outside: &mut Outside) -> Option<String> {
         match &*outside.leadership.borrow_and_update() {
-            Leadership::Leader { clock } => {
+            Leadership::Leader { clock, .. } => {
                 self.clock = Some(*clock);
                 None
             }
@@ -353,6 +354,19 @@ impl<'a> Session<'a> {
             .filter_map(|lane| lane.busy.flatten());
         TailLag::Tailing(with_broker.chain(self.dispatch.queue.oldest_commit()).min())
     }
+}
+
+/// A write that was refused because the server takes none is a lock that is worth nothing: a primary
+/// that has become a replica goes on granting it.
+fn task_ended(ended: Ended) -> anyhow::Result<End> {
+    if let Err(TaskError::Failed(err)) = &ended.outcome
+        && let Some(err) = err.downcast_ref::<sqlx::Error>()
+        && classify(err) == Fault::ReadOnly
+    {
+        let why = format!("the database takes no writes: {err}");
+        return Ok(End::GiveUp(why));
+    }
+    Err(why_ended(ended))
 }
 
 /// A task that ends before its session is an error, even when it ends well.

@@ -15,6 +15,7 @@ use crate::binlog::position::Position;
 use crate::binlog::reader::Reader;
 use crate::binlog::stream::{self, Arrival, GROUPS_MAX, Outlet};
 use crate::config::OutboxTable;
+use crate::server::{self, OtherServer, ServerId, WAIT_TIMEOUT_S};
 
 /// For connecting, reading the table's shape and the first event.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -128,35 +129,43 @@ impl Tail {
     }
 }
 
+/// Whose binlog is to be read, and how.
+pub(crate) struct BinlogOf {
+    pub(crate) table: OutboxTable,
+    pub(crate) reader: Reader,
+    pub(crate) server: ServerId,
+}
+
 /// Connects, learns the table's shape and starts to read from `from`.
 ///
 /// # Errors
 /// The server refuses, the position is gone, or there is no answer within [`OPEN_TIMEOUT`].
 pub(crate) async fn open(
-    table: OutboxTable,
-    reader: Reader,
+    binlog: BinlogOf,
     from: Position,
     bytes_max: usize,
 ) -> anyhow::Result<Tail> {
-    tokio::time::timeout(
-        OPEN_TIMEOUT,
-        connect_and_start(table, reader, from, bytes_max),
-    )
-    .await
-    .context("no answer in time")?
+    let opening = connect_and_start(binlog, from, bytes_max);
+    tokio::time::timeout(OPEN_TIMEOUT, opening)
+        .await
+        .context("no answer in time")?
 }
 
 async fn connect_and_start(
-    table: OutboxTable,
-    reader: Reader,
+    BinlogOf {
+        table,
+        reader,
+        server,
+    }: BinlogOf,
     from: Position,
     bytes_max: usize,
 ) -> anyhow::Result<Tail> {
-    let mut connection = table.url.connect().await?;
+    let (mut connection, found) = server::connect(&table.url, WAIT_TIMEOUT_S).await?;
+    found.must_be(&server, "table's shape")?;
     let (schema, name, columns) = shape(&mut connection, &table.name).await?;
     drop(connection);
     let columns = Columns::locate(&columns).map_err(|problem| anyhow!(problem))?;
-    let mut reading = reader.open(&table.url, &from).await?;
+    let mut reading = reader.open(&table.url, &from, Some(&server)).await?;
     let (groups_in, groups) = mpsc::channel(GROUPS_MAX);
     let (position_in, position) = watch::channel(from.clone());
     let outlet = Outlet {
@@ -179,6 +188,17 @@ async fn connect_and_start(
         task,
         ahead: None,
         opened: Instant::now(),
+    })
+}
+
+/// Did the database's name lead to another server than the session's?
+pub(crate) fn is_elsewhere(err: &anyhow::Error) -> bool {
+    err.chain().any(|cause| {
+        let boxed = match cause.downcast_ref::<mysql_async::Error>() {
+            Some(mysql_async::Error::Other(err)) => err.is::<OtherServer>(),
+            _ => false,
+        };
+        boxed || cause.is::<OtherServer>()
     })
 }
 

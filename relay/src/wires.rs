@@ -12,6 +12,7 @@ use crate::lane::Done;
 use crate::lease::Leadership;
 use crate::mark::{Write, Written};
 use crate::queue::Item;
+use crate::server::ServerId;
 use crate::table::{Answer, Ask};
 
 /// Why a session ended.
@@ -23,6 +24,9 @@ pub enum End {
     CutOff,
     /// Another relay may be active.
     LeaseLost(String),
+    /// This server is not to be relied on, whatever its lock says: it refuses writes, or the
+    /// database's name leads to several servers.
+    GiveUp(String),
     /// A connection or a task failed: start again.
     Failed(anyhow::Error),
 }
@@ -63,6 +67,8 @@ pub struct Wires {
     pub answers: mpsc::Receiver<Answer>,
     /// From the broker's connection.
     pub news: mpsc::Receiver<BrokerNews>,
+    /// Where lock, table reader and marker are: the binlog must be this server's too.
+    pub server: ServerId,
 }
 
 impl Wires {

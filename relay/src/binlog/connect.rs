@@ -11,6 +11,7 @@ use secrecy::ExposeSecret;
 use svc_kit::database::{DatabaseUrl, Tls};
 
 use super::position::Position;
+use crate::server::{IDENTITY, ServerId};
 
 /// The server sends a heartbeat when there was nothing else for this long.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -19,14 +20,24 @@ const PACKET_MAX: usize = 1 << 30;
 /// For connecting and asking; the first event comes later.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connects and asks for the binlog from `from` on.
+/// Connects and asks for the binlog from `from` on, of this server if one is named: the position of
+/// one means nothing on another.
 ///
 /// # Errors
-/// The driver's; [`Error::Server`] with code 1236 when the position is not in the binlog any more,
-/// but that one comes with the first event.
-pub async fn open(url: &DatabaseUrl, from: &Position) -> Result<BinlogStream, Error> {
+/// [`crate::server::OtherServer`] in [`Error::Other`]; the driver's; [`Error::Server`] with code 1236
+/// when the position is not in the binlog any more, but that one comes with the first event.
+pub async fn open(
+    url: &DatabaseUrl,
+    from: &Position,
+    server: Option<&ServerId>,
+) -> Result<BinlogStream, Error> {
     let opening = async {
         let mut connection = connect(url).await?;
+        if let Some(expected) = server {
+            let found = ServerId::new(connection.query(IDENTITY).await?);
+            let elsewhere = found.must_be(expected, "binlog");
+            elsewhere.map_err(|err| Error::Other(Box::new(err)))?;
+        }
         prepare(&mut connection).await?;
         // Random in the high range: two dump threads of one id end each other, and a half-open old
         // one makes MariaDB wait a minute.
@@ -108,7 +119,7 @@ fn options(url: &DatabaseUrl, ssl: Option<SslOpts>) -> Opts {
 /// # Errors
 /// The server's or the driver's.
 pub async fn try_out(url: &DatabaseUrl, from: &Position) -> Result<(), Error> {
-    let mut stream = open(url, from).await?;
+    let mut stream = open(url, from, None).await?;
     match tokio::time::timeout(CONNECT_TIMEOUT, stream.next()).await {
         Ok(Some(Ok(_))) => stream.close().await,
         Ok(Some(Err(err))) => Err(err),

@@ -12,6 +12,7 @@ use svc_kit::database::DatabaseUrl;
 use super::connect;
 use super::images;
 use super::position::Position;
+use crate::server::ServerId;
 
 /// The library that reads the binlog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,14 +89,21 @@ impl Reader {
         }
     }
 
-    /// Connects and asks for the binlog from `from` on.
+    /// Connects and asks for the binlog from `from` on, of `server` if one is named: the position of
+    /// one means nothing on another.
     ///
     /// # Errors
-    /// The library's. A missing right or a purged position shows with the first event only.
-    pub async fn open(self, url: &DatabaseUrl, from: &Position) -> anyhow::Result<Reading> {
+    /// [`crate::server::OtherServer`], or the library's. A missing right or a purged position shows
+    /// with the first event only.
+    pub async fn open(
+        self,
+        url: &DatabaseUrl,
+        from: &Position,
+        server: Option<&ServerId>,
+    ) -> anyhow::Result<Reading> {
         match self {
             Self::MysqlAsync => {
-                let events = connect::open(url, from).await?;
+                let events = connect::open(url, from, server).await?;
                 let events = events.map(|event| Ok(event?)).boxed();
                 Ok(Reading {
                     events,

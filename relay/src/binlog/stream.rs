@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, anyhow};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use mysql_async::binlog::EventType;
 use mysql_async::binlog::events::Event;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
@@ -19,6 +20,9 @@ pub const GROUPS_MAX: usize = 1024;
 /// Without a heartbeat for this long the stream is dead: there is no read time-out below.
 const SILENCE_MAX: std::time::Duration = HEARTBEAT.saturating_mul(3);
 
+/// `HEARTBEAT_LOG_EVENT_V2` of MySQL, which mysql_common has no name for.
+const HEARTBEAT_V2: u8 = 41;
+
 /// A group as it arrived.
 #[derive(Debug)]
 pub struct Arrival {
@@ -26,6 +30,8 @@ pub struct Arrival {
     pub group: Group,
     /// When.
     pub at: Instant,
+    /// It was committed after this, whatever the clocks say: then there was nothing to send.
+    pub after: Option<Instant>,
     /// Gives back the group's share of the buffer when dropped.
     _share: Option<OwnedSemaphorePermit>,
 }
@@ -49,12 +55,18 @@ pub async fn run(
     mut grouper: Grouper,
     outlet: Outlet,
 ) -> anyhow::Result<()> {
+    let mut idle_at = None;
     loop {
+        let asked = Instant::now();
         let event = tokio::time::timeout(SILENCE_MAX, events.next())
             .await
             .map_err(|_| anyhow!("no event and no heartbeat for {SILENCE_MAX:?}"))?
             .context("the server ended the stream")?
             .context("reading the binlog")?;
+        // One that was waited for; others may have lain in a buffer for long.
+        if is_heartbeat(&event) && asked.elapsed() > HEARTBEAT / 2 {
+            idle_at = Some(Instant::now());
+        }
         let before = grouper.position().clone();
         let group = grouper.feed(&event);
         if let Some(group) = group {
@@ -62,6 +74,7 @@ pub async fn run(
             let arrival = Arrival {
                 group,
                 at: Instant::now(),
+                after: idle_at,
                 _share: share,
             };
             if outlet.groups.send(arrival).await.is_err() {
@@ -72,6 +85,12 @@ pub async fn run(
             outlet.position.send_replace(grouper.position().clone());
         }
     }
+}
+
+/// The server sends one when it had nothing else to send for a while.
+fn is_heartbeat(event: &Event) -> bool {
+    let raw = event.header().event_type_raw();
+    raw == EventType::HEARTBEAT_EVENT as u8 || raw == HEARTBEAT_V2
 }
 
 async fn share_of(
