@@ -32,10 +32,13 @@ GRANT SESSION_VARIABLES_ADMIN ON *.* TO 'relay'@'%';
 GRANT CREATE, SELECT, UPDATE, DELETE ON orders.outbox TO 'relay'@'%';
 GRANT CREATE, SELECT, UPDATE ON orders.outbox_fence TO 'relay'@'%';
 GRANT CREATE, SELECT, INSERT, DELETE ON orders.outbox_attempts TO 'relay'@'%';
+-- INSERT and DELETE are for `relay pause` and `relay resume` with this account.
+GRANT CREATE, SELECT, INSERT, DELETE ON orders.outbox_pauses TO 'relay'@'%';
 GRANT CREATE, SELECT, INSERT ON orders.operator_actions TO 'relay'@'%';
 REVOKE CREATE ON orders.outbox FROM 'relay'@'%';
 REVOKE CREATE ON orders.outbox_fence FROM 'relay'@'%';
 REVOKE CREATE ON orders.outbox_attempts FROM 'relay'@'%';
+REVOKE CREATE ON orders.outbox_pauses FROM 'relay'@'%';
 REVOKE CREATE ON orders.operator_actions FROM 'relay'@'%';
 
 -- pay-svc: its inbox and payments. It never changes a payment: UPDATE there is what MySQL asks for

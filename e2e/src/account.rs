@@ -29,6 +29,7 @@ impl Account {
             "SELECT, UPDATE, DELETE ON orders.outbox",
             "SELECT, UPDATE ON orders.outbox_fence",
             "SELECT, INSERT, DELETE ON orders.outbox_attempts",
+            "SELECT, INSERT, DELETE ON orders.outbox_pauses",
             "SELECT, INSERT ON orders.operator_actions",
         ],
         logs_less: true,

@@ -16,14 +16,15 @@ pub struct InvalidTableName {
     pub name: String,
 }
 
-/// The migrations of `outbox`, `outbox_fence`, `outbox_attempts` and `operator_actions`.
+/// The migrations of `outbox`, `outbox_fence`, `outbox_attempts`, `outbox_pauses` and
+/// `operator_actions`.
 #[must_use]
 pub fn migrations() -> Migrator {
     sqlx::migrate!("../migrations/outbox")
 }
 
-/// As [`migrations`], for an outbox with another name: `{table}`, `{table}_fence` and
-/// `{table}_attempts`. `operator_actions` is shared by all outboxes of a database.
+/// As [`migrations`], for an outbox with another name: `{table}`, `{table}_fence`, `{table}_attempts`
+/// and `{table}_pauses`. `operator_actions` is shared by all outboxes of a database.
 ///
 /// # Errors
 /// A name that is not a plain identifier.
@@ -42,7 +43,7 @@ pub fn migrations_for(table: &str) -> Result<Migrator, InvalidTableName> {
 }
 
 fn rename(migration: &Migration, table: &str) -> Migration {
-    let sql = ["", "_fence", "_attempts"]
+    let sql = ["", "_fence", "_attempts", "_pauses"]
         .iter()
         .fold(migration.sql.as_str().to_owned(), |sql, suffix| {
             sql.replace(&format!("`outbox{suffix}`"), &format!("`{table}{suffix}`"))
@@ -83,6 +84,7 @@ mod tests {
             "`billing_events`",
             "`billing_events_fence`",
             "`billing_events_attempts`",
+            "`billing_events_pauses`",
         ] {
             assert!(
                 sql.contains(&format!("TABLE IF NOT EXISTS {table}")),
@@ -90,7 +92,12 @@ mod tests {
             );
         }
         assert!(sql.contains("INTO `billing_events_fence`"));
-        for table in ["`outbox`", "`outbox_fence`", "`outbox_attempts`"] {
+        for table in [
+            "`outbox`",
+            "`outbox_fence`",
+            "`outbox_attempts`",
+            "`outbox_pauses`",
+        ] {
             assert!(!sql.contains(table), "{table}");
         }
     }

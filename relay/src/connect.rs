@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use lapin::Connection;
+use sqlx::Connection as _;
 use sqlx::mysql::MySqlConnection;
 use svc_kit::amqp::BrokerFault;
 use svc_kit::boot::ConfigError;
 use svc_kit::tasks::Tasks;
 use tokio::sync::mpsc;
 
+use crate::lane::Done;
 use crate::lease::Lease;
+use crate::pauses::{self, Pauses, Watch};
 use crate::relay::Relay;
 use crate::server::{self, OtherServer, ServerId, WAIT_TIMEOUT_S};
 use crate::table::{self, Queries};
@@ -20,6 +23,7 @@ use crate::{broker, cleanup, lane, mark};
 
 /// For broker, exchange, reader and marker together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Relay {
     /// A broker or a database that accepts and then says nothing must not hold the relay.
@@ -33,7 +37,43 @@ impl Relay {
             .unwrap_or_else(|_| Err(anyhow!("not connected within {CONNECT_TIMEOUT:?}").into()))
     }
 
+    /// The database first: what is paused is shown while the broker is away as well.
     async fn connect(&self, lease: &Lease, server: ServerId) -> Result<Connected, NotConnected> {
+        let mut reader = self.on_server("table reader", &server).await?;
+        let pauses = self.pauses(&mut reader).await?;
+        let connection = match self.connect_broker().await {
+            Ok(connection) => connection,
+            Err(err) => {
+                // A server logs a connection that goes without a word.
+                drop(tokio::time::timeout(CLOSE_TIMEOUT, reader.close()).await);
+                return Err(err);
+            }
+        };
+        let database = Database {
+            reader,
+            marker: self.on_server("marker", &server).await?,
+            server,
+            pauses,
+        };
+        let wires = self.wire(lease, &connection, database).await?;
+        self.readiness.set("database", true, "connected");
+        Ok(Connected { wires, connection })
+    }
+
+    async fn pauses(&self, reader: &mut MySqlConnection) -> anyhow::Result<Pauses> {
+        let pauses = match Pauses::read(reader, &self.config.table.name).await {
+            Ok(pauses) => pauses,
+            Err(err) if pauses::is_not_there(&err) => {
+                tracing::warn!(error = %err, "nothing can be paused: see `relay check`");
+                Pauses::default()
+            }
+            Err(err) => return Err(err).context("reading what is paused"),
+        };
+        pauses.show(&self.readiness, &self.metrics);
+        Ok(pauses)
+    }
+
+    async fn connect_broker(&self) -> Result<Arc<Connection>, NotConnected> {
         let config = &self.config;
         let connection = match broker::connect(&config.amqp, &config.name).await {
             Ok(connection) => connection,
@@ -53,14 +93,7 @@ impl Relay {
         let detail = ready.err().unwrap_or_else(|| "connected".into());
         self.readiness.set("broker", true, detail);
         self.metrics.broker_connected.set(1);
-        let database = Database {
-            reader: self.on_server("table reader", &server).await?,
-            marker: self.on_server("marker", &server).await?,
-            server,
-        };
-        let wires = self.wire(lease, &connection, database).await?;
-        self.readiness.set("database", true, "connected");
-        Ok(Connected { wires, connection })
+        Ok(connection)
     }
 
     /// A connection to the server that holds the lock.
@@ -89,7 +122,13 @@ impl Relay {
             mut reader,
             marker,
             server,
+            pauses,
         } = database;
+        let broker = lane::Broker {
+            connection: Arc::clone(connection),
+            lease: lease.clone(),
+            confirm_timeout: config.confirm_timeout,
+        };
         let mut tasks = Tasks::new();
         let (news_in, news) = mpsc::channel(16);
         tasks.spawn(
@@ -101,25 +140,7 @@ impl Relay {
             ),
         );
 
-        let broker = lane::Broker {
-            connection: Arc::clone(connection),
-            lease: lease.clone(),
-            confirm_timeout: config.confirm_timeout,
-        };
-        let (done_in, done) = mpsc::channel(config.lanes);
-        let mut lanes = Vec::with_capacity(config.lanes);
-        for number in 0..config.lanes {
-            let (batches, inlet) = mpsc::channel(1);
-            tasks.spawn(
-                LANE,
-                lane::run(number, broker.clone(), inlet, done_in.clone()),
-            );
-            lanes.push(LaneHandle {
-                batches,
-                busy: None,
-            });
-        }
-
+        let (lanes, done) = start_lanes(&mut tasks, config.lanes, broker);
         let (writes, writes_out) = mpsc::channel(1);
         let (written_in, written) = mpsc::channel(1);
         let name = config.table.name.clone();
@@ -133,7 +154,13 @@ impl Relay {
         let (answers_in, answers) = mpsc::channel(1);
         tasks.spawn(
             "reader",
-            table::serve(reader, queries, asks_out, answers_in),
+            table::serve(
+                reader,
+                queries,
+                Watch::new(pauses.clone()),
+                asks_out,
+                answers_in,
+            ),
         );
 
         if !config.retention.is_zero() {
@@ -154,15 +181,37 @@ impl Relay {
             answers,
             news,
             server,
+            pauses,
         })
     }
 }
 
-/// The connections for SQL, and where they are.
+fn start_lanes(
+    tasks: &mut Tasks,
+    count: usize,
+    broker: lane::Broker,
+) -> (Vec<LaneHandle>, mpsc::Receiver<Done>) {
+    let (done_in, done) = mpsc::channel(count);
+    let lanes = (0..count)
+        .map(|number| {
+            let (batches, inlet) = mpsc::channel(1);
+            let lane = lane::run(number, broker.clone(), inlet, done_in.clone());
+            tasks.spawn(LANE, lane);
+            LaneHandle {
+                batches,
+                busy: None,
+            }
+        })
+        .collect();
+    (lanes, done)
+}
+
+/// The connections for SQL, where they are, and what is paused there.
 struct Database {
     reader: MySqlConnection,
     marker: MySqlConnection,
     server: ServerId,
+    pauses: Pauses,
 }
 
 /// What a session works with.

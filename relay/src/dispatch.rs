@@ -369,14 +369,8 @@ impl Dispatch {
             }
         }
     }
-
-    /// Intake has ended for good: what has not gone yet stays in the table.
-    pub fn drop_queued(&mut self) {
-        for item in self.queue.clear() {
-            self.flights.remove(&item.id());
-        }
-    }
 }
 
+mod pause;
 #[cfg(test)]
 mod tests;

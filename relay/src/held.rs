@@ -9,33 +9,13 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use outbox::row::Row;
-
 use crate::config::Order;
 use crate::queue::RowId;
+pub use crate::route::Route;
 use crate::schedule::Schedule;
 
 /// Keys held at once; beyond it the relay lives by passes until there are fewer.
 pub const KEYS_MAX: usize = 1 << 18;
-
-/// Where a message goes: exchange and routing key.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Route {
-    /// Bytes of the row's `exchange`.
-    pub exchange: Vec<u8>,
-    /// Bytes of the row's `routing_key`.
-    pub routing_key: Vec<u8>,
-}
-
-impl Route {
-    /// The route of a row.
-    pub fn of(row: &Row) -> Self {
-        Self {
-            exchange: row.exchange.clone(),
-            routing_key: row.routing_key.clone(),
-        }
-    }
-}
 
 /// What a pass may do with a row it met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +52,8 @@ struct RouteHold {
     probe: Option<RowId>,
     waiting: u64,
     counting: u64,
+    /// By an operator, who alone opens it again: there is no probe.
+    paused: bool,
 }
 
 /// The held keys and routes.
@@ -93,6 +75,8 @@ pub struct Held {
 
 /// Rows behind a head whose answer is awaited are no reason for a pass before that.
 const ANSWER_AWAITED: Duration = Duration::from_secs(1);
+/// A paused route is due when it is resumed.
+const NOT_BY_ITSELF: Duration = Duration::from_hours(24 * 365);
 /// Bits of the overflow; half a megabyte, and only while it is needed.
 const OVERFLOW_BITS: usize = 1 << 22;
 
@@ -299,7 +283,7 @@ impl Held {
             let began = self.began;
             // A shut route nothing waits for any more is forgotten: there is nothing to probe with.
             self.routes
-                .retain(|_, hold| hold.counting > 0 || hold.probe.is_some());
+                .retain(|_, hold| hold.counting > 0 || hold.probe.is_some() || hold.paused);
             self.keys
                 .retain(|_, hold| hold.left == pass || hold.touch > began);
             self.keys.shrink_to(2 * self.keys.len());
@@ -317,6 +301,7 @@ impl Held {
             probe: None,
             waiting: 0,
             counting: 0,
+            paused: false,
         });
         let probe = hold.probe == Some(row);
         hold.waiting += u64::from(!probe);
@@ -338,13 +323,41 @@ impl Held {
             .get(route)
             .is_some_and(|hold| hold.probe == Some(row));
         if opened {
-            self.routes.remove(route);
-            for hold in self.keys.values_mut() {
-                hold.until = None;
-            }
-            self.wake_at(now);
+            self.open(route, now);
         }
         opened
+    }
+
+    fn open(&mut self, route: &Route, now: Instant) {
+        self.routes.remove(route);
+        for hold in self.keys.values_mut() {
+            hold.until = None;
+        }
+        // Explains, where no key does, why the next pass finds rows.
+        self.touches += 1;
+        self.wake_at(now);
+    }
+
+    /// An operator has paused the route. What has not gone yet is the caller's to put back.
+    pub fn pause_route(&mut self, route: &Route, now: Instant) {
+        let hold = self.routes.entry(route.clone()).or_insert(RouteHold {
+            failures: 0,
+            due: now,
+            probe: None,
+            waiting: 0,
+            counting: 0,
+            paused: true,
+        });
+        hold.paused = true;
+        hold.probe = None;
+        hold.due = now + NOT_BY_ITSELF;
+    }
+
+    /// An operator has resumed the route: its rows go, in order, with the next pass.
+    pub fn resume_route(&mut self, route: &Route, now: Instant) {
+        if self.routes.get(route).is_some_and(|hold| hold.paused) {
+            self.open(route, now);
+        }
     }
 
     /// The row did not go after all: if it was a probe, another may be.

@@ -34,6 +34,15 @@ enum Way {
     Polling,
 }
 
+impl Way {
+    fn at_first(mode: Mode) -> Self {
+        match mode {
+            Mode::Cdc => Self::CatchingUp,
+            Mode::Poll => Self::Polling,
+        }
+    }
+}
+
 /// The turns of tail and passes.
 pub struct Intake {
     way: Way,
@@ -56,10 +65,7 @@ impl Intake {
     /// At the start of a session.
     pub fn new(mode: Mode, now: Instant) -> Self {
         Self {
-            way: match mode {
-                Mode::Cdc => Way::CatchingUp,
-                Mode::Poll => Way::Polling,
-            },
+            way: Way::at_first(mode),
             tail: TailState::Closed,
             next_pass: now,
             doubted: false,
@@ -277,24 +283,16 @@ impl Session<'_> {
         self.catch_up(at);
     }
 
-    /// Back to passes; the tail is opened anew behind them.
-    fn catch_up(&mut self, at: Instant) {
+    /// As at the start: back to passes; the tail is opened anew behind them.
+    pub(crate) fn catch_up(&mut self, at: Instant) {
         self.intake.tail = TailState::Closed;
         self.metrics.binlog_connected.set(0);
         self.passes.unverifiable(false);
         self.intake.already_sent_until = None;
         self.dispatch.clear_already_sent();
-        self.intake.way = Way::CatchingUp;
+        self.intake.way = Way::at_first(self.config.mode);
         self.intake.next_pass = at;
         self.show_way("");
-    }
-
-    /// Orders flow whichever way rows are found, so no way clears readiness.
-    pub(crate) fn show_way(&self, why: &str) {
-        let phase = self.intake.phase();
-        self.metrics.set_phase(phase);
-        self.readiness
-            .set("binlog", true, format!("{}{why}", phase.name()));
     }
 
     pub(crate) fn on_pass_ended(&mut self, pass: Summary, now: Instant) {

@@ -16,6 +16,7 @@ pub mod wires;
 
 pub mod binlog;
 pub mod pass;
+pub mod pauses;
 pub mod table;
 pub mod tail;
 
@@ -24,6 +25,7 @@ pub mod effects;
 pub mod fault;
 pub mod held;
 pub mod queue;
+pub mod route;
 pub mod schedule;
 
 pub mod broker;

@@ -6,9 +6,10 @@ use clap::{Parser, Subcommand};
 use prometheus::Registry;
 use relay::config::{RunArgs, TableArgs};
 use relay::ops::check::{self, State};
+use relay::ops::pause::{Action, PauseArgs, ResumeArgs};
 use relay::relay::{CONDITIONS, Relay};
 use svc_kit::admin::{Admin, Readiness};
-use svc_kit::boot::{self, Exit};
+use svc_kit::boot::{self, ConfigError, Exit};
 use svc_kit::database::first_contact;
 use svc_kit::{migrate, signals, telemetry};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,11 @@ enum Command {
     Run(Box<RunArgs>),
     /// Tell every condition the relay needs and the mend of each that is not met
     Check(Box<RunArgs>),
+    /// Stop sending, the whole relay or one route; rows wait in the table until `relay resume`.
+    /// Exit code 0: done, 1: it is paused already or the database can't be asked, 64: wrong usage
+    Pause(Box<PauseArgs>),
+    /// End a pause. Exit code 0: done, 1: it is not paused or the database can't be asked, 64: wrong usage
+    Resume(Box<ResumeArgs>),
     /// Create the outbox tables, or bring them up to date
     Migrate {
         #[command(flatten)]
@@ -42,6 +48,8 @@ fn main() -> Exit {
     let done = match boot::parse_args::<Cli>().command {
         Command::Run(args) => run(*args),
         Command::Check(args) => check(*args),
+        Command::Pause(args) => act(&args.target.table, args.resolve(), Action::pause),
+        Command::Resume(args) => act(&args.target.table, args.resolve(), Action::resume),
         Command::Migrate { table, print } => migrate(&table, print),
     };
     boot::conclude("relay", done)
@@ -73,6 +81,19 @@ fn check(args: RunArgs) -> anyhow::Result<Exit> {
         .iter()
         .all(|c| matches!(c.state, State::Ok | State::Warning));
     Ok(if met { Exit::Drained } else { Exit::Failed })
+}
+
+/// One change by an operator, in one transaction; prints what came of it.
+fn act(
+    table: &TableArgs,
+    action: Result<Action, ConfigError>,
+    change: impl AsyncFn(&Action) -> anyhow::Result<String>,
+) -> anyhow::Result<Exit> {
+    telemetry::init(table.log_format);
+    let action = action?;
+    let told = boot::block_on(change(&action))?;
+    writeln!(std::io::stdout().lock(), "{told}")?;
+    Ok(Exit::Drained)
 }
 
 fn migrate(table: &TableArgs, print: bool) -> anyhow::Result<Exit> {

@@ -47,6 +47,8 @@ pub enum Phase {
     Tailing,
     /// Passes alone.
     Polling,
+    /// An operator has paused the relay: no intake.
+    Paused,
     /// Stopping: no intake.
     Draining,
     /// Stopped.
@@ -87,12 +89,13 @@ impl Reason {
 }
 
 impl Phase {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Standby,
         Self::Connecting,
         Self::CatchingUp,
         Self::Tailing,
         Self::Polling,
+        Self::Paused,
         Self::Draining,
         Self::Stopped,
     ];
@@ -105,6 +108,7 @@ impl Phase {
             Self::CatchingUp => "catching_up",
             Self::Tailing => "tailing",
             Self::Polling => "polling",
+            Self::Paused => "paused",
             Self::Draining => "draining",
             Self::Stopped => "stopped",
         }
@@ -143,6 +147,8 @@ pub struct Metrics {
     pub binlog_connected: IntGauge,
     pub missed_by_binlog: IntCounter,
     pub undecodable_events: IntCounter,
+    pub paused: IntGauge,
+    pub paused_routes: IntGauge,
     pub cleaned: IntCounter,
     pub unmarked: IntCounter,
     published: IntCounterVec,
@@ -244,6 +250,8 @@ impl Metrics {
                 "undecodable_events_total",
                 "Binlog events that touch the outbox and could not be decoded; a pass stood in",
             )?,
+            paused: r.gauge("paused", "1 while an operator has paused the whole relay")?,
+            paused_routes: r.gauge("paused_routes", "Routes that an operator has paused")?,
             cleaned: r.counter("cleaned_total", "Sent rows deleted after RELAY_RETENTION")?,
             unmarked: r.counter(
                 "mark_missed_total",

@@ -21,13 +21,14 @@ use crate::gauges::{self, TailLag};
 use crate::lease::{self, Leadership, Lease};
 use crate::metrics::{Metrics, Phase};
 use crate::ops::check;
+use crate::pauses::INTAKE;
 use crate::queue::RowId;
 use crate::server::ServerId;
 use crate::session::{Session, why_ended};
 use crate::wires::{End, Outside, Wires};
 
 /// The named conditions of `/readyz`.
-pub const CONDITIONS: [&str; 4] = ["lease", "database", "broker", "binlog"];
+pub const CONDITIONS: [&str; 5] = ["lease", "database", "broker", "binlog", INTAKE];
 
 /// Neither active nor a standby, which would be ready: without its database it can be neither.
 const UNDECIDED: &str = "undecided";

@@ -24,6 +24,7 @@ use crate::lease::{Clock, Leadership};
 use crate::mark::{Write, Written};
 use crate::metrics::{Metrics, Phase};
 use crate::pass::{Passes, Progress, Room};
+use crate::pauses::Pauses;
 use crate::table::Answer;
 use crate::tail::{Tail, TailState};
 use crate::wires::{End, Outside, Wires};
@@ -76,6 +77,7 @@ pub struct Session<'a> {
     pub(crate) failures: VecDeque<Write>,
     pub(crate) writing: usize,
     pub(crate) blocked: bool,
+    pub(crate) pauses: Pauses,
     /// The broker is gone: what its lanes still answer is waited for, but not for long.
     pub(crate) closing: Option<Closing>,
     draining: bool,
@@ -105,6 +107,7 @@ impl<'a> Session<'a> {
             failures: VecDeque::new(),
             writing: 0,
             blocked: false,
+            pauses: Pauses::default(),
             closing: None,
             draining: false,
             clock: None,
@@ -116,6 +119,8 @@ impl<'a> Session<'a> {
     pub async fn run(&mut self, outside: &mut Outside) -> End {
         self.take_clock(outside);
         self.show_way("");
+        let pauses = std::mem::take(&mut self.wires.pauses);
+        self.take_pauses(pauses, Instant::now());
         loop {
             let now = Instant::now();
             if let Err(err) = self.advance(now, &outside.lag) {
@@ -211,10 +216,11 @@ impl<'a> Session<'a> {
             Event::Answer(Answer::Page(page)) => self.on_page(page, now),
             Event::Answer(Answer::Rows(rows)) => {
                 let asked = self.passes.loaded(now);
-                // A drain takes nothing in any more: these stay in the table.
-                let rows = if self.draining { Vec::new() } else { rows };
                 self.dispatch.loaded(&asked, rows, now);
             }
+            // A drain takes nothing in any more, whatever is resumed.
+            Event::Answer(Answer::Pauses(_)) if self.draining => {}
+            Event::Answer(Answer::Pauses(pauses)) => self.take_pauses(pauses, now),
             Event::Arrival(first) => {
                 self.on_arrival(*first, now);
                 for _ in 1..GROUPS_AT_ONCE {
@@ -237,7 +243,7 @@ impl<'a> Session<'a> {
     fn advance(&mut self, now: Instant, lag: &watch::Sender<TailLag>) -> anyhow::Result<()> {
         self.feed_lanes()?;
         self.feed_marker()?;
-        if !self.draining && self.closing.is_none() {
+        if self.takes_in() {
             self.check_tail(now);
             self.advance_pass(now)?;
             self.feed_lanes()?;
@@ -301,7 +307,7 @@ impl<'a> Session<'a> {
         self.draining = true;
         self.metrics.set_phase(Phase::Draining);
         self.intake.tail = TailState::Closed;
-        self.dispatch.drop_queued();
+        self.dispatch.put_back_all(Instant::now());
     }
 
     /// Room for rows in the queue. A broker that blocks, or marks that pile up, take it away.
@@ -320,14 +326,18 @@ impl<'a> Session<'a> {
     pub(crate) fn takes_from_tail(&self) -> bool {
         let loading = self.config.order == Order::Key && self.passes.is_loading();
         let room = self.room();
-        !self.draining && self.closing.is_none() && !loading && room.rows > 0 && room.bytes > 0
+        self.takes_in() && !loading && room.rows > 0 && room.bytes > 0
+    }
+
+    fn takes_in(&self) -> bool {
+        !self.draining && self.closing.is_none() && !self.is_paused()
     }
 
     fn wake_at(&self) -> Instant {
         if let Some(closing) = &self.closing {
             return closing.deadline.min(self.next_tick);
         }
-        if self.draining {
+        if !self.takes_in() {
             return self.next_tick;
         }
         let deadline = self.passes.awaited().map(|(_, deadline)| deadline);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use outbox::row::Row;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
-use sqlx::{AssertSqlSafe, Connection as _, Executor, Row as _};
+use sqlx::{AssertSqlSafe, Executor, Row as _};
 use svc_kit::database::{Fault, classify};
 use time::PrimitiveDateTime;
 use tokio::sync::mpsc;
@@ -13,6 +13,7 @@ use crate::binlog::position::Position;
 use crate::config::OutboxTable;
 use crate::dispatch::Head;
 use crate::held::Route;
+use crate::pauses::{Pauses, Watch};
 use crate::queue::{RowId, key_hash};
 
 /// Rows in a page of a pass.
@@ -51,6 +52,8 @@ pub enum Answer {
     Page(Page),
     /// To [`Ask::Rows`], with each row's attempts.
     Rows(Vec<(Row, u32)>),
+    /// To nothing: an operator has paused or resumed something.
+    Pauses(Pauses),
 }
 
 /// A page of a pass.
@@ -78,6 +81,7 @@ pub struct Page {
 /// The SQL for one table on one server.
 #[derive(Clone, Debug)]
 pub struct Queries {
+    name: String,
     table: String,
     fence: String,
     /// `FORCE INDEX` on (status, id): a stale statistic must not make a pass scan the sent rows.
@@ -108,6 +112,7 @@ impl Queries {
         .fetch_optional(connection)
         .await?;
         Ok(Self {
+            name: table.name.clone(),
             table: format!("`{}`", table.name),
             fence: format!("UPDATE `{}_fence` SET n = n + 1", table.name),
             index: index
@@ -326,22 +331,27 @@ pub fn placeholders(count: usize, one: &str) -> String {
     vec![one; count].join(", ")
 }
 
-/// Serves the asks of a session, one after the other, until `asks` is closed.
+/// Serves the asks of a session, one after the other, until `asks` is closed, and tells when something
+/// else is paused than before.
 ///
 /// # Errors
 /// The first database error: the session then starts again.
 pub async fn serve(
     mut connection: MySqlConnection,
     queries: Queries,
+    mut watch: Watch,
     mut asks: mpsc::Receiver<Ask>,
     answers: mpsc::Sender<Answer>,
 ) -> anyhow::Result<()> {
     loop {
-        // An idle connection is ended by the server, or by what is in between, unless it speaks.
-        let Ok(asked) = tokio::time::timeout(PING_EVERY, asks.recv()).await else {
-            tokio::time::timeout(READ_TIMEOUT, connection.ping()).await??;
-            continue;
-        };
+        let asked = tokio::time::timeout_at(watch.next(), asks.recv()).await;
+        // This also keeps an idle connection from being ended by the server, or in between.
+        if let Some(found) = watch.look(&mut connection, &queries.name).await?
+            && answers.send(Answer::Pauses(found)).await.is_err()
+        {
+            break;
+        }
+        let Ok(asked) = asked else { continue };
         let Some(ask) = asked else { break };
         let read = async {
             match &ask {

@@ -11,6 +11,7 @@ use crate::gauges::TailLag;
 use crate::lane::Done;
 use crate::lease::Leadership;
 use crate::mark::{Write, Written};
+use crate::pauses::Pauses;
 use crate::queue::Item;
 use crate::server::ServerId;
 use crate::table::{Answer, Ask};
@@ -69,6 +70,8 @@ pub struct Wires {
     pub news: mpsc::Receiver<BrokerNews>,
     /// Where lock, table reader and marker are: the binlog must be this server's too.
     pub server: ServerId,
+    /// What is paused at the start.
+    pub pauses: Pauses,
 }
 
 impl Wires {

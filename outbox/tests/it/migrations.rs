@@ -12,14 +12,14 @@ async fn a_second_run_finds_nothing_to_do() {
         let first = migrate::run(&url, &sets()).await.unwrap();
         assert_eq!(
             (first.new.len(), first.already),
-            (9, 0),
+            (10, 0),
             "{:?}",
             server.flavor()
         );
         let second = migrate::run(&url, &sets()).await.unwrap();
         assert_eq!(
             (second.new.len(), second.already),
-            (0, 9),
+            (0, 10),
             "{:?}",
             server.flavor()
         );
@@ -40,7 +40,7 @@ async fn of_many_that_start_at_once_each_migration_is_applied_by_one() {
         for run in runs {
             applied += run.await.unwrap().new.len();
         }
-        assert_eq!(applied, 9, "{:?}", server.flavor());
+        assert_eq!(applied, 10, "{:?}", server.flavor());
         let fences: Vec<(u8, u64)> = sqlx::query_as("SELECT id, n FROM outbox_fence")
             .fetch_all(&url.pool(1))
             .await
@@ -56,7 +56,7 @@ async fn an_outbox_by_another_name_lives_beside_the_default() {
         let billing = Set::new("billing", outbox::migrations_for("billing").unwrap());
         let [outbox, _] = sets();
         let applied = migrate::run(&url, &[outbox, billing]).await.unwrap();
-        assert_eq!(applied.new.len(), 10, "{:?}", server.flavor());
+        assert_eq!(applied.new.len(), 12, "{:?}", server.flavor());
         let mut tables: Vec<String> = sqlx::query_scalar(
             "SELECT CAST(TABLE_NAME AS CHAR) FROM information_schema.TABLES \
              WHERE TABLE_SCHEMA = DATABASE()",
@@ -71,10 +71,12 @@ async fn an_outbox_by_another_name_lives_beside_the_default() {
             "billing",
             "billing_attempts",
             "billing_fence",
+            "billing_pauses",
             "operator_actions",
             "outbox",
             "outbox_attempts",
             "outbox_fence",
+            "outbox_pauses",
         ];
         assert_eq!(tables, expected, "{:?}", server.flavor());
     }
@@ -94,7 +96,7 @@ async fn what_print_writes_can_be_run_by_hand_and_migrated_over() {
         let applied = migrate::run(&url, &sets()).await.unwrap();
         assert_eq!(
             (applied.new.len(), applied.already),
-            (9, 0),
+            (10, 0),
             "{:?}",
             server.flavor()
         );

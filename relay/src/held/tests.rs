@@ -152,3 +152,39 @@ fn above_the_bound_a_pass_goes_on_and_keeps_the_order_of_what_it_leaves() {
     held.pass_ended(2, true);
     assert!(held.is_empty());
 }
+
+#[test]
+fn a_paused_route_has_no_probe_and_only_its_operator_opens_it() {
+    let now = Instant::now();
+    let mut held = held();
+    let paused = route("paused");
+    held.shut_route(&paused, row(1), 0.0, now);
+    let due = now + Duration::from_secs(1);
+    held.pass_began();
+    let visit = Visit { pass: 1, now: due };
+    assert_eq!(held.admit(row(1), (1, &paused), None, visit), Admit::Go);
+    held.pause_route(&paused, due);
+    assert!(
+        !held.confirmed(&paused, row(1), due),
+        "the probe that was on its way opens nothing"
+    );
+    held.pass_ended(1, true);
+    held.pass_began();
+    let later = due + Duration::from_hours(24);
+    let visit = Visit {
+        pass: 2,
+        now: later,
+    };
+    assert_eq!(held.admit(row(2), (2, &paused), None, visit), Admit::Leave);
+    assert!(
+        held.wake().is_none_or(|wake| wake > later),
+        "nothing to try"
+    );
+    held.pass_ended(2, true);
+    held.pass_began();
+    held.pass_ended(3, true);
+    assert!(held.holds(99, &paused), "though no row waits");
+    held.resume_route(&paused, later);
+    assert!(!held.holds(99, &paused));
+    assert_eq!(held.wake(), Some(later));
+}

@@ -1,4 +1,5 @@
 //! What an operator asks the relay.
 
 pub mod check;
+pub mod pause;
 pub mod preflight;

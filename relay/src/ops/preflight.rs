@@ -8,6 +8,7 @@ use super::check::{Condition, State};
 use crate::binlog::connect;
 use crate::binlog::decode::Columns;
 use crate::config::{Config, Mode, OutboxTable};
+use crate::pauses::{self, Pauses};
 use crate::table::Queries;
 
 /// What the database must offer, for tables and, in cdc mode, for the binlog.
@@ -16,6 +17,7 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
     if found.iter().all(|condition| condition.state == State::Ok) {
         found.push(writable(connection, &config.table).await);
         found.push(index(connection, &config.table).await);
+        found.push(pauses(connection, &config.table).await);
     }
     if config.mode == Mode::Cdc {
         found.extend(binlog(connection, &config.table).await);
@@ -150,6 +152,26 @@ async fn index(connection: &mut MySqlConnection, table: &OutboxTable) -> Conditi
             ),
         ),
         Err(err) => denied(name, &err, &table.name),
+    }
+}
+
+/// A table that came later: a relay on older tables, or with older rights, works without it.
+async fn pauses(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {
+    let name = "pauses";
+    match Pauses::read(connection, &table.name).await {
+        Ok(_) => Condition::ok(name, format!("{}_pauses", table.name)),
+        Err(err) if pauses::is_not_there(&err) => Condition::not(
+            State::Warning,
+            name,
+            format!("{err}: nothing can be paused"),
+            format!(
+                "run `relay migrate`, then GRANT SELECT, INSERT, DELETE ON {}.{}_pauses TO {}",
+                table.url.database(),
+                table.name,
+                table.url.user()
+            ),
+        ),
+        Err(err) => denied(name, &err, &format!("{}_pauses", table.name)),
     }
 }
 

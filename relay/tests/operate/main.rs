@@ -1,0 +1,11 @@
+//! What operators do with a relay and see of it, on real servers.
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
+)]
+
+#[path = "../rig/mod.rs"]
+mod rig;
+
+mod hands;
+mod pause;
