@@ -1,18 +1,15 @@
 //! The numbers that come from the table, by bounded index reads every few seconds, and the ages
 //! that grow in between.
 
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use futures::future::{Either, select};
 use prometheus::{Gauge, IntGauge};
-use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlConnection;
+use sqlx::{AssertSqlSafe, Connection};
 use tokio::sync::watch;
 
 use crate::config::OutboxTable;
-use crate::lease::Leadership;
+use crate::lease::{Leadership, Lease};
 use crate::metrics::{Metrics, ROWS_COUNTED_MAX};
 use crate::server::{self, WAIT_TIMEOUT_S};
 
@@ -32,36 +29,34 @@ pub enum TailLag {
 
 /// Reads and ticks until the process ends.
 ///
-/// Its connection goes with the lock's: after a failover the old server may still answer, and its
-/// numbers are of no use to anybody.
-///
 /// # Errors
 /// Never: a database that is away leaves the last numbers, and the ages grow on.
 pub async fn run(
     table: OutboxTable,
     metrics: Metrics,
     lag: watch::Receiver<TailLag>,
-    leadership: watch::Receiver<Leadership>,
+    lock: Lock,
 ) -> anyhow::Result<()> {
-    let mut reader = Reader {
-        table,
-        connection: None,
-        leadership,
-        pending: Oldest::default(),
-        parked: Oldest::default(),
-    };
+    let (mut pending, mut parked) = (Oldest::default(), Oldest::default());
     for tick in 0_u32.. {
         if tick % READ_EVERY == 0 {
-            reader.read(&metrics).await;
+            let reads = Box::pin(read_all(&table, &metrics, &lock, (pending, parked)));
+            match tokio::time::timeout(READ_TIMEOUT, reads).await {
+                Ok(Ok(found)) => (pending, parked) = found,
+                Ok(Err(err)) => {
+                    tracing::debug!(error = format!("{err:#}"), "could not read the row gauges");
+                }
+                Err(_) => tracing::debug!("the row gauges took over 10 s to read"),
+            }
         }
-        show_age(&metrics.oldest_pending_age, reader.pending.since());
-        show_age(&metrics.oldest_parked_age, reader.parked.since());
+        show_age(&metrics.oldest_pending_age, pending.since());
+        show_age(&metrics.oldest_parked_age, parked.since());
         let oldest_event = match *lag.borrow() {
             TailLag::Tailing(oldest) => oldest,
-            TailLag::NotTailing => reader.pending.since(),
+            TailLag::NotTailing => pending.since(),
         };
         show_age(&metrics.binlog_lag, oldest_event);
-        reader.while_connected(tokio::time::sleep(TICK)).await;
+        tokio::time::sleep(TICK).await;
     }
     Ok(())
 }
@@ -70,71 +65,45 @@ fn show_age(gauge: &Gauge, since: Option<Instant>) {
     gauge.set(since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
 }
 
-struct Reader {
-    table: OutboxTable,
-    connection: Option<MySqlConnection>,
-    leadership: watch::Receiver<Leadership>,
-    pending: Oldest,
-    parked: Oldest,
+/// What the gauges know of the lock, and may do about it.
+pub struct Lock {
+    /// Where it is.
+    pub leadership: watch::Receiver<Leadership>,
+    /// To give it up.
+    pub lease: Lease,
 }
 
-impl Reader {
-    async fn read(&mut self, metrics: &Metrics) {
-        let connection = self.connection.take();
-        let (table, pending, parked) = (self.table.clone(), self.pending, self.parked);
-        let counts = (metrics.pending_rows.clone(), metrics.parked_rows.clone());
-        let reads = Box::pin(async move {
-            let mut connection = match connection {
-                Some(connection) => connection,
-                None => server::connect(&table.url, WAIT_TIMEOUT_S).await?.0,
-            };
-            let pending = read(&mut connection, &table.name, 1, (&counts.0, pending)).await?;
-            let parked = read(&mut connection, &table.name, 3, (&counts.1, parked)).await?;
-            anyhow::Ok((connection, pending, parked))
-        });
-        let in_time = async {
-            let read = tokio::time::timeout(READ_TIMEOUT, reads).await;
-            read.with_context(|| format!("they took over {READ_TIMEOUT:?}"))?
-        };
-        match self.while_connected(in_time).await {
-            Some(Ok((connection, pending, parked))) => {
-                self.connection = Some(connection);
-                (self.pending, self.parked) = (pending, parked);
-            }
-            Some(Err(err)) => {
-                tracing::debug!(error = format!("{err:#}"), "could not read the row gauges");
-            }
-            None => {}
-        }
+/// By a new connection each time. So after a failover the numbers are those of the new server; and
+/// a name that leads to another server shows, even when nobody has told the old one: it lives on,
+/// takes writes, and so keeps the lock's connection, while the orders are placed elsewhere.
+async fn read_all(
+    table: &OutboxTable,
+    metrics: &Metrics,
+    lock: &Lock,
+    (pending, parked): (Oldest, Oldest),
+) -> anyhow::Result<(Oldest, Oldest)> {
+    let (mut connection, found) = server::connect(&table.url, WAIT_TIMEOUT_S).await?;
+    let leader = lock.leadership.borrow().clone();
+    if let Leadership::Leader { server, .. } = leader
+        && let Err(elsewhere) = found.must_be(&server, "name")
+    {
+        tracing::error!(error = %elsewhere, "the lock is on another server, giving it up");
+        lock.lease.give_up();
     }
-
-    /// `None`, and the connection is dropped, when the lock's is lost meanwhile.
-    async fn while_connected<T>(&mut self, wait: impl Future<Output = T>) -> Option<T> {
-        let lost = async {
-            while self.leadership.changed().await.is_ok() {
-                if matches!(*self.leadership.borrow(), Leadership::Unknown(_)) {
-                    return;
-                }
-            }
-            std::future::pending::<()>().await;
-        };
-        match select(pin!(wait), pin!(lost)).await {
-            Either::Left((value, _)) => Some(value),
-            Either::Right(((), _)) => {
-                self.connection = None;
-                None
-            }
-        }
-    }
+    let pending = read(&mut connection, table, 1, (&metrics.pending_rows, pending)).await?;
+    let parked = read(&mut connection, table, 3, (&metrics.parked_rows, parked)).await?;
+    connection.close().await?;
+    Ok((pending, parked))
 }
 
 /// Sets the count of rows with `status` and finds the oldest of them.
 async fn read(
     connection: &mut MySqlConnection,
-    table: &str,
+    table: &OutboxTable,
     status: u8,
     (count, before): (&IntGauge, Oldest),
 ) -> Result<Oldest, sqlx::Error> {
+    let table = &table.name;
     let counting = format!(
         "SELECT COUNT(*) FROM \
          (SELECT 1 FROM `{table}` WHERE status = {status} LIMIT {ROWS_COUNTED_MAX}) AS counted"

@@ -85,8 +85,11 @@ impl Relay {
         let metrics = self.metrics.clone();
         let keeper = lease::keep(table.clone(), lease.clone(), tell);
         tasks.spawn("lease", keeper);
-        let gauges = gauges::run(table, metrics, lag_seen, leadership.clone());
-        tasks.spawn("gauges", gauges);
+        let lock = gauges::Lock {
+            leadership: leadership.clone(),
+            lease: lease.clone(),
+        };
+        tasks.spawn("gauges", gauges::run(table, metrics, lag_seen, lock));
         let mut outside = Outside {
             stop,
             leadership,

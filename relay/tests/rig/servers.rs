@@ -23,6 +23,11 @@ impl OwnDb {
         )))
     }
 
+    /// The server itself, for a rig that moves to it.
+    pub(crate) fn server(&self) -> &'static Db {
+        self.0
+    }
+
     /// Migrated tables, the exchange, and a bound queue on this server.
     pub(crate) async fn rig(&self) -> Rig {
         Rig::new(self.0).await

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use outbox::Event;
 use sqlx::{AssertSqlSafe, Executor, MySqlPool};
@@ -28,6 +29,15 @@ pub(crate) struct Writers {
 impl Writers {
     /// `count` writers on `keys` aggregates of the rig's database.
     pub(crate) async fn start(rig: &Rig, count: usize, keys: usize) -> Self {
+        Self::spawn(rig, (count, keys), false).await
+    }
+
+    /// The same, but they go on when the database fails them.
+    pub(crate) async fn stubborn(rig: &Rig, count: usize, keys: usize) -> Self {
+        Self::spawn(rig, (count, keys), true).await
+    }
+
+    async fn spawn(rig: &Rig, (count, keys): (usize, usize), stubborn: bool) -> Self {
         let create = "CREATE TABLE aggregates (id INT PRIMARY KEY, n BIGINT NOT NULL)";
         rig.pool.execute(create).await.unwrap();
         let rows: Vec<String> = (0..keys).map(|key| format!("({key}, 0)")).collect();
@@ -44,7 +54,13 @@ impl Writers {
                 let mut key = number * 7;
                 while !stop.load(Ordering::Relaxed) {
                     key = (key + 17) % keys;
-                    write(&pool, key).await;
+                    let written = write(&pool, key).await;
+                    // The message's number is in the same transaction, so it is right either way.
+                    if stubborn && written.is_err() {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    } else {
+                        written.unwrap();
+                    }
                 }
             })
         });
@@ -91,18 +107,16 @@ pub(crate) async fn backlog(rig: &Rig, count: usize) -> Vec<String> {
 }
 
 /// Locks its aggregate before it inserts: without that no order of commits is defined.
-async fn write(pool: &MySqlPool, key: usize) {
-    let mut tx = pool.begin().await.unwrap();
+async fn write(pool: &MySqlPool, key: usize) -> anyhow::Result<()> {
+    let mut tx = pool.begin().await?;
     sqlx::query("UPDATE aggregates SET n = n + 1 WHERE id = ?")
         .bind(key as u64)
         .execute(&mut *tx)
-        .await
-        .unwrap();
+        .await?;
     let number: i64 = sqlx::query_scalar("SELECT n FROM aggregates WHERE id = ?")
         .bind(key as u64)
         .fetch_one(&mut *tx)
-        .await
-        .unwrap();
+        .await?;
     let event = Event::new(
         "order",
         format!("k{key}"),
@@ -110,8 +124,9 @@ async fn write(pool: &MySqlPool, key: usize) {
         "order.pay",
         number.to_string(),
     );
-    outbox::event::write(&mut tx, &event).await.unwrap();
-    tx.commit().await.unwrap();
+    outbox::event::write(&mut tx, &event).await?;
+    tx.commit().await?;
+    Ok(())
 }
 
 /// Waits until everything that was ever committed has arrived: the queue is first in, first out,

@@ -1,0 +1,17 @@
+//! What happens to the database while the relay works: killed, stalled, read-only, replaced, its
+//! binlog gone or hiding rows, its clock set, its certificates wrong; and two relays on one of it.
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
+)]
+
+#[path = "../rig/mod.rs"]
+mod rig;
+use rig::{servers, writers};
+
+mod world;
+
+mod connections;
+mod failover;
+mod read_only;
+mod stall;
