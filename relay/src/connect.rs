@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::lane::Done;
 use crate::lease::Lease;
 use crate::pauses::{self, Pauses, Watch};
+use crate::queue::PROBE_LANES;
 use crate::relay::Relay;
 use crate::server::{self, OtherServer, ServerId, WAIT_TIMEOUT_S};
 use crate::table::{self, Queries};
@@ -188,9 +189,10 @@ impl Relay {
 
 fn start_lanes(
     tasks: &mut Tasks,
-    count: usize,
+    working: usize,
     broker: lane::Broker,
 ) -> (Vec<LaneHandle>, mpsc::Receiver<Done>) {
+    let count = working + PROBE_LANES;
     let (done_in, done) = mpsc::channel(count);
     let lanes = (0..count)
         .map(|number| {

@@ -1,4 +1,4 @@
-//! What may go, what must wait, and what each answer means. No IO, no clock.
+//! What may go and what must wait. No IO, no clock. What the answers mean is in [`crate::answers`].
 //!
 //! The table is the only state: whatever can't go now is dropped here and found again by a pass.
 
@@ -8,13 +8,11 @@ use std::time::{Duration, Instant};
 use outbox::row::Row;
 
 use crate::config::Order;
-use crate::effects::{Effects, Failure, Mark, Sample};
-use crate::fault::{self, Fault};
-use crate::held::{Admit, Held, Route, Visit};
-use crate::lane::Done;
-use crate::metrics::{Reason, Source};
-use crate::queue::{BatchLimit, Company, Item, Queue, RowId, key_hash};
-use crate::schedule::{Next, Schedule};
+use crate::held::{Admit, Held, Visit};
+use crate::metrics::Source;
+use crate::queue::{BatchLimit, Company, Item, Pace, Queue, RowId, key_hash};
+use crate::route::Route;
+use crate::schedule::Schedule;
 
 /// A pending row as a pass meets it: everything but the payload.
 #[derive(Clone, Debug)]
@@ -35,7 +33,7 @@ pub struct Head {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(crate) enum Stage {
     /// Queued, with the broker, or confirmed and not marked yet.
     Going,
     /// Its failure is being written.
@@ -57,27 +55,24 @@ pub enum Take {
 /// The relay's memory: never more than what is on its way, and the keys that wait.
 pub struct Dispatch {
     order: Order,
-    schedule: Schedule,
+    pub(crate) schedule: Schedule,
     /// Held keys and routes.
     pub held: Held,
     /// Rows waiting for a lane.
     pub queue: Queue,
-    flights: HashMap<RowId, Stage>,
+    pub(crate) flights: HashMap<RowId, Stage>,
     /// Rows whose payload is being loaded: not in the queue yet, so a failure of an earlier row of
     /// their key has to find them here.
     loading: HashMap<RowId, (u64, Route)>,
     /// Rows that left `flights` since the page at hand was asked for: it may still show them.
     since_read: Option<HashMap<RowId, Stage>>,
     /// Rows of batches that the broker answered by closing, with how often each was alone then.
-    suspects: HashMap<RowId, u32>,
+    pub(crate) suspects: HashMap<RowId, u32>,
     /// What the last pass of the catch-up sent: the tail, which starts before that pass, brings
     /// these again.
     already_sent: HashSet<RowId>,
     pass: u64,
 }
-
-/// Alone with the broker when it closed: this often, and the row is to blame.
-const STRIKES_MAX: u32 = 2;
 
 impl Dispatch {
     /// Nothing on its way.
@@ -198,13 +193,7 @@ impl Dispatch {
             let Some((key, route)) = self.loading.remove(&id) else {
                 continue;
             };
-            // What has failed before may close a channel again: not in others' company.
-            let alone = attempts > 0 || self.suspects.contains_key(&id);
-            let company = match (alone, self.held.is_probe(&route, id)) {
-                (true, _) => Company::Nobody,
-                (false, true) => Company::OtherLanes,
-                (false, false) => Company::Anyone,
-            };
+            let company = self.company(id, attempts, &route);
             self.queue.push(Item {
                 row,
                 attempts,
@@ -217,8 +206,21 @@ impl Dispatch {
         for head in asked {
             if let Some((_, route)) = self.loading.remove(&head.id) {
                 self.flights.remove(&head.id);
-                self.held.probe_gone(&route, head.id, now);
+                self.held.probe_gone(&route, head.id, None, now);
             }
+        }
+    }
+
+    fn company(&self, id: RowId, attempts: u32, route: &Route) -> Company {
+        // What has failed before may close a channel again: not in others' company.
+        let suspect = attempts > 0 || self.suspects.contains_key(&id);
+        match self.held.probe(route, id) {
+            // The broker took it without closing anything, and alone it would stop all others for as
+            // long as its route does not answer.
+            Some(Pace::Slow) => Company::Probe(Pace::Slow),
+            _ if suspect => Company::Nobody,
+            Some(Pace::Prompt) => Company::Probe(Pace::Prompt),
+            None => Company::Anyone,
         }
     }
 
@@ -232,60 +234,8 @@ impl Dispatch {
         self.already_sent = HashSet::new();
     }
 
-    /// A batch has come back.
-    pub fn done(&mut self, done: &Done, dice: f64, now: Instant) -> Effects {
-        let mut effects = Effects::default();
-        let mut shut = HashSet::new();
-        let alone = done.items.len() == 1;
-        for (at, item) in done.items.iter().enumerate() {
-            match fault::find(&done.outcome, at, alone) {
-                Fault::None => self.confirmed(item, &mut effects, now),
-                Fault::Nobody => self.put_back(item, now),
-                Fault::Suspect(text) => self.suspect(item, text, &mut effects, (dice, now)),
-                Fault::Route(reason, text) => {
-                    let route = Route::of(&item.row);
-                    effects.refused.push(reason);
-                    if self.held.shut_route(&route, item.id(), dice, now) {
-                        effects.samples.push(Sample {
-                            row: Mark::of(item),
-                            reason,
-                            text,
-                        });
-                    }
-                    shut.insert(route);
-                    self.put_back(item, now);
-                }
-                Fault::Message(reason, text) => {
-                    self.failed(item, (reason, text), &mut effects, (dice, now));
-                }
-            }
-        }
-        if !shut.is_empty() {
-            for item in self
-                .queue
-                .drop_matching(|item| shut.contains(&Route::of(&item.row)))
-            {
-                self.put_back(&item, now);
-            }
-        }
-        self.queue.settled(done.lane, &done.items);
-        effects
-    }
-
-    fn confirmed(&mut self, item: &Item, effects: &mut Effects, now: Instant) {
-        if !self.held.is_empty() {
-            self.held.confirmed(&Route::of(&item.row), item.id(), now);
-        }
-        if item.is_suspect() {
-            self.suspects.remove(&item.id());
-        }
-        effects
-            .sent
-            .push((Mark::of(item), item.source, item.committed));
-    }
-
     /// Back to the table, and everything of its key that waits behind it.
-    fn put_back(&mut self, item: &Item, now: Instant) {
+    pub(crate) fn put_back(&mut self, item: &Item, now: Instant) {
         self.forget(item, now);
         self.hold_key(item.key, None, now);
     }
@@ -293,11 +243,12 @@ impl Dispatch {
     fn forget(&mut self, item: &Item, now: Instant) {
         self.flights.remove(&item.id());
         if !self.held.is_empty() {
-            self.held.probe_gone(&Route::of(&item.row), item.id(), now);
+            self.held
+                .probe_gone(&Route::of(&item.row), item.id(), None, now);
         }
     }
 
-    fn hold_key(&mut self, key: u64, until: Option<Instant>, now: Instant) {
+    pub(crate) fn hold_key(&mut self, key: u64, until: Option<Instant>, now: Instant) {
         self.held.put_back(key, self.pass, until, now);
         if self.order == Order::Key {
             for behind in self.queue.drop_key(key) {
@@ -305,56 +256,9 @@ impl Dispatch {
             }
             for (id, (_, route)) in self.loading.extract_if(|_, (of, _)| *of == key) {
                 self.flights.remove(&id);
-                self.held.probe_gone(&route, id, now);
+                self.held.probe_gone(&route, id, None, now);
             }
         }
-    }
-
-    fn suspect(
-        &mut self,
-        item: &Item,
-        text: String,
-        effects: &mut Effects,
-        (dice, now): (f64, Instant),
-    ) {
-        let strikes = self.suspects.entry(item.id()).or_insert(0);
-        if item.is_suspect() {
-            *strikes += 1;
-        }
-        if *strikes >= STRIKES_MAX {
-            self.failed(item, (Reason::ChannelClosed, text), effects, (dice, now));
-        } else {
-            effects.refused.push(Reason::ChannelClosed);
-            self.put_back(item, now);
-        }
-    }
-
-    fn failed(
-        &mut self,
-        item: &Item,
-        (reason, text): (Reason, String),
-        effects: &mut Effects,
-        (dice, now): (f64, Instant),
-    ) {
-        self.suspects.remove(&item.id());
-        let attempts = item.attempts.saturating_add(1);
-        let next = self.schedule.after_failure(attempts, dice);
-        let until = match next {
-            Next::Retry(after) => Some(now + after),
-            Next::Park => None,
-        };
-        self.flights.insert(item.id(), Stage::Failing);
-        if !self.held.is_empty() {
-            self.held.probe_gone(&Route::of(&item.row), item.id(), now);
-        }
-        self.hold_key(item.key, until, now);
-        effects.failed.push(Failure {
-            row: Mark::of(item),
-            attempts,
-            reason,
-            text,
-            next,
-        });
     }
 
     /// Marks or failures have been committed.

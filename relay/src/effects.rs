@@ -1,6 +1,6 @@
 //! What follows from a batch's answers: what is to be written down.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::metrics::{Reason, Source};
 use crate::queue::{Item, RowId};
@@ -39,6 +39,8 @@ pub struct Sample {
     pub reason: Reason,
     /// The broker's text.
     pub text: String,
+    /// The row's own next attempt, when its route is one of too many to be remembered.
+    pub wait: Option<Duration>,
 }
 
 /// What follows from a batch's answers.

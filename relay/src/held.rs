@@ -10,9 +10,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::config::Order;
-use crate::queue::RowId;
+use crate::queue::{Pace, RowId};
 pub use crate::route::Route;
 use crate::schedule::Schedule;
+use crate::shut::{Routes, Shutting, Turn};
 
 /// Keys held at once; beyond it the relay lives by passes until there are fewer.
 pub const KEYS_MAX: usize = 1 << 18;
@@ -45,24 +46,12 @@ struct KeyHold {
     until: Option<Instant>,
 }
 
-#[derive(Debug)]
-struct RouteHold {
-    failures: u32,
-    due: Instant,
-    probe: Option<RowId>,
-    waiting: u64,
-    counting: u64,
-    /// By an operator, who alone opens it again: there is no probe.
-    paused: bool,
-}
-
 /// The held keys and routes.
 #[derive(Debug)]
 pub struct Held {
     order: Order,
-    schedule: Schedule,
     keys: HashMap<u64, KeyHold>,
-    routes: HashMap<Route, RouteHold>,
+    routes: Routes,
     touches: u64,
     began: u64,
     wake: Option<Instant>,
@@ -75,8 +64,6 @@ pub struct Held {
 
 /// Rows behind a head whose answer is awaited are no reason for a pass before that.
 const ANSWER_AWAITED: Duration = Duration::from_secs(1);
-/// A paused route is due when it is resumed.
-const NOT_BY_ITSELF: Duration = Duration::from_hours(24 * 365);
 /// Bits of the overflow; half a megabyte, and only while it is needed.
 const OVERFLOW_BITS: usize = 1 << 22;
 
@@ -85,9 +72,8 @@ impl Held {
     pub fn new(order: Order, schedule: Schedule) -> Self {
         Self {
             order,
-            schedule,
             keys: HashMap::new(),
-            routes: HashMap::new(),
+            routes: Routes::new(schedule),
             touches: 0,
             began: 0,
             wake: None,
@@ -106,11 +92,9 @@ impl Held {
         self.keys.len() >= KEYS_MAX || self.overflow.is_some()
     }
 
-    /// Is this row the one that probes its route?
-    pub fn is_probe(&self, route: &Route, row: RowId) -> bool {
-        self.routes
-            .get(route)
-            .is_some_and(|hold| hold.probe == Some(row))
+    /// If this row is the one that probes its route: how it may go.
+    pub fn probe(&self, route: &Route, row: RowId) -> Option<Pace> {
+        self.routes.probe(route, row)
     }
 
     /// Without an order no key tells why a row is in the table; when some were put there since the
@@ -131,26 +115,17 @@ impl Held {
 
     /// The shut routes with the number of rows waiting for each, the fullest first.
     pub fn waiting(&self) -> Vec<(&Route, u64)> {
-        let mut waiting: Vec<_> = self
-            .routes
-            .iter()
-            .map(|(r, hold)| (r, hold.waiting))
-            .collect();
-        waiting.sort_by_key(|(_, rows)| std::cmp::Reverse(*rows));
-        waiting
+        self.routes.waiting()
     }
 
     /// Must a row of the tail stay in the table?
     pub fn holds(&self, key: u64, route: &Route) -> bool {
-        self.keys.contains_key(&key) || self.routes.contains_key(route)
+        self.keys.contains_key(&key) || self.routes.contains(route)
     }
 
     /// The tail left a row in the table: because it is held, or because the table serves it.
     pub fn leave(&mut self, key: u64, route: &Route, now: Instant) {
-        let route_due = self.routes.get_mut(route).map(|hold| {
-            hold.waiting += 1;
-            hold.due
-        });
+        let route_due = self.routes.leave(route);
         self.touch(key, 0, route_due, now);
     }
 
@@ -190,9 +165,7 @@ impl Held {
         self.began = self.touches;
         self.wake = None;
         self.overflow = None;
-        for hold in self.routes.values_mut() {
-            hold.counting = 0;
-        }
+        self.routes.pass_began();
     }
 
     /// A pass met a pending row that is not on its way. `later` is its `next_attempt_at` when that
@@ -206,7 +179,7 @@ impl Held {
     ) -> Admit {
         let held = self.keys.get(&key);
         if held.is_some_and(|hold| hold.left == visit.pass) || self.has_overflowed(key) {
-            self.count(route);
+            self.routes.count(route);
             return Admit::Leave;
         }
         if let Some(later) = later {
@@ -214,23 +187,15 @@ impl Held {
             self.leave_in_pass(key, visit, later);
             return Admit::Leave;
         }
-        let Some(hold) = self.routes.get_mut(route) else {
-            return Admit::Go;
+        let until = match self.routes.visit(route, row, visit.now) {
+            None | Some(Turn::Probe) => return Admit::Go,
+            Some(Turn::Answer) => visit.now + ANSWER_AWAITED,
+            Some(Turn::At(due)) => {
+                self.wake_at(due);
+                due
+            }
         };
-        // The probe waits for its route like the others: it counts too.
-        hold.counting += 1;
-        if hold.probe.is_some() {
-            // Its answer wakes.
-            self.leave_in_pass(key, visit, visit.now + ANSWER_AWAITED);
-            return Admit::Leave;
-        }
-        if hold.due <= visit.now {
-            hold.probe = Some(row);
-            return Admit::Go;
-        }
-        let due = hold.due;
-        self.wake_at(due);
-        self.leave_in_pass(key, visit, due);
+        self.leave_in_pass(key, visit, until);
         Admit::Leave
     }
 
@@ -267,69 +232,49 @@ impl Held {
             .is_some_and(|bits| bits[word] & bit != 0)
     }
 
-    fn count(&mut self, route: &Route) {
-        if let Some(hold) = self.routes.get_mut(route) {
-            hold.counting += 1;
-        }
-    }
-
     /// A pass has read the whole table. `fenced`: it began after a fence, so what it did not meet is
     /// not there.
     pub fn pass_ended(&mut self, pass: u64, fenced: bool) {
-        for hold in self.routes.values_mut() {
-            hold.waiting = hold.counting;
-        }
+        self.routes.pass_ended(fenced);
         if fenced {
             let began = self.began;
-            // A shut route nothing waits for any more is forgotten: there is nothing to probe with.
-            self.routes
-                .retain(|_, hold| hold.counting > 0 || hold.probe.is_some() || hold.paused);
             self.keys
                 .retain(|_, hold| hold.left == pass || hold.touch > began);
             self.keys.shrink_to(2 * self.keys.len());
         }
     }
 
-    /// A row failed by its route's fault. Returns true when this row is the route's sample: the one
-    /// whose text is written down.
-    pub fn shut_route(&mut self, route: &Route, row: RowId, dice: f64, now: Instant) -> bool {
-        let schedule = self.schedule;
-        let first = !self.routes.contains_key(route);
-        let hold = self.routes.entry(route.clone()).or_insert(RouteHold {
-            failures: 0,
-            due: now,
-            probe: None,
-            waiting: 0,
-            counting: 0,
-            paused: false,
-        });
-        let probe = hold.probe == Some(row);
-        hold.waiting += u64::from(!probe);
-        let sample = first || probe;
-        if sample {
-            hold.failures += 1;
-            hold.probe = None;
-            hold.due = now + schedule.delay(hold.failures, dice);
+    /// A row failed by its route's fault; `answered` when the broker said so itself.
+    pub fn shut_route(
+        &mut self,
+        route: &Route,
+        row: RowId,
+        answered: bool,
+        (dice, now): (f64, Instant),
+    ) -> Shutting {
+        let shutting = self.routes.shut(route, row, answered, (dice, now));
+        if let Shutting::Sample(due) = shutting {
+            self.wake_at(due);
+            self.probe_back(now);
         }
-        let due = hold.due;
-        self.wake_at(due);
-        sample
+        shutting
+    }
+
+    /// How long a row waits whose route is not known by name.
+    pub fn unnamed_wait(&self, dice: f64) -> Duration {
+        self.routes.unnamed_wait(dice)
     }
 
     /// A row was confirmed; if it was its route's probe the route is open. Returns true then.
     pub fn confirmed(&mut self, route: &Route, row: RowId, now: Instant) -> bool {
-        let opened = self
-            .routes
-            .get(route)
-            .is_some_and(|hold| hold.probe == Some(row));
+        let opened = self.routes.confirmed(route, row);
         if opened {
-            self.open(route, now);
+            self.opened(now);
         }
         opened
     }
 
-    fn open(&mut self, route: &Route, now: Instant) {
-        self.routes.remove(route);
+    fn opened(&mut self, now: Instant) {
         for hold in self.keys.values_mut() {
             hold.until = None;
         }
@@ -340,34 +285,27 @@ impl Held {
 
     /// An operator has paused the route. What has not gone yet is the caller's to put back.
     pub fn pause_route(&mut self, route: &Route, now: Instant) {
-        let hold = self.routes.entry(route.clone()).or_insert(RouteHold {
-            failures: 0,
-            due: now,
-            probe: None,
-            waiting: 0,
-            counting: 0,
-            paused: true,
-        });
-        hold.paused = true;
-        hold.probe = None;
-        hold.due = now + NOT_BY_ITSELF;
+        self.routes.pause(route, now);
     }
 
     /// An operator has resumed the route: its rows go, in order, with the next pass.
     pub fn resume_route(&mut self, route: &Route, now: Instant) {
-        if self.routes.get(route).is_some_and(|hold| hold.paused) {
-            self.open(route, now);
+        if self.routes.resume(route) {
+            self.opened(now);
         }
     }
 
-    /// The row did not go after all: if it was a probe, another may be.
-    pub fn probe_gone(&mut self, route: &Route, row: RowId, now: Instant) {
-        if let Some(hold) = self
-            .routes
-            .get_mut(route)
-            .filter(|hold| hold.probe == Some(row))
-        {
-            hold.probe = None;
+    /// The row did not go after all, or its answer tells nothing of the route; if it was a probe,
+    /// another may be. `pace`: what that one may cost, when that is known better now.
+    pub fn probe_gone(&mut self, route: &Route, row: RowId, pace: Option<Pace>, now: Instant) {
+        if self.routes.probe_gone(route, row, pace) {
+            self.wake_at(now);
+        }
+    }
+
+    /// Another route may have waited for this probe's turn to end.
+    fn probe_back(&mut self, now: Instant) {
+        if self.routes.is_crowded() {
             self.wake_at(now);
         }
     }

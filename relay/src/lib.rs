@@ -20,6 +20,7 @@ pub mod pauses;
 pub mod table;
 pub mod tail;
 
+pub mod answers;
 pub mod dispatch;
 pub mod effects;
 pub mod fault;
@@ -27,6 +28,7 @@ pub mod held;
 pub mod queue;
 pub mod route;
 pub mod schedule;
+pub mod shut;
 
 pub mod broker;
 pub mod lane;

@@ -32,14 +32,15 @@ pub enum Write {
     Sent(Vec<Mark>),
     /// This one failed by its own fault.
     Failed(Failure),
-    /// This one tells why its route is shut. It stays pending and spends no attempt.
+    /// This one tells why its route is shut. It stays pending and spends no attempt, but may have to
+    /// wait.
     Sample(Sample),
 }
 
 /// What has been committed.
 #[derive(Debug, Default)]
 pub struct Written {
-    /// The rows that are no longer on their way; none for a sample.
+    /// The rows that are no longer on their way; none for a sample that does not wait.
     pub rows: Vec<RowId>,
     /// How many of them were confirmed rows that are marked now.
     pub marked: u64,
@@ -204,15 +205,22 @@ async fn commit(
         }
         Write::Sample(sample) => {
             let statement = format!(
-                "UPDATE `{table}` SET last_error = ? WHERE id = ? AND message_id = ? AND status = 1"
+                "UPDATE `{table}` SET last_error = ?, next_attempt_at = \
+                 COALESCE(UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND, next_attempt_at) \
+                 WHERE id = ? AND message_id = ? AND status = 1"
             );
+            let wait = sample
+                .wait
+                .and_then(|wait| i64::try_from(wait.as_micros()).ok());
             sqlx::query(AssertSqlSafe(statement))
                 .bind(cut(&format!("{}: {}", sample.reason.name(), sample.text)))
+                .bind(wait)
                 .bind(sample.row.id.id)
                 .bind(&sample.row.message_id)
                 .execute(connection)
                 .await?;
             Ok(Written {
+                rows: wait.map(|_| sample.row.id).into_iter().collect(),
                 finished: 1,
                 ..Written::default()
             })

@@ -1,12 +1,15 @@
 //! The relay's metrics: every name and label value in one place.
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry,
 };
 
-use crate::held::Route;
+use crate::route::Route;
 
 /// Who brought a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +159,8 @@ pub struct Metrics {
     failed: IntCounterVec,
     phase: IntGaugeVec,
     waiting_rows: IntGaugeVec,
+    /// The routes that `waiting_rows` shows.
+    shown: Arc<Mutex<HashSet<[String; 2]>>>,
 }
 
 struct Register<'a>(&'a Registry);
@@ -270,6 +275,7 @@ impl Metrics {
                 &["exchange", "routing_key"],
                 "Rows waiting for a route that is shut; the 50 fullest",
             )?,
+            shown: Arc::default(),
         };
         metrics.start_labels();
         Ok(metrics)
@@ -310,16 +316,53 @@ impl Metrics {
         }
     }
 
-    /// Shows the shut routes, the fullest first.
+    /// Shows the shut routes, the fullest first. What is shown already stays while it is replaced: a
+    /// scrape in between must not see nothing.
     pub fn set_waiting(&self, routes: &[(&Route, u64)]) {
-        self.waiting_rows.reset();
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut old = std::mem::take(&mut *shown);
         for (route, rows) in routes.iter().take(WAITING_ROUTES_MAX) {
-            let exchange = String::from_utf8_lossy(&route.exchange);
-            let routing_key = String::from_utf8_lossy(&route.routing_key);
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let labels = [text(&route.exchange), text(&route.routing_key)];
             let rows = i64::try_from(*rows).unwrap_or(i64::MAX);
-            self.waiting_rows
-                .with_label_values(&[&*exchange, &*routing_key])
-                .set(rows);
+            self.waiting_rows.with_label_values(&labels).set(rows);
+            old.remove(&labels);
+            shown.insert(labels);
         }
+        for labels in old {
+            // It is there, as nobody else removes any.
+            drop(self.waiting_rows.remove_label_values(&labels));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_routes_are_replaced_one_by_one() {
+        let metrics = Metrics::register(&Registry::new()).unwrap();
+        let route = |name: &str| Route {
+            exchange: b"x".to_vec(),
+            routing_key: name.into(),
+        };
+        let (a, b, c) = (route("a"), route("b"), route("c"));
+        let shown = |name: &str| {
+            let samples = metrics.waiting_rows.collect().remove(0);
+            let of_route = samples.get_metric().iter().find(|metric| {
+                let labels = metric.get_label();
+                labels.iter().any(|label| label.value() == name)
+            });
+            of_route.map(|metric| metric.get_gauge().get_value())
+        };
+        metrics.set_waiting(&[(&a, 1), (&b, 2)]);
+        metrics.set_waiting(&[(&b, 3), (&c, 4)]);
+        assert_eq!(
+            [shown("a"), shown("b"), shown("c")],
+            [None, Some(3.0), Some(4.0)]
+        );
+        metrics.set_waiting(&[]);
+        assert_eq!([shown("b"), shown("c")], [None, None]);
     }
 }

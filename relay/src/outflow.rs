@@ -9,12 +9,14 @@ use crate::effects::Effects;
 use crate::lane::{Done, Outcome};
 use crate::mark::{MARK_MAX, Write, Written};
 use crate::session::{MARKS_MAX, Session};
+use crate::wires::Busy;
 
 impl Session<'_> {
     pub(crate) fn feed_lanes(&mut self) -> anyhow::Result<()> {
-        if self.blocked || self.closing.is_some() || self.marks.len() >= MARKS_MAX {
+        if self.blocked || self.closing.is_some() || self.unwritten() >= MARKS_MAX {
             return Ok(());
         }
+        let since = Instant::now();
         for (number, lane) in self.wires.lanes.iter_mut().enumerate() {
             if lane.busy.is_some() {
                 continue;
@@ -25,7 +27,8 @@ impl Session<'_> {
             for item in &batch {
                 self.metrics.published(item.source);
             }
-            lane.busy = Some(batch.iter().filter_map(|item| item.committed).min());
+            let oldest = batch.iter().filter_map(|item| item.committed).min();
+            lane.busy = Some(Busy { since, oldest });
             lane.batches
                 .try_send(batch)
                 .map_err(|_| anyhow!("lane {number} is gone"))?;
@@ -53,15 +56,14 @@ impl Session<'_> {
     }
 
     pub(crate) fn on_done(&mut self, done: Done, now: Instant) {
-        if let Some(lane) = self.wires.lanes.get_mut(done.lane) {
-            lane.busy = None;
-        }
+        let lane = self.wires.lanes.get_mut(done.lane);
+        let busy = lane.and_then(|lane| lane.busy.take());
         let (lost, closed) = match &done.outcome {
             Outcome::Lost(why) => (Some(why.clone()), None),
             Outcome::Closed { text, .. } => (None, Some(text.clone())),
             _ => (None, None),
         };
-        let done = self.excuse(done);
+        let done = self.excuse(done, busy);
         let effects = self.dispatch.done(&done, rand::random(), now);
         self.take_effects(effects, now);
         if let Some(why) = closed {
@@ -76,9 +78,12 @@ impl Session<'_> {
         }
     }
 
-    /// A blocked connection answers nobody: that is no route's fault.
-    fn excuse(&self, mut done: Done) -> Done {
-        if self.blocked && matches!(done.outcome, Outcome::TimedOut { .. }) {
+    /// A blocked connection answers nobody: that is no route's fault. Neither is it when the block
+    /// ended while the batch was out.
+    fn excuse(&self, mut done: Done, busy: Option<Busy>) -> Done {
+        let since = busy.map(|busy| busy.since);
+        let was_blocked = self.blocked || self.unblocked_at.is_some_and(|end| Some(end) >= since);
+        if was_blocked && matches!(done.outcome, Outcome::TimedOut { .. }) {
             done.outcome = Outcome::TimedOut {
                 answered: vec![true; done.items.len()],
             };
@@ -124,8 +129,16 @@ impl Session<'_> {
         self.dispatch.written(written.rows, now);
     }
 
+    /// What waits to be written down.
+    pub(crate) fn unwritten(&self) -> usize {
+        self.marks.len() + self.failures.len()
+    }
+
+    /// Nobody waits for a probe that may get no answer: its row stays pending.
     pub(crate) fn is_drained(&self) -> bool {
-        let idle = self.wires.lanes.iter().all(|lane| lane.busy.is_none());
+        let mut lanes = self.wires.lanes.iter().enumerate();
+        let slow = |number| self.dispatch.queue.is_slow(number);
+        let idle = lanes.all(|(number, lane)| lane.busy.is_none() || slow(number));
         idle && self.marks.is_empty() && self.failures.is_empty() && self.writing == 0
     }
 }

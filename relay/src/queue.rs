@@ -33,12 +33,39 @@ pub struct Item {
 pub enum Company {
     /// Anything.
     Anyone,
-    /// Batches of other lanes: a probe, whose route may never answer, must not take the answers of
-    /// its batch along.
-    OtherLanes,
+    /// Batches of other lanes: it probes a shut route, in a batch and a lane of its own. A route that
+    /// never answers would take the answers of its batch along, and the lane's time.
+    Probe(Pace),
     /// Nothing: it was in a batch that the broker answered by closing, or it has failed before.
     Nobody,
 }
+
+/// How the last probe of a route ended, and so which lanes its next one may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// With an answer.
+    Prompt,
+    /// With none within `RELAY_CONFIRM_TIMEOUT`.
+    Slow,
+}
+
+impl Pace {
+    /// Probes on their way at once. A prompt one is back in a millisecond; a slow one keeps its lane
+    /// for the time-out, so none waits in the queue, where it would take the room of others.
+    pub const fn probes_max(self) -> usize {
+        match self {
+            Self::Prompt => 64,
+            Self::Slow => SLOW_LANES,
+        }
+    }
+}
+
+/// Lanes for prompt probes, behind those for everything else.
+const PROMPT_LANES: usize = 1;
+/// Lanes for slow probes, behind those for prompt ones.
+const SLOW_LANES: usize = 3;
+/// Lanes for probes alone.
+pub const PROBE_LANES: usize = PROMPT_LANES + SLOW_LANES;
 
 impl Item {
     /// Bytes that count against the buffer's bound.
@@ -106,12 +133,25 @@ struct Line {
     busy: bool,
 }
 
+/// What a lane is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seat {
+    /// The rows of this line.
+    Line(usize),
+    Probes(Pace),
+}
+
 /// The rows waiting for each lane.
 pub struct Queue {
     order: Order,
     limit: BatchLimit,
+    lanes: usize,
     /// One line per lane with an order per key, one shared line otherwise.
     lines: Vec<Line>,
+    /// A probe is ready here; what waits behind it is in the line of its key.
+    prompt: VecDeque<Item>,
+    slow: VecDeque<Item>,
+    /// Slow probes not counted: nobody waits for them.
     lanes_busy: usize,
     /// A suspect is on its way: nothing else goes.
     alone: bool,
@@ -120,7 +160,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// An empty queue for `lanes` lanes.
+    /// An empty queue for `lanes` lanes and [`PROBE_LANES`] more.
     pub fn new(order: Order, lanes: usize, limit: BatchLimit) -> Self {
         let lines = match order {
             Order::Key => lanes,
@@ -129,7 +169,10 @@ impl Queue {
         Self {
             order,
             limit,
+            lanes,
             lines: (0..lines).map(|_| Line::default()).collect(),
+            prompt: VecDeque::new(),
+            slow: VecDeque::new(),
             lanes_busy: 0,
             alone: false,
             rows: 0,
@@ -160,18 +203,25 @@ impl Queue {
     pub fn push(&mut self, item: Item) {
         self.rows += 1;
         self.bytes += item.bytes();
-        let line = self.line_of(item.key);
-        let line = &mut self.lines[line];
-        if self.order == Order::None {
-            line.ready.push_back(item);
-            return;
-        }
-        match line.behind.get_mut(&item.key) {
-            Some(behind) => behind.push_back(item),
-            None => {
-                line.behind.insert(item.key, VecDeque::new());
-                line.ready.push_back(item);
+        if self.order == Order::Key {
+            let line = self.line_of(item.key);
+            let line = &mut self.lines[line];
+            if let Some(behind) = line.behind.get_mut(&item.key) {
+                behind.push_back(item);
+                return;
             }
+            line.behind.insert(item.key, VecDeque::new());
+        }
+        self.ready(item);
+    }
+
+    /// Nothing of its key is before it.
+    fn ready(&mut self, item: Item) {
+        let line = self.line_of(item.key);
+        match item.company {
+            Company::Anyone | Company::Nobody => self.lines[line].ready.push_back(item),
+            Company::Probe(Pace::Prompt) => self.prompt.push_back(item),
+            Company::Probe(Pace::Slow) => self.slow.push_back(item),
         }
     }
 
@@ -181,12 +231,22 @@ impl Queue {
             return None;
         }
         // A suspect goes alone in the whole process: an error that closes the connection can then
-        // be nobody else's.
+        // be nobody else's. A slow probe does not count: the broker has taken that message before.
         let suspect_waits = self
             .lines
             .iter()
             .any(|line| line.ready.front().is_some_and(Item::is_suspect));
-        let line = self.line_for_lane(lane);
+        let batch = match self.seat(lane) {
+            Seat::Probes(Pace::Slow) => vec![self.slow.pop_front()?],
+            Seat::Probes(Pace::Prompt) if suspect_waits => return None,
+            Seat::Probes(Pace::Prompt) => vec![self.prompt.pop_front()?],
+            Seat::Line(line) => self.batch_of(line, suspect_waits)?,
+        };
+        self.lanes_busy += usize::from(self.seat(lane) != Seat::Probes(Pace::Slow));
+        Some(self.count_out(batch))
+    }
+
+    fn batch_of(&mut self, line: usize, suspect_waits: bool) -> Option<Vec<Item>> {
         let line = &mut self.lines[line];
         if self.order == Order::Key && line.busy {
             return None;
@@ -200,36 +260,37 @@ impl Queue {
         let mut bytes = 0;
         while let Some(next) = line.ready.front() {
             let full = batch.len() >= self.limit.rows || bytes + next.bytes() > self.limit.bytes;
-            let apart = next.company != Company::Anyone;
-            if !batch.is_empty() && (full || apart) {
+            if !batch.is_empty() && (full || next.is_suspect()) {
                 break;
             }
             bytes += next.bytes();
             batch.extend(line.ready.pop_front());
-            if apart {
+            if suspect {
                 break;
             }
         }
         line.busy = true;
-        self.lanes_busy += 1;
-        self.rows -= batch.len();
-        self.bytes -= bytes;
         Some(batch)
     }
 
     /// A batch has come back from `lane`: its keys' next rows may go.
     pub fn settled(&mut self, lane: usize, batch: &[Item]) {
-        self.alone = false;
-        self.lanes_busy -= 1;
-        let line = self.line_for_lane(lane);
-        let line = &mut self.lines[line];
-        line.busy = false;
+        if batch.iter().any(Item::is_suspect) {
+            self.alone = false;
+        }
+        let seat = self.seat(lane);
+        self.lanes_busy -= usize::from(seat != Seat::Probes(Pace::Slow));
+        if let Seat::Line(line) = seat {
+            self.lines[line].busy = false;
+        }
         if self.order == Order::None {
             return;
         }
         for item in batch {
+            let line = self.line_of(item.key);
+            let line = &mut self.lines[line];
             match line.behind.get_mut(&item.key).and_then(VecDeque::pop_front) {
-                Some(next) => line.ready.push_back(next),
+                Some(next) => self.ready(next),
                 None => {
                     line.behind.remove(&item.key);
                 }
@@ -251,26 +312,28 @@ impl Queue {
     /// Takes out every row that `matches` and, with an order per key, all rows behind it.
     pub fn drop_matching(&mut self, matches: impl Fn(&Item) -> bool) -> Vec<Item> {
         let mut dropped = Vec::new();
-        for line in &mut self.lines {
-            let (out, ready): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut line.ready)
+        let ready = self.lines.iter_mut().map(|line| &mut line.ready);
+        for ready in ready.chain([&mut self.prompt, &mut self.slow]) {
+            let (out, kept): (VecDeque<_>, VecDeque<_>) = std::mem::take(ready)
                 .into_iter()
                 .partition(|item| matches(item));
-            line.ready = ready;
-            let heads: HashSet<u64> = out.iter().map(|item| item.key).collect();
             dropped.extend(out);
-            if self.order == Order::None {
-                continue;
+            *ready = kept;
+        }
+        if self.order == Order::Key {
+            let heads: HashSet<u64> = dropped.iter().map(|item| item.key).collect();
+            for line in &mut self.lines {
+                line.behind.retain(|key, behind| {
+                    if heads.contains(key) {
+                        dropped.extend(behind.drain(..));
+                        return false;
+                    }
+                    if let Some(first) = behind.iter().position(&matches) {
+                        dropped.extend(behind.drain(first..));
+                    }
+                    true
+                });
             }
-            line.behind.retain(|key, behind| {
-                if heads.contains(key) {
-                    dropped.extend(behind.drain(..));
-                    return false;
-                }
-                if let Some(first) = behind.iter().position(&matches) {
-                    dropped.extend(behind.drain(first..));
-                }
-                true
-            });
         }
         self.count_out(dropped)
     }
@@ -290,11 +353,22 @@ impl Queue {
         usize::try_from(key % self.lines.len() as u64).unwrap_or(0)
     }
 
-    fn line_for_lane(&self, lane: usize) -> usize {
-        match self.order {
-            Order::Key => lane,
-            Order::None => 0,
+    fn seat(&self, lane: usize) -> Seat {
+        if lane >= self.lanes + PROMPT_LANES {
+            Seat::Probes(Pace::Slow)
+        } else if lane >= self.lanes {
+            Seat::Probes(Pace::Prompt)
+        } else {
+            Seat::Line(match self.order {
+                Order::Key => lane,
+                Order::None => 0,
+            })
         }
+    }
+
+    /// Is this lane for probes that may get no answer?
+    pub fn is_slow(&self, lane: usize) -> bool {
+        self.seat(lane) == Seat::Probes(Pace::Slow)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::table::Answer;
 use crate::tail::{Tail, TailState};
 use crate::wires::{End, Outside, Wires};
 
-/// Confirmed rows that wait to be marked; above it nothing new is taken in.
+/// Confirmed rows that wait to be marked, and failures; above it nothing new is taken in.
 pub const MARKS_MAX: usize = 8192;
 /// Batches' worth of rows that may wait for each lane.
 const BATCHES_AHEAD: usize = 4;
@@ -78,6 +78,8 @@ pub struct Session<'a> {
     pub(crate) writing: usize,
     pub(crate) blocked: bool,
     pub(crate) pauses: Pauses,
+    /// When it was blocked last.
+    pub(crate) unblocked_at: Option<Instant>,
     /// The broker is gone: what its lanes still answer is waited for, but not for long.
     pub(crate) closing: Option<Closing>,
     draining: bool,
@@ -108,6 +110,7 @@ impl<'a> Session<'a> {
             writing: 0,
             blocked: false,
             pauses: Pauses::default(),
+            unblocked_at: None,
             closing: None,
             draining: false,
             clock: None,
@@ -288,6 +291,7 @@ impl<'a> Session<'a> {
 
     fn set_blocked(&mut self, blocked: bool, detail: String) {
         self.blocked = blocked;
+        self.unblocked_at = (!blocked).then(Instant::now);
         self.readiness.set("broker", !blocked, detail);
         self.metrics.broker_blocked.set(i64::from(blocked));
     }
@@ -312,10 +316,10 @@ impl<'a> Session<'a> {
 
     /// Room for rows in the queue. A broker that blocks, or marks that pile up, take it away.
     pub(crate) fn room(&self) -> Room {
-        if self.blocked || self.marks.len() >= MARKS_MAX {
+        if self.blocked || self.unwritten() >= MARKS_MAX {
             return Room { rows: 0, bytes: 0 };
         }
-        let rows = self.wires.lanes.len() * self.config.batch.rows * BATCHES_AHEAD;
+        let rows = self.config.lanes * self.config.batch.rows * BATCHES_AHEAD;
         let queue = &self.dispatch.queue;
         Room {
             rows: rows.saturating_sub(queue.rows()),
@@ -357,11 +361,7 @@ impl<'a> Session<'a> {
         if stuck || !self.intake.tail.is_open() || self.config.mode == Mode::Poll {
             return TailLag::NotTailing;
         }
-        let with_broker = self
-            .wires
-            .lanes
-            .iter()
-            .filter_map(|lane| lane.busy.flatten());
+        let with_broker = self.wires.lanes.iter().filter_map(|lane| lane.busy?.oldest);
         TailLag::Tailing(with_broker.chain(self.dispatch.queue.oldest_commit()).min())
     }
 }

@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use crate::binlog::position::Position;
 use crate::config::OutboxTable;
 use crate::dispatch::Head;
-use crate::held::Route;
 use crate::pauses::{Pauses, Watch};
 use crate::queue::{RowId, key_hash};
+use crate::route::Route;
 
 /// Rows in a page of a pass.
 pub const PAGE: usize = 1000;

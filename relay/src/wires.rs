@@ -42,12 +42,21 @@ pub struct Outside {
     pub lag: watch::Sender<TailLag>,
 }
 
+/// A batch that a lane has.
+#[derive(Clone, Copy, Debug)]
+pub struct Busy {
+    /// When it was given to the lane.
+    pub since: Instant,
+    /// Its oldest commit, if the binlog brought any of it.
+    pub oldest: Option<Instant>,
+}
+
 /// A lane's inlet, and what it is busy with.
 pub struct LaneHandle {
     /// Batches; the lane holds one at a time.
     pub batches: mpsc::Sender<Vec<Item>>,
-    /// It has a batch, whose oldest commit is this.
-    pub busy: Option<Option<Instant>>,
+    /// The batch it has.
+    pub busy: Option<Busy>,
 }
 
 /// The ends of the session's tasks.

@@ -13,7 +13,7 @@ impl Dispatch {
         }
         for (id, (_, route)) in std::mem::take(&mut self.loading) {
             self.flights.remove(&id);
-            self.held.probe_gone(&route, id, now);
+            self.held.probe_gone(&route, id, None, now);
         }
     }
 

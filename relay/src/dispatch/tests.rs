@@ -2,7 +2,7 @@ use outbox::row::Row;
 use time::macros::datetime;
 
 use super::*;
-use crate::lane::Outcome;
+use crate::lane::{Done, Outcome};
 use crate::settle::Verdict;
 
 const SCHEDULE: Schedule = Schedule {
@@ -61,13 +61,21 @@ fn load(dispatch: &mut Dispatch, rows: &[Row], attempts: u32, now: Instant) {
 }
 
 fn batch(dispatch: &mut Dispatch) -> Vec<u64> {
-    let items = dispatch.queue.next_batch(0).unwrap_or_default();
+    batch_of(dispatch, 0)
+}
+
+fn batch_of(dispatch: &mut Dispatch, lane: usize) -> Vec<u64> {
+    let items = dispatch.queue.next_batch(lane).unwrap_or_default();
     let ids = items.iter().map(|item| item.row.id).collect();
     if !items.is_empty() {
-        dispatch.queue.settled(0, &items);
+        dispatch.queue.settled(lane, &items);
     }
     ids
 }
+
+/// The lanes of a dispatch with one lane.
+const PROMPT: usize = 1;
+const SLOW: usize = 2;
 
 fn done(items: Vec<Item>, outcome: Outcome) -> Done {
     Done {
@@ -131,7 +139,7 @@ fn what_failed_before_goes_alone() {
 }
 
 #[test]
-fn a_shut_route_puts_its_rows_back_and_probes_with_one_in_a_batch_of_its_own() {
+fn a_shut_route_puts_its_rows_back_and_probes_with_one_in_a_lane_of_its_own() {
     let now = Instant::now();
     let mut dispatch = dispatch(Order::Key);
     let (shut, open) = (row(1, "a", "shut"), row(2, "b", "open"));
@@ -161,7 +169,49 @@ fn a_shut_route_puts_its_rows_back_and_probes_with_one_in_a_batch_of_its_own() {
     dispatch.pass_began(2);
     dispatch.page_asked();
     load(&mut dispatch, &[shut, row(4, "c", "open")], 0, due);
-    assert_eq!(batch(&mut dispatch), [1]);
+    assert_eq!(batch(&mut dispatch), [4]);
+    assert_eq!(batch_of(&mut dispatch, SLOW), [0_u64; 0]);
+    assert_eq!(batch_of(&mut dispatch, PROMPT), [1]);
+}
+
+#[test]
+fn a_route_that_keeps_silent_keeps_neither_a_lane_nor_a_suspect_waiting() {
+    let now = Instant::now();
+    let mut dispatch = dispatch(Order::Key);
+    let silent = row(1, "a", "silent");
+    // It has failed before, so it would go alone in the whole process.
+    load(&mut dispatch, std::slice::from_ref(&silent), 1, now);
+    let sent = dispatch.queue.next_batch(0).unwrap();
+    let timed_out = Outcome::TimedOut {
+        answered: vec![false],
+    };
+    let effects = dispatch.done(&done(sent, timed_out), 0.0, now);
+    assert_eq!((effects.samples.len(), effects.failed.len()), (1, 0));
+
+    let due = now + SCHEDULE.min;
+    dispatch.pass_began(2);
+    dispatch.page_asked();
+    load(&mut dispatch, &[silent], 1, due);
+    let probe = dispatch.queue.next_batch(SLOW).unwrap();
+    load(&mut dispatch, &[row(2, "b", "open")], 1, due);
+    load(&mut dispatch, &[row(3, "c", "open")], 0, due);
+    assert_eq!(batch(&mut dispatch), [2], "a suspect, beside the probe");
+    assert_eq!(batch(&mut dispatch), [3]);
+
+    // The row behind the probe in its key goes when that is confirmed, by the key's own lane.
+    load(&mut dispatch, &[row(4, "a", "open")], 0, due);
+    assert_eq!(batch(&mut dispatch), [0_u64; 0]);
+    let confirmed = Outcome::Settled(vec![Verdict::Confirmed]);
+    let lane = SLOW;
+    dispatch.done(
+        &Done {
+            lane,
+            items: probe,
+            outcome: confirmed,
+        },
+        0.0,
+        due,
+    );
     assert_eq!(batch(&mut dispatch), [4]);
 }
 

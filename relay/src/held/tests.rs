@@ -75,11 +75,11 @@ fn a_shut_route_sends_one_probe_at_a_time_and_opens_by_it() {
     let now = Instant::now();
     let mut held = held();
     let shut = route("shut");
-    assert!(
-        held.shut_route(&shut, row(1), 0.0, now),
-        "the first failure is the sample"
-    );
-    assert!(!held.shut_route(&shut, row(2), 0.0, now));
+    let first = held.shut_route(&shut, row(1), true, (0.0, now));
+    let due = now + Duration::from_secs(1);
+    assert_eq!(first, Shutting::Sample(due), "the first failure");
+    let second = held.shut_route(&shut, row(2), true, (0.0, now));
+    assert_eq!(second, Shutting::Known);
     let due = now + Duration::from_secs(1);
 
     held.pass_began();
@@ -108,7 +108,7 @@ fn a_probe_on_its_way_counts_among_the_rows_that_wait() {
     let now = Instant::now();
     let mut held = held();
     let shut = route("shut");
-    held.shut_route(&shut, row(1), 0.0, now);
+    held.shut_route(&shut, row(1), true, (0.0, now));
     let due = now + Duration::from_secs(1);
     held.pass_began();
     let visit = Visit { pass: 1, now: due };
@@ -116,7 +116,7 @@ fn a_probe_on_its_way_counts_among_the_rows_that_wait() {
     assert_eq!(held.admit(row(2), (2, &shut), None, visit), Admit::Leave);
     held.pass_ended(1, true);
     assert_eq!(held.waiting(), [(&shut, 2)]);
-    held.shut_route(&shut, row(1), 0.0, due);
+    held.shut_route(&shut, row(1), true, (0.0, due));
     assert_eq!(held.waiting(), [(&shut, 2)]);
 }
 
@@ -158,7 +158,7 @@ fn a_paused_route_has_no_probe_and_only_its_operator_opens_it() {
     let now = Instant::now();
     let mut held = held();
     let paused = route("paused");
-    held.shut_route(&paused, row(1), 0.0, now);
+    held.shut_route(&paused, row(1), true, (0.0, now));
     let due = now + Duration::from_secs(1);
     held.pass_began();
     let visit = Visit { pass: 1, now: due };

@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::Order;
-use crate::held::Route;
 use crate::queue::BatchLimit;
+use crate::route::Route;
 use crate::schedule::Schedule;
 
 const ROOM: Room = Room {

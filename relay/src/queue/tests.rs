@@ -31,18 +31,21 @@ fn item(id: u64, key: u64, company: Company) -> Item {
 fn company() -> impl Strategy<Value = Company> {
     prop_oneof![
         8 => Just(Company::Anyone),
-        1 => Just(Company::OtherLanes),
+        1 => Just(Company::Probe(Pace::Prompt)),
+        1 => Just(Company::Probe(Pace::Slow)),
         1 => Just(Company::Nobody),
     ]
 }
 
+const LANES: usize = 3 + PROBE_LANES;
+
 proptest! {
     /// Whatever is pushed goes exactly once, in order per key, never two of a key at a time, and a
-    /// suspect with nothing beside it.
+    /// suspect with nothing beside it but slow probes, which have lanes of their own.
     #[test]
     fn all_goes_once_in_order_per_key(
         rows in proptest::collection::vec((0..6u64, company()), 0..200),
-        turns in proptest::collection::vec(0..3usize, 1..50),
+        turns in proptest::collection::vec(0..LANES, 1..50),
     ) {
         let limit = BatchLimit { rows: 5, bytes: usize::MAX };
         let mut queue = Queue::new(Order::Key, 3, limit);
@@ -59,8 +62,16 @@ proptest! {
             }
             let Some(batch) = queue.next_batch(*turn) else { continue };
             let suspects = batch.iter().filter(|item| item.is_suspect()).count();
-            prop_assert!(suspects == 0 || (batch.len() == 1 && busy.is_empty()));
+            let beside = busy.iter().filter(|(lane, _)| !queue.is_slow(**lane)).count();
+            prop_assert!(suspects == 0 || (batch.len() == 1 && beside == 0));
             prop_assert!(busy.values().flatten().all(|item| !item.is_suspect()));
+            for item in &batch {
+                let slow = item.company == Company::Probe(Pace::Slow);
+                prop_assert_eq!(slow, queue.is_slow(*turn));
+                let probe = matches!(item.company, Company::Probe(_));
+                prop_assert!(!probe || batch.len() == 1);
+                prop_assert_eq!(probe, *turn >= 3);
+            }
             for item in &batch {
                 let last = gone.insert(item.key, item.row.id);
                 prop_assert!(last.is_none_or(|last| last < item.row.id));
@@ -69,13 +80,13 @@ proptest! {
             count += batch.len();
             busy.insert(*turn, batch);
         }
-        for lane in 0..3 {
+        for lane in 0..LANES {
             if let Some(batch) = busy.remove(&lane) {
                 queue.settled(lane, &batch);
             }
         }
         for _ in 0..rows.len() * 2 {
-            for lane in 0..3 {
+            for lane in 0..LANES {
                 if let Some(batch) = queue.next_batch(lane) {
                     count += batch.len();
                     queue.settled(lane, &batch);
