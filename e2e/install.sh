@@ -8,6 +8,10 @@ have() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
 packages=()
 # The linker for Rust, and the compiler for ring's assembler.
 have cc || packages+=(gcc libc6-dev)
+# For the relay's second binlog reader, whose crate links OpenSSL: `make lint` builds all features, and
+# the tests compare both readers.
+have pkg-config || packages+=(pkg-config)
+[ -e /usr/include/openssl/ssl.h ] || packages+=(libssl-dev)
 have mariadbd && have mariadb-install-db && have my_print_defaults ||
   packages+=(mariadb-server-core mariadb-client-core)
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || packages+=(rabbitmq-server)

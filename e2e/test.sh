@@ -29,5 +29,8 @@ echo "Fetching RabbitMQ 4, unless it is there (optional)"
 
 status=0
 cargo test --workspace || status=$?
+# The relay once more with its second binlog reader, which is off by default. The whole workspace is
+# named, so that the dependencies keep the features they were built with.
+cargo test --workspace --features relay/mysql-cdc --test reader || status=$?
 [ -z "$mysql_missing" ] || loudly "$mysql_missing"
 exit "$status"

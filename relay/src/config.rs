@@ -224,8 +224,10 @@ impl RunArgs {
                 mend: "make it at least as long".into(),
             });
         }
+        let table = self.table.resolve()?;
+        self.reader.check(&table.url)?;
         Ok(Config {
-            table: self.table.resolve()?,
+            table,
             amqp: self.amqp.resolve()?,
             name: self.name,
             mode: self.mode,

@@ -44,6 +44,25 @@ impl ServerId {
     }
 }
 
+#[cfg(feature = "mysql-cdc")]
+impl ServerId {
+    /// By the `server_id` alone, which every event carries.
+    ///
+    /// # Errors
+    /// When it has another one.
+    pub fn must_have(&self, server_id: u32, what: &'static str) -> Result<(), OtherServer> {
+        let found = format!("server_id={server_id}");
+        if self.0.split(' ').any(|part| part == found) {
+            return Ok(());
+        }
+        Err(OtherServer {
+            what,
+            found: Self(found.into()),
+            expected: self.clone(),
+        })
+    }
+}
+
 impl fmt::Display for ServerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -16,7 +16,7 @@ use crate::server::{IDENTITY, ServerId};
 /// The server sends a heartbeat when there was nothing else for this long.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Both servers' own limit for `max_allowed_packet`; an event may be that large.
-const PACKET_MAX: usize = 1 << 30;
+pub(super) const PACKET_MAX: usize = 1 << 30;
 /// For connecting and asking; the first event comes later.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -227,15 +227,16 @@ impl Grouper {
     }
 
     fn table_map(&mut self, event: &Event) {
+        let Some(id) = table_id(event.data()) else {
+            return;
+        };
         if !names_table(event.data(), &self.schema, &self.table) {
-            if let Some(id) = table_id(event.data()) {
-                self.outbox.remove(&id);
-            }
+            self.outbox.remove(&id);
             return;
         }
         match (self.library.layout)(event) {
             Ok(map) => {
-                self.outbox.insert(map.table_id(), map);
+                self.outbox.insert(id, map);
             }
             Err(err) => self.doubt(Doubt::Undecodable(format!("a table map: {err}"))),
         }

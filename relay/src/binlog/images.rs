@@ -21,10 +21,6 @@ fn layout(event: &Event) -> Result<Box<dyn Layout>, String> {
 }
 
 impl Layout for TableMapEvent<'static> {
-    fn table_id(&self) -> u64 {
-        self.table_id()
-    }
-
     fn columns(&self) -> usize {
         usize::try_from(self.columns_count()).unwrap_or(usize::MAX)
     }

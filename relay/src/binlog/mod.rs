@@ -1,5 +1,7 @@
 //! The binlog: reader, connect, stream, group, decode.
 
+#[cfg(feature = "mysql-cdc")]
+mod cdc;
 pub mod connect;
 pub mod decode;
 mod event;

@@ -7,8 +7,13 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use mysql_async::Value;
 use mysql_async::binlog::events::Event;
+use svc_kit::boot::ConfigError;
 use svc_kit::database::DatabaseUrl;
+#[cfg(feature = "mysql-cdc")]
+use svc_kit::database::Tls;
 
+#[cfg(feature = "mysql-cdc")]
+use super::cdc;
 use super::connect;
 use super::images;
 use super::position::Position;
@@ -19,12 +24,18 @@ use crate::server::ServerId;
 pub enum Reader {
     /// The default: TLS, compressed transactions.
     MysqlAsync,
+    /// The second: see `cdc`.
+    #[cfg(feature = "mysql-cdc")]
+    MysqlCdc,
 }
+
+/// Events in the binlog's order, without end but by an error.
+pub type Events = BoxStream<'static, anyhow::Result<Event>>;
 
 /// An open stream and what takes its row images apart.
 pub struct Reading {
-    /// The events in the binlog's order, without end but by an error.
-    pub events: BoxStream<'static, anyhow::Result<Event>>,
+    /// The stream.
+    pub events: Events,
     /// For [`super::group::Grouper::new`].
     pub library: Library,
 }
@@ -40,8 +51,6 @@ pub struct Library {
 
 /// The layout of a table's row images, as one table map tells it.
 pub trait Layout: Send + Sync {
-    /// The id that row events name it by.
-    fn table_id(&self) -> u64;
     /// How many columns there are.
     fn columns(&self) -> usize;
     /// Shows each after-image of an INSERT, in order, until one is refused.
@@ -71,6 +80,9 @@ impl FromStr for Reader {
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
             "mysql_async" => Ok(Self::MysqlAsync),
+            #[cfg(feature = "mysql-cdc")]
+            "mysql_cdc" => Ok(Self::MysqlCdc),
+            #[cfg(not(feature = "mysql-cdc"))]
             "mysql_cdc" => Err(
                 "this relay was built without it: `cargo build --release -p relay \
                  --features mysql-cdc` builds one with it, which links OpenSSL"
@@ -86,6 +98,24 @@ impl Reader {
     pub fn library(self) -> Library {
         match self {
             Self::MysqlAsync => images::LIBRARY,
+            #[cfg(feature = "mysql-cdc")]
+            Self::MysqlCdc => cdc::LIBRARY,
+        }
+    }
+
+    /// Refuses a connection that the library can't make.
+    ///
+    /// # Errors
+    /// What it lacks, and the mend.
+    pub fn check(self, url: &DatabaseUrl) -> Result<(), ConfigError> {
+        match (self, url.tls()) {
+            #[cfg(feature = "mysql-cdc")]
+            (Self::MysqlCdc, Tls::Required | Tls::VerifyIdentity { .. }) => Err(ConfigError {
+                field: "RELAY_READER".into(),
+                problem: "mysql_cdc has no TLS, and ssl-mode in DATABASE_URL asks for it".into(),
+                mend: "set RELAY_READER=mysql_async, or ssl-mode=DISABLED or PREFERRED".into(),
+            }),
+            _ => Ok(()),
         }
     }
 
@@ -94,22 +124,24 @@ impl Reader {
     ///
     /// # Errors
     /// [`crate::server::OtherServer`], or the library's. A missing right or a purged position shows
-    /// with the first event only.
+    /// with the first event only, and with `mysql_cdc` the other server, too.
     pub async fn open(
         self,
         url: &DatabaseUrl,
         from: &Position,
         server: Option<&ServerId>,
     ) -> anyhow::Result<Reading> {
-        match self {
+        let events = match self {
             Self::MysqlAsync => {
                 let events = connect::open(url, from, server).await?;
-                let events = events.map(|event| Ok(event?)).boxed();
-                Ok(Reading {
-                    events,
-                    library: self.library(),
-                })
+                events.map(|event| Ok(event?)).boxed()
             }
-        }
+            #[cfg(feature = "mysql-cdc")]
+            Self::MysqlCdc => cdc::open(url, from, server.cloned())?,
+        };
+        Ok(Reading {
+            events,
+            library: self.library(),
+        })
     }
 }

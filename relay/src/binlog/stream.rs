@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use futures::StreamExt;
-use futures::stream::BoxStream;
 use mysql_async::binlog::EventType;
 use mysql_async::binlog::events::Event;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -14,6 +13,7 @@ use super::connect::HEARTBEAT;
 use super::group::{Group, Grouper};
 use super::open::ROW_OVERHEAD;
 use super::position::Position;
+use super::reader::Events;
 
 /// Groups between the stream and the machine.
 pub const GROUPS_MAX: usize = 1024;
@@ -50,11 +50,7 @@ pub struct Outlet {
 ///
 /// # Errors
 /// Why the stream ended: the session then catches up and opens another.
-pub async fn run(
-    mut events: BoxStream<'static, anyhow::Result<Event>>,
-    mut grouper: Grouper,
-    outlet: Outlet,
-) -> anyhow::Result<()> {
+pub async fn run(mut events: Events, mut grouper: Grouper, outlet: Outlet) -> anyhow::Result<()> {
     let mut idle_at = None;
     loop {
         let asked = Instant::now();

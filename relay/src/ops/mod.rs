@@ -3,3 +3,5 @@
 pub mod check;
 pub mod pause;
 pub mod preflight;
+#[cfg(feature = "mysql-cdc")]
+mod reader;

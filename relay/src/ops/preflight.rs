@@ -21,6 +21,10 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
     }
     if config.mode == Mode::Cdc {
         found.extend(binlog(connection, &config.table).await);
+        #[cfg(feature = "mysql-cdc")]
+        if config.reader == crate::binlog::reader::Reader::MysqlCdc {
+            found.extend(super::reader::mysql_cdc(connection, &config.table).await);
+        }
     }
     found
 }
@@ -230,7 +234,7 @@ async fn binlog(connection: &mut MySqlConnection, table: &OutboxTable) -> Vec<Co
     found
 }
 
-async fn variable(
+pub(super) async fn variable(
     connection: &mut MySqlConnection,
     name: &'static str,
 ) -> Result<Option<String>, sqlx::Error> {

@@ -55,7 +55,7 @@ async fn log_in_as_other(rig: &mut Rig, further: &[&str]) -> String {
 }
 
 /// A setting, a value that it can't have, and what the refusal says in one line.
-const WRONG: [(&str, &str, &[&str]); 22] = [
+const WRONG: [(&str, &str, &[&str]); 23] = [
     (
         "DATABASE_URL",
         "",
@@ -108,6 +108,11 @@ const WRONG: [(&str, &str, &[&str]); 22] = [
         &["AMQP_CA_FILE", "can't read /no/such.pem"],
     ),
     ("RELAY_MODE", "push", &["push", "--mode"]),
+    (
+        "RELAY_READER",
+        "file",
+        &["'file'", "--reader", "mysql_async or mysql_cdc"],
+    ),
     ("RELAY_ORDER", "some", &["some", "--order"]),
     ("RELAY_LANES", "0", &["'0'", "--lanes", "1..=64"]),
     ("RELAY_BATCH_MAX", "many", &["'many'", "--batch-max"]),
@@ -148,6 +153,13 @@ async fn values_that_can_not_work_are_refused_with_the_setting_and_the_mend() {
         rig.set(name, value);
         refused(&rig, &["run"], texts).await;
         refused(&rig, &["check"], texts).await;
+        rig.env = before;
+    }
+    if cfg!(not(feature = "mysql-cdc")) {
+        let before = rig.env.clone();
+        rig.set("RELAY_READER", "mysql_cdc");
+        let texts = ["built without it", "--features mysql-cdc"];
+        refused(&rig, &["run"], &texts).await;
         rig.env = before;
     }
     refused(&rig, &["run", "--no-such-flag"], &["--no-such-flag"]).await;

@@ -176,7 +176,7 @@ async fn a_pool_never_hands_out_a_connection_inside_a_transaction() {
             "{:?}: only {cut_off} begins were cut off",
             server.flavor()
         );
-        println!("{:?}: {cut_off} of 200 begins cut off", server.flavor());
+        eprintln!("{:?}: {cut_off} of 200 begins cut off", server.flavor());
     }
 }
 
