@@ -9,9 +9,11 @@
 mod rig;
 use rig::{servers, writers};
 
+mod pair;
 mod world;
 
 mod connections;
 mod failover;
 mod read_only;
 mod stall;
+mod takeover;
