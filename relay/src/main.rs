@@ -11,6 +11,7 @@ use relay::relay::{CONDITIONS, Relay};
 use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{self, ConfigError, Exit};
 use svc_kit::database::first_contact;
+use svc_kit::systemd::Systemd;
 use svc_kit::{migrate, signals, telemetry};
 use tokio_util::sync::CancellationToken;
 
@@ -65,7 +66,7 @@ fn run(args: RunArgs) -> anyhow::Result<Exit> {
         let stop = signals::listen(config.drain_timeout)?;
         let relay = Relay::build(config, &registry, readiness.clone())?;
         let _admin = Admin::bind(admin_addr, readiness, registry.clone(), axum::Router::new())?;
-        Ok(relay.run(stop).await?)
+        Ok(relay.run(stop, Systemd::from_env()).await?)
     })
 }
 

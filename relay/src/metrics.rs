@@ -316,6 +316,12 @@ impl Metrics {
         }
     }
 
+    /// The state of the machine, as shown.
+    pub fn phase(&self) -> Phase {
+        let shown = |phase: &Phase| self.phase.with_label_values(&[phase.name()]).get() == 1;
+        Phase::ALL.into_iter().find(shown).unwrap_or(Phase::Standby)
+    }
+
     /// Shows the shut routes, the fullest first. What is shown already stays while it is replaced: a
     /// scrape in between must not see nothing.
     pub fn set_waiting(&self, routes: &[(&Route, u64)]) {

@@ -11,6 +11,7 @@ use svc_kit::admin::{ACTIVE, Readiness, STANDBY};
 use svc_kit::backoff::Backoff;
 use svc_kit::boot::{ConfigError, Exit};
 use svc_kit::signals::Shutdown;
+use svc_kit::systemd::Systemd;
 use svc_kit::tasks::Tasks;
 use tokio::sync::watch;
 
@@ -69,12 +70,18 @@ impl Relay {
     ///
     /// # Errors
     /// What no waiting can mend; only at the first contact.
-    pub async fn run(self, stop: Shutdown) -> Result<Exit, ConfigError> {
-        svc_kit::database::first_contact(&self.config.table.url, &stop.drain).await?;
+    pub async fn run(self, stop: Shutdown, systemd: Systemd) -> Result<Exit, ConfigError> {
+        let waits = |why: &str| {
+            self.readiness.set("database", false, why);
+            systemd.turned(why);
+        };
+        let url = &self.config.table.url;
+        svc_kit::database::first_contact_telling(url, &stop.drain, waits).await?;
         if !stop.drain.is_cancelled() {
-            check::settle_preflight(&self.config, &stop.drain, &self.readiness).await?;
+            check::settle_preflight(&self.config, &stop.drain, waits).await?;
         }
         if stop.drain.is_cancelled() {
+            systemd.stopping();
             return Ok(Exit::Drained);
         }
         let lease = Lease::default();
@@ -94,9 +101,15 @@ impl Relay {
             stop,
             leadership,
             lag,
+            systemd,
         };
         // These two live as long as the process: one that ends, a panic among the reasons, ends it.
-        let cycle = std::pin::pin!(self.cycle(&lease, &mut outside));
+        let cycle = async {
+            let exit = self.cycle(&lease, &mut outside).await;
+            outside.systemd.stopping();
+            exit
+        };
+        let cycle = std::pin::pin!(cycle);
         let ended = std::pin::pin!(tasks.join_next());
         let exit = match select(cycle, ended).await {
             Either::Left((exit, _)) => exit,
@@ -115,11 +128,11 @@ impl Relay {
         let mut first_contact = true;
         let mut suspects = HashMap::new();
         loop {
-            self.enter(Phase::Standby);
+            self.enter(Phase::Standby, outside);
             let Some(server) = self.stand_by(outside).await else {
                 return Exit::Drained;
             };
-            self.enter(Phase::Connecting);
+            self.enter(Phase::Connecting, outside);
             let began = Instant::now();
             let drain = outside.stop.drain.clone();
             let connecting = self.connect_in_time(lease, server);
@@ -161,33 +174,38 @@ impl Relay {
 
     /// Waits for the lock and tells where it is. `None` when the relay is to stop.
     async fn stand_by(&self, outside: &mut Outside) -> Option<ServerId> {
-        let Outside {
-            stop, leadership, ..
-        } = outside;
+        let drain = outside.stop.drain.clone();
         let wait = async {
             loop {
-                match &*leadership.borrow_and_update() {
-                    Leadership::Leader { server, .. } => return Some(server.clone()),
+                let told = outside.leadership.borrow_and_update().clone();
+                // Now the process can say what it is.
+                if !matches!(told, Leadership::Unknown(_)) {
+                    outside.systemd.ready();
+                }
+                match told {
+                    Leadership::Leader { server, .. } => return Some(server),
                     Leadership::Standby(why) => {
-                        self.readiness.set("lease", false, why.as_str());
+                        self.readiness.set("lease", false, why);
                         self.readiness.set_role(STANDBY);
                     }
                     Leadership::Unknown(why) => {
-                        self.readiness.set("lease", false, why.as_str());
+                        self.readiness.set("lease", false, why);
                         self.readiness.set_role(UNDECIDED);
                     }
                 }
-                if leadership.changed().await.is_err() {
+                outside.tell_turn(&self.metrics, &self.readiness);
+                if outside.leadership.changed().await.is_err() {
                     return None;
                 }
             }
         };
-        stop.drain.run_until_cancelled(wait).await.flatten()
+        drain.run_until_cancelled(wait).await.flatten()
     }
 
     async fn back_off(&self, why: &str, wait: Duration, outside: &Outside) {
         tracing::warn!(error = why, retry_in = ?wait, "starting again");
         self.show_unconnected(&format!("starting again: {why}"));
+        outside.tell_turn(&self.metrics, &self.readiness);
         outside.lag.send_replace(TailLag::NotTailing);
         outside
             .stop
@@ -196,7 +214,7 @@ impl Relay {
             .await;
     }
 
-    fn enter(&self, phase: Phase) {
+    fn enter(&self, phase: Phase, outside: &Outside) {
         tracing::info!(phase = phase.name(), "phase");
         self.metrics.set_phase(phase);
         let leads = phase != Phase::Standby;
@@ -207,6 +225,7 @@ impl Relay {
             self.readiness.set("lease", true, "held");
         }
         self.show_unconnected(phase.name());
+        outside.tell_turn(&self.metrics, &self.readiness);
     }
 
     fn show_unconnected(&self, why: &str) {

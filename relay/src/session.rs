@@ -10,7 +10,6 @@ use anyhow::anyhow;
 use svc_kit::admin::Readiness;
 use svc_kit::database::{Fault, classify};
 use svc_kit::tasks::{Ended, TaskError};
-use tokio::sync::watch;
 
 use crate::binlog::stream::Arrival;
 use crate::broker::BrokerNews;
@@ -24,7 +23,7 @@ use crate::lease::{Clock, Leadership};
 use crate::mark::{Write, Written};
 use crate::metrics::{Metrics, Phase};
 use crate::pass::{Passes, Progress, Room};
-use crate::pauses::Pauses;
+use crate::pauses::{INTAKE, Pauses};
 use crate::table::Answer;
 use crate::tail::{Tail, TailState};
 use crate::wires::{End, Outside, Wires};
@@ -126,7 +125,7 @@ impl<'a> Session<'a> {
         self.take_pauses(pauses, Instant::now());
         loop {
             let now = Instant::now();
-            if let Err(err) = self.advance(now, &outside.lag) {
+            if let Err(err) = self.advance(now, outside) {
                 return End::Failed(err);
             }
             if let Some(end) = self.ended(now) {
@@ -198,7 +197,10 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         match event {
             Event::CutOff => return Ok(Some(End::CutOff)),
-            Event::Stop => self.begin_drain(),
+            Event::Stop => {
+                outside.systemd.stopping();
+                self.begin_drain();
+            }
             Event::Leadership => {
                 if let Some(why) = self.take_clock(outside) {
                     return Ok(Some(End::LeaseLost(why)));
@@ -243,7 +245,7 @@ impl<'a> Session<'a> {
     }
 
     /// Everything that follows from the state: batches, writes, the next page, the next pass.
-    fn advance(&mut self, now: Instant, lag: &watch::Sender<TailLag>) -> anyhow::Result<()> {
+    fn advance(&mut self, now: Instant, outside: &Outside) -> anyhow::Result<()> {
         self.feed_lanes()?;
         self.feed_marker()?;
         if self.takes_in() {
@@ -253,7 +255,8 @@ impl<'a> Session<'a> {
         }
         if now >= self.next_tick {
             self.next_tick = now + TICK;
-            lag.send_replace(self.tail_lag());
+            outside.lag.send_replace(self.tail_lag());
+            outside.tell_turn(self.metrics, self.readiness);
             self.metrics.set_waiting(&self.dispatch.held.waiting());
         }
         self.metrics
@@ -310,6 +313,7 @@ impl<'a> Session<'a> {
         tracing::info!(in_flight = self.dispatch.in_flight(), "draining");
         self.draining = true;
         self.metrics.set_phase(Phase::Draining);
+        self.readiness.set(INTAKE, false, "draining");
         self.intake.tail = TailState::Closed;
         self.dispatch.put_back_all(Instant::now());
     }

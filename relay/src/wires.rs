@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
+use svc_kit::admin::Readiness;
 use svc_kit::signals::Shutdown;
+use svc_kit::systemd::Systemd;
 use svc_kit::tasks::Tasks;
 use tokio::sync::{mpsc, watch};
 
@@ -11,6 +13,7 @@ use crate::gauges::TailLag;
 use crate::lane::Done;
 use crate::lease::Leadership;
 use crate::mark::{Write, Written};
+use crate::metrics::Metrics;
 use crate::pauses::Pauses;
 use crate::queue::Item;
 use crate::server::ServerId;
@@ -40,6 +43,17 @@ pub struct Outside {
     pub leadership: watch::Receiver<Leadership>,
     /// To the gauges.
     pub lag: watch::Sender<TailLag>,
+    /// Told each time the machine turns.
+    pub systemd: Systemd,
+}
+
+impl Outside {
+    /// The machine has turned: whoever watches over it may know.
+    pub fn tell_turn(&self, metrics: &Metrics, readiness: &Readiness) {
+        let phase = metrics.phase().name();
+        self.systemd
+            .turned(&format!("{phase}: {}", readiness.summary()));
+    }
 }
 
 /// A batch that a lane has.

@@ -6,6 +6,6 @@ mod fault;
 mod session;
 mod url;
 
-pub use contact::first_contact;
+pub use contact::{first_contact, first_contact_telling};
 pub use fault::{Fault, classify};
 pub use url::{DatabaseUrl, Tls};

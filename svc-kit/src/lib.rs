@@ -1,7 +1,7 @@
 //! What every service of this project needs around its own work.
 //!
 //! In the order a service meets them: [`boot`] and [`settings`] before the runtime starts,
-//! [`telemetry`], [`signals`] and [`tasks`] while it runs, [`database`], [`migrate`] and `amqp` for
+//! [`telemetry`], [`signals`], [`systemd`] and [`tasks`] while it runs, [`database`], [`migrate`] and `amqp` for
 //! the two servers it talks to, [`backoff`] when they do not answer, [`admin`] and [`http`] for
 //! those who ask.
 
@@ -11,6 +11,7 @@ pub mod settings;
 pub mod telemetry;
 
 pub mod signals;
+pub mod systemd;
 pub mod tasks;
 
 #[cfg(feature = "amqp")]

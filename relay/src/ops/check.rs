@@ -4,7 +4,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use svc_kit::admin::Readiness;
 use svc_kit::backoff::Backoff;
 use svc_kit::boot::ConfigError;
 use svc_kit::database::{Fault, classify};
@@ -95,6 +94,18 @@ pub async fn all(config: &Config) -> Vec<Condition> {
     conditions
 }
 
+async fn database(config: &Config) -> Vec<Condition> {
+    match config.table.url.connect().await {
+        Ok(mut connection) => preflight::database(&mut connection, config).await,
+        Err(err) => vec![unreachable_database(&err)],
+    }
+}
+
+fn silent_database() -> Condition {
+    let detail = format!("no answer within {PREFLIGHT_TIMEOUT:?}");
+    Condition::not(State::Wait, "database", detail, "see the server's log")
+}
+
 fn unreachable_database(err: &sqlx::Error) -> Condition {
     match classify(err) {
         Fault::Misconfigured(config) => {
@@ -146,6 +157,9 @@ async fn broker(config: &Config) -> Condition {
     }
 }
 
+/// A database that accepts and then says nothing is asked again.
+const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Waits at start until the database offers everything.
 ///
 /// # Errors
@@ -153,14 +167,14 @@ async fn broker(config: &Config) -> Condition {
 pub async fn settle_preflight(
     config: &Config,
     stop: &CancellationToken,
-    readiness: &Readiness,
+    tell: impl Fn(&str),
 ) -> Result<(), ConfigError> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let wait = async {
         loop {
-            let unmet = match config.table.url.connect().await {
-                Ok(mut connection) => preflight::database(&mut connection, config).await,
-                Err(err) => vec![unreachable_database(&err)],
+            let unmet = match tokio::time::timeout(PREFLIGHT_TIMEOUT, database(config)).await {
+                Ok(found) => found,
+                Err(_) => vec![silent_database()],
             };
             if let Some(wrong) = summary(&unmet, State::Wrong) {
                 return Err(wrong);
@@ -179,7 +193,7 @@ pub async fn settle_preflight(
             let Some(waiting) = summary(&unmet, State::Wait) else {
                 return Ok(());
             };
-            readiness.set("database", false, waiting.to_string());
+            tell(&waiting.to_string());
             let retry_in = backoff.next();
             tracing::warn!(waiting_for = %waiting, ?retry_in, "the database is not ready for the relay");
             tokio::time::sleep(retry_in).await;

@@ -9,3 +9,4 @@ mod rig;
 
 mod hands;
 mod pause;
+mod systemd;

@@ -69,6 +69,26 @@ impl Readiness {
         self.lock().all_hold()
     }
 
+    /// Role and state on one line: ready, or every reason why not.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let report = self.lock();
+        let role = report.role.unwrap_or(ACTIVE);
+        if report.all_hold() {
+            return format!("{role}, ready");
+        }
+        // One cause often clears several conditions.
+        let mut causes: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (name, condition) in report.conditions.iter().filter(|(_, c)| !c.ok) {
+            causes.entry(&condition.detail).or_default().push(name);
+        }
+        let causes: Vec<String> = causes
+            .iter()
+            .map(|(why, names)| format!("{}: {why}", names.join(", ")))
+            .collect();
+        format!("{role}, not ready: {}", causes.join("; "))
+    }
+
     pub(super) fn report(&self) -> (bool, Report) {
         let mut report = self.lock().clone();
         report.ready = report.all_hold();
@@ -84,5 +104,24 @@ impl Readiness {
 impl Report {
     fn all_hold(&self) -> bool {
         self.role == Some(STANDBY) || self.conditions.values().all(|condition| condition.ok)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_tells_each_cause_once() {
+        let readiness = Readiness::new(&["a", "b", "c"]);
+        assert_eq!(readiness.summary(), "active, not ready: a, b, c: starting");
+        readiness.set("a", true, "there");
+        readiness.set("b", false, "gone");
+        assert_eq!(
+            readiness.summary(),
+            "active, not ready: b: gone; c: starting"
+        );
+        readiness.set_role(STANDBY);
+        assert_eq!(readiness.summary(), "standby, ready");
     }
 }

@@ -18,10 +18,23 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 /// What no waiting can mend: access denied, unknown database and the like.
 pub async fn first_contact(url: &DatabaseUrl, stop: &CancellationToken) -> Result<(), ConfigError> {
-    stop.run_until_cancelled(wait(url)).await.unwrap_or(Ok(()))
+    first_contact_telling(url, stop, |_| ()).await
 }
 
-async fn wait(url: &DatabaseUrl) -> Result<(), ConfigError> {
+/// As [`first_contact`]; also tells, at every try that fails, why.
+///
+/// # Errors
+/// As [`first_contact`].
+pub async fn first_contact_telling(
+    url: &DatabaseUrl,
+    stop: &CancellationToken,
+    tell: impl Fn(&str),
+) -> Result<(), ConfigError> {
+    let contact = stop.run_until_cancelled(wait(url, tell)).await;
+    contact.unwrap_or(Ok(()))
+}
+
+async fn wait(url: &DatabaseUrl, tell: impl Fn(&str)) -> Result<(), ConfigError> {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     loop {
         let err = match url.connect().await {
@@ -39,6 +52,7 @@ async fn wait(url: &DatabaseUrl) -> Result<(), ConfigError> {
         }
         let retry_in = backoff.next();
         tracing::warn!(database = %url, error = %err, ?retry_in, "waiting for the database");
+        tell(&format!("waiting for the database: {err}"));
         tokio::time::sleep(retry_in).await;
     }
 }
