@@ -114,8 +114,9 @@ async fn read(
             .await?,
     );
     let read_at = Instant::now();
-    let highest = format!("SELECT COALESCE(MAX(id), 0) FROM `{table}`");
-    let highest: u64 = sqlx::query_scalar(AssertSqlSafe(highest))
+    // Not COALESCE: of an unsigned and a signed number MariaDB makes a DECIMAL.
+    let highest = format!("SELECT MAX(id) FROM `{table}`");
+    let highest: Option<u64> = sqlx::query_scalar(AssertSqlSafe(highest))
         .fetch_one(&mut *connection)
         .await?;
     let oldest = format!(
@@ -130,7 +131,7 @@ async fn read(
         let micros = u64::try_from(micros.unwrap_or(0)).unwrap_or(0);
         (id, Duration::from_micros(micros))
     });
-    Ok(before.next(oldest, highest, read_at))
+    Ok(before.next(oldest, highest.unwrap_or(0), read_at))
 }
 
 /// The oldest row of a status, and since when it is there by this process' own clock.
