@@ -15,6 +15,8 @@ have pkg-config || packages+=(pkg-config)
 have mariadbd && have mariadb-install-db && have my_print_defaults ||
   packages+=(mariadb-server-core mariadb-client-core)
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || packages+=(rabbitmq-server)
+# For servers whose clock is set by a test.
+compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || packages+=(libfaketime)
 # For real MySQL, which Debian's stable releases do not carry.
 have debootstrap || packages+=(debootstrap)
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages+=(debian-archive-keyring)

@@ -19,6 +19,8 @@
 
 mod account;
 pub mod cache;
+pub mod certificates;
+pub mod clock;
 pub mod db;
 pub mod fetch;
 pub mod figures;
@@ -35,6 +37,7 @@ pub mod shop;
 pub mod stage;
 pub mod wait;
 
+pub use clock::Clock;
 pub use db::{Db, DbOptions, Flavor, TestDatabase};
 pub use proxy::Proxy;
 pub use rabbit::{Management, Rabbit, RabbitOptions, RabbitVersion, Vhost};

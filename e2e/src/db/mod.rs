@@ -40,6 +40,8 @@ pub struct DbOptions {
     pub args: Vec<String>,
     /// Files to write before the start, such as certificates: name and content.
     pub files: Vec<(String, Vec<u8>)>,
+    /// The server's environment, such as [`crate::Clock::env`].
+    pub env: Vec<(String, String)>,
 }
 
 /// A running database server. Dropping it kills it and removes its data.
@@ -102,7 +104,7 @@ impl Db {
         let inside = home.path_inside();
         args.extend(options.args.iter().map(|arg| arg.replace("{dir}", &inside)));
         let server = Server::new(
-            home.launch(&program.path, args, Vec::new()),
+            home.launch(&program.path, args, options.env.clone()),
             home.host("log"),
         );
         Ok(Self {

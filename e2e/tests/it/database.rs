@@ -176,6 +176,7 @@ async fn files_are_there_for_the_server_before_it_starts() {
             "more.sql".to_owned(),
             b"CREATE DATABASE from_file;".to_vec(),
         )],
+        ..DbOptions::default()
     };
     let db = Db::start(Flavor::MariaDb, options).await.unwrap();
     db.execute("USE from_file").await.unwrap();

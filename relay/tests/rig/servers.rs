@@ -14,8 +14,12 @@ impl OwnDb {
     pub(crate) async fn start(flavor: Flavor, args: &[&str]) -> Self {
         let options = DbOptions {
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
-            files: Vec::new(),
+            ..DbOptions::default()
         };
+        Self::with(flavor, options).await
+    }
+
+    pub(crate) async fn with(flavor: Flavor, options: DbOptions) -> Self {
         // A rig keeps its server for the whole process; the process of the server ends here, and
         // its directory with the test process.
         Self(Box::leak(Box::new(
