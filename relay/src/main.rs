@@ -5,8 +5,10 @@ use std::io::Write;
 use clap::{Parser, Subcommand};
 use prometheus::Registry;
 use relay::config::{RunArgs, TableArgs};
+use relay::ops;
 use relay::ops::check::{self, State};
 use relay::ops::pause::{Action, PauseArgs, ResumeArgs};
+use relay::ops::status::StatusArgs;
 use relay::relay::{CONDITIONS, Relay};
 use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{self, ConfigError, Exit};
@@ -29,6 +31,9 @@ enum Command {
     Run(Box<RunArgs>),
     /// Tell every condition the relay needs and the mend of each that is not met
     Check(Box<RunArgs>),
+    /// Tell on one screen who works, what waits and what is paused. Exit code 0: told, 1: the database
+    /// could not be asked, 64: wrong usage
+    Status(Box<StatusArgs>),
     /// Stop sending, the whole relay or one route; rows wait in the table until `relay resume`.
     /// Exit code 0: done, 1: it is paused already or the database can't be asked, 64: wrong usage
     Pause(Box<PauseArgs>),
@@ -49,6 +54,7 @@ fn main() -> Exit {
     let done = match boot::parse_args::<Cli>().command {
         Command::Run(args) => run(*args),
         Command::Check(args) => check(*args),
+        Command::Status(args) => status(&args),
         Command::Pause(args) => act(&args.target.table, args.resolve(), Action::pause),
         Command::Resume(args) => act(&args.target.table, args.resolve(), Action::resume),
         Command::Migrate { table, print } => migrate(&table, print),
@@ -82,6 +88,23 @@ fn check(args: RunArgs) -> anyhow::Result<Exit> {
         .iter()
         .all(|c| matches!(c.state, State::Ok | State::Warning));
     Ok(if met { Exit::Drained } else { Exit::Failed })
+}
+
+fn status(args: &StatusArgs) -> anyhow::Result<Exit> {
+    telemetry::init(args.table.log_format);
+    let (table, admin) = args.resolve()?;
+    let status = boot::block_on(async { anyhow::Ok(ops::status::ask(&table, admin).await) })?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &status)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{status}")?;
+    }
+    Ok(match status.database.told() {
+        Some(_) => Exit::Drained,
+        None => Exit::Failed,
+    })
 }
 
 /// One change by an operator, in one transaction; prints what came of it.

@@ -122,6 +122,11 @@ impl Queries {
         })
     }
 
+    /// What makes a statement use that index, if there is one.
+    pub fn force_index(self) -> String {
+        self.index
+    }
+
     /// Is there an index on (status, id)?
     pub fn has_index(&self) -> bool {
         !self.index.is_empty()

@@ -5,3 +5,4 @@ pub mod pause;
 pub mod preflight;
 #[cfg(feature = "mysql-cdc")]
 mod reader;
+pub mod status;

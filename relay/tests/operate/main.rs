@@ -9,4 +9,5 @@ mod rig;
 
 mod hands;
 mod pause;
+mod status;
 mod systemd;
