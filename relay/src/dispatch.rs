@@ -74,6 +74,11 @@ pub struct Dispatch {
     pass: u64,
 }
 
+/// Rows of one key that may wait in the queue before the table serves it. A batch takes one row of
+/// a key, so without a bound one hot key fills the queue and every other key waits behind it. A pass
+/// looks when it admits, not when the rows are loaded: at most a page comes on top.
+pub const KEY_ROWS_MAX: usize = 256;
+
 impl Dispatch {
     /// Nothing on its way.
     pub fn new(order: Order, schedule: Schedule, lanes: usize, limit: BatchLimit) -> Self {
@@ -113,9 +118,10 @@ impl Dispatch {
             return;
         }
         let key = key_hash(&row.aggregate_type, &row.aggregate_id);
-        if !self.held.is_empty() {
+        let hot = self.queue.behind(key) >= KEY_ROWS_MAX;
+        if hot || !self.held.is_empty() {
             let route = Route::of(&row);
-            if self.held.holds(key, &route) {
+            if hot || self.held.holds(key, &route) {
                 self.held.leave(key, &route, now);
                 return;
             }
@@ -165,6 +171,9 @@ impl Dispatch {
         match self.flights.get(&head.id).or(gone) {
             Some(Stage::Going) => return Take::Skip,
             Some(Stage::Failing) => self.held.leave_failing(head.key, visit),
+            None if self.queue.behind(head.key) >= KEY_ROWS_MAX => {
+                self.held.leave_hot(head.key, visit);
+            }
             None => {
                 let explained = head.relived
                     || self.held.explains_any()

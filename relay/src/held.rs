@@ -204,6 +204,13 @@ impl Held {
         self.leave_in_pass(key, visit, visit.now + ANSWER_AWAITED);
     }
 
+    /// A pass met a row of a key that has enough rows in the queue: the rest stays until the next
+    /// pass, which is wanted as soon as passes may be made.
+    pub fn leave_hot(&mut self, key: u64, visit: Visit) {
+        self.wake_at(visit.now);
+        self.leave_in_pass(key, visit, visit.now);
+    }
+
     fn leave_in_pass(&mut self, key: u64, visit: Visit, until: Instant) {
         if self.order == Order::None {
             return;

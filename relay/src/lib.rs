@@ -11,6 +11,7 @@ pub mod server;
 
 pub mod intake;
 pub mod outflow;
+mod room;
 pub mod session;
 pub mod wires;
 
@@ -38,5 +39,6 @@ pub mod settle;
 
 pub mod cleanup;
 pub mod gauges;
+pub mod in_list;
 pub mod metrics;
 pub mod ops;

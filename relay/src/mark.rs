@@ -9,9 +9,10 @@ use svc_kit::database::{Fault, classify};
 use tokio::sync::mpsc;
 
 use crate::effects::{Failure, Mark, Sample};
+use crate::in_list::{padded, padded_len, placeholders};
 use crate::queue::RowId;
 use crate::schedule::Next;
-use crate::table::{PING_EVERY, padded, padded_len, placeholders};
+use crate::table::PING_EVERY;
 
 /// Rows in one UPDATE.
 pub const MARK_MAX: usize = 512;

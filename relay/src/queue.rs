@@ -1,120 +1,19 @@
 //! Rows that wait for a lane. No IO.
 //!
 //! With an order per key a key lives in one lane, and a batch takes at most one row of it: the next
-//! one goes when that one is settled. Without, all lanes take from one line.
+//! one goes when that one is settled. Without, all lanes take from two lines: what the binlog brought
+//! goes first, so that new rows are not late for a backlog.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::time::Instant;
-
-use outbox::row::Row;
 
 use crate::config::Order;
 use crate::metrics::Source;
 
-/// A row on its way, with what the relay needs to know beside the message itself.
-#[derive(Debug)]
-pub struct Item {
-    /// The row as it will be encoded.
-    pub row: Row,
-    /// Failed attempts so far.
-    pub attempts: u32,
-    /// Hash of the ordering key.
-    pub key: u64,
-    /// Who brought it.
-    pub source: Source,
-    /// The commit by this process' clock; `None` when the row came from the table.
-    pub committed: Option<Instant>,
-    /// What may be with the broker at the same time.
-    pub company: Company,
-}
-
-/// What may be with the broker together with a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Company {
-    /// Anything.
-    Anyone,
-    /// Batches of other lanes: it probes a shut route, in a batch and a lane of its own. A route that
-    /// never answers would take the answers of its batch along, and the lane's time.
-    Probe(Pace),
-    /// Nothing: it was in a batch that the broker answered by closing, or it has failed before.
-    Nobody,
-}
-
-/// How the last probe of a route ended, and so which lanes its next one may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
-    /// With an answer.
-    Prompt,
-    /// With none within `RELAY_CONFIRM_TIMEOUT`.
-    Slow,
-}
-
-impl Pace {
-    /// Probes on their way at once. A prompt one is back in a millisecond; a slow one keeps its lane
-    /// for the time-out, so none waits in the queue, where it would take the room of others.
-    pub const fn probes_max(self) -> usize {
-        match self {
-            Self::Prompt => 64,
-            Self::Slow => SLOW_LANES,
-        }
-    }
-}
-
-/// Lanes for prompt probes, behind those for everything else.
-const PROMPT_LANES: usize = 1;
-/// Lanes for slow probes, behind those for prompt ones.
-const SLOW_LANES: usize = 3;
-/// Lanes for probes alone.
-pub const PROBE_LANES: usize = PROMPT_LANES + SLOW_LANES;
-
-impl Item {
-    /// Bytes that count against the buffer's bound.
-    pub fn bytes(&self) -> usize {
-        self.row.payload.len() + crate::binlog::open::ROW_OVERHEAD
-    }
-
-    /// It goes alone in the whole process.
-    pub fn is_suspect(&self) -> bool {
-        self.company == Company::Nobody
-    }
-
-    /// The row's identity while it is on its way.
-    pub fn id(&self) -> RowId {
-        RowId::new(self.row.id, &self.row.message_id)
-    }
-}
-
-/// A row's id together with a hash of its message id: after a TRUNCATE or a restore the same id is
-/// another message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RowId {
-    /// `outbox.id`.
-    pub id: u64,
-    tag: u64,
-}
-
-impl RowId {
-    /// The identity of a row.
-    pub fn new(id: u64, message_id: &str) -> Self {
-        Self {
-            id,
-            tag: hash(message_id.as_bytes(), b""),
-        }
-    }
-}
-
-/// The ordering key of a row: a hash of both parts, since equal hashes of different keys only cost
-/// a little waiting.
-pub fn key_hash(aggregate_type: &[u8], aggregate_id: &[u8]) -> u64 {
-    hash(aggregate_type, aggregate_id)
-}
-
-fn hash(first: &[u8], second: &[u8]) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    (first, second).hash(&mut hasher);
-    hasher.finish()
-}
+mod item;
+use item::PROMPT_LANES;
+pub use item::{Company, Item, PROBE_LANES, Pace, RowId, key_hash};
 
 /// How much a batch may hold.
 #[derive(Clone, Copy, Debug)]
@@ -133,26 +32,44 @@ struct Line {
     busy: bool,
 }
 
+impl Line {
+    fn suspect_is_next(&self) -> bool {
+        self.ready.front().is_some_and(Item::is_suspect)
+    }
+}
+
 /// What a lane is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seat {
     /// The rows of this line.
     Line(usize),
+    /// Without an order: the rows of [`FRESH`] and [`OLD`].
+    Shared,
     Probes(Pace),
 }
+
+/// Without an order: rows of the binlog.
+const FRESH: usize = 0;
+/// Without an order: rows of the table.
+const OLD: usize = 1;
+/// Lanes that may be busy with these at once. Two hide each other's round trip; with more of a
+/// backlog at the broker a new row only waits longer there.
+const OLD_LANES_MAX: usize = 2;
 
 /// The rows waiting for each lane.
 pub struct Queue {
     order: Order,
     limit: BatchLimit,
     lanes: usize,
-    /// One line per lane with an order per key, one shared line otherwise.
+    /// One line per lane with an order per key; otherwise [`FRESH`] and [`OLD`], shared.
     lines: Vec<Line>,
     /// A probe is ready here; what waits behind it is in the line of its key.
     prompt: VecDeque<Item>,
     slow: VecDeque<Item>,
     /// Slow probes not counted: nobody waits for them.
     lanes_busy: usize,
+    /// Lanes of [`Seat::Shared`] that have rows of [`OLD`].
+    lanes_old: usize,
     /// A suspect is on its way: nothing else goes.
     alone: bool,
     rows: usize,
@@ -164,7 +81,7 @@ impl Queue {
     pub fn new(order: Order, lanes: usize, limit: BatchLimit) -> Self {
         let lines = match order {
             Order::Key => lanes,
-            Order::None => 1,
+            Order::None => 2,
         };
         Self {
             order,
@@ -174,6 +91,7 @@ impl Queue {
             prompt: VecDeque::new(),
             slow: VecDeque::new(),
             lanes_busy: 0,
+            lanes_old: 0,
             alone: false,
             rows: 0,
             bytes: 0,
@@ -188,6 +106,12 @@ impl Queue {
     /// Bytes waiting.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Rows of `key` that wait behind the one that goes next; none without an order.
+    pub fn behind(&self, key: u64) -> usize {
+        let line = &self.lines[self.line_of(key)];
+        line.behind.get(&key).map_or(0, VecDeque::len)
     }
 
     /// The commit of the oldest waiting row that the binlog brought.
@@ -217,7 +141,11 @@ impl Queue {
 
     /// Nothing of its key is before it.
     fn ready(&mut self, item: Item) {
-        let line = self.line_of(item.key);
+        let line = match (self.order, item.source) {
+            (Order::Key, _) => self.line_of(item.key),
+            (Order::None, Source::Binlog) => FRESH,
+            (Order::None, Source::Sweep) => OLD,
+        };
         match item.company {
             Company::Anyone | Company::Nobody => self.lines[line].ready.push_back(item),
             Company::Probe(Pace::Prompt) => self.prompt.push_back(item),
@@ -232,45 +160,49 @@ impl Queue {
         }
         // A suspect goes alone in the whole process: an error that closes the connection can then
         // be nobody else's. A slow probe does not count: the broker has taken that message before.
-        let suspect_waits = self
-            .lines
-            .iter()
-            .any(|line| line.ready.front().is_some_and(Item::is_suspect));
-        let batch = match self.seat(lane) {
+        let suspect_waits = self.lines.iter().any(Line::suspect_is_next);
+        let seat = self.seat(lane);
+        let batch = match seat {
             Seat::Probes(Pace::Slow) => vec![self.slow.pop_front()?],
             Seat::Probes(Pace::Prompt) if suspect_waits => return None,
             Seat::Probes(Pace::Prompt) => vec![self.prompt.pop_front()?],
-            Seat::Line(line) => self.batch_of(line, suspect_waits)?,
+            Seat::Line(line) if self.lines[line].busy => return None,
+            Seat::Line(line) => self.batch_of(line..line + 1, suspect_waits)?,
+            Seat::Shared if self.lanes_old < OLD_LANES_MAX => {
+                self.batch_of(FRESH..OLD + 1, suspect_waits)?
+            }
+            Seat::Shared => self.batch_of(FRESH..OLD, suspect_waits)?,
         };
-        self.lanes_busy += usize::from(self.seat(lane) != Seat::Probes(Pace::Slow));
+        if let Seat::Line(line) = seat {
+            self.lines[line].busy = true;
+        }
+        self.lanes_busy += usize::from(seat != Seat::Probes(Pace::Slow));
+        self.lanes_old += usize::from(seat == Seat::Shared && has_old(&batch));
         Some(self.count_out(batch))
     }
 
-    fn batch_of(&mut self, line: usize, suspect_waits: bool) -> Option<Vec<Item>> {
-        let line = &mut self.lines[line];
-        if self.order == Order::Key && line.busy {
-            return None;
+    fn batch_of(&mut self, lines: Range<usize>, suspect_waits: bool) -> Option<Vec<Item>> {
+        let lines = &mut self.lines[lines];
+        if suspect_waits {
+            let mut suspects = lines.iter_mut().filter(|line| line.suspect_is_next());
+            let suspect = suspects.next().filter(|_| self.lanes_busy == 0)?;
+            self.alone = true;
+            return suspect.ready.pop_front().map(|item| vec![item]);
         }
-        let suspect = line.ready.front()?.is_suspect();
-        if suspect_waits && (!suspect || self.lanes_busy > 0) {
-            return None;
-        }
-        self.alone = suspect;
         let mut batch = Vec::new();
         let mut bytes = 0;
-        while let Some(next) = line.ready.front() {
-            let full = batch.len() >= self.limit.rows || bytes + next.bytes() > self.limit.bytes;
-            if !batch.is_empty() && (full || next.is_suspect()) {
-                break;
-            }
-            bytes += next.bytes();
-            batch.extend(line.ready.pop_front());
-            if suspect {
-                break;
+        for line in lines {
+            while let Some(next) = line.ready.front() {
+                let full =
+                    batch.len() >= self.limit.rows || bytes + next.bytes() > self.limit.bytes;
+                if !batch.is_empty() && (full || next.is_suspect()) {
+                    break;
+                }
+                bytes += next.bytes();
+                batch.extend(line.ready.pop_front());
             }
         }
-        line.busy = true;
-        Some(batch)
+        (!batch.is_empty()).then_some(batch)
     }
 
     /// A batch has come back from `lane`: its keys' next rows may go.
@@ -280,6 +212,7 @@ impl Queue {
         }
         let seat = self.seat(lane);
         self.lanes_busy -= usize::from(seat != Seat::Probes(Pace::Slow));
+        self.lanes_old -= usize::from(seat == Seat::Shared && has_old(batch));
         if let Seat::Line(line) = seat {
             self.lines[line].busy = false;
         }
@@ -359,10 +292,10 @@ impl Queue {
         } else if lane >= self.lanes {
             Seat::Probes(Pace::Prompt)
         } else {
-            Seat::Line(match self.order {
-                Order::Key => lane,
-                Order::None => 0,
-            })
+            match self.order {
+                Order::Key => Seat::Line(lane),
+                Order::None => Seat::Shared,
+            }
         }
     }
 
@@ -370,6 +303,10 @@ impl Queue {
     pub fn is_slow(&self, lane: usize) -> bool {
         self.seat(lane) == Seat::Probes(Pace::Slow)
     }
+}
+
+fn has_old(batch: &[Item]) -> bool {
+    batch.iter().any(|item| item.source == Source::Sweep)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use svc_kit::tasks::{Ended, TaskError};
 
 use crate::binlog::stream::Arrival;
 use crate::broker::BrokerNews;
-use crate::config::{Config, Mode, Order};
+use crate::config::{Config, Mode};
 use crate::dispatch::Dispatch;
 use crate::effects::Mark;
 use crate::gauges::TailLag;
@@ -22,7 +22,7 @@ use crate::lane::Done;
 use crate::lease::{Clock, Leadership};
 use crate::mark::{Write, Written};
 use crate::metrics::{Metrics, Phase};
-use crate::pass::{Passes, Progress, Room};
+use crate::pass::{Passes, Progress};
 use crate::pauses::{INTAKE, Pauses};
 use crate::table::Answer;
 use crate::tail::{Tail, TailState};
@@ -30,8 +30,6 @@ use crate::wires::{End, Outside, Wires};
 
 /// Confirmed rows that wait to be marked, and failures; above it nothing new is taken in.
 pub const MARKS_MAX: usize = 8192;
-/// Batches' worth of rows that may wait for each lane.
-const BATCHES_AHEAD: usize = 4;
 /// How often the lag is told and the routes are shown.
 const TICK: Duration = Duration::from_secs(1);
 /// Patience with lanes and marker once the broker is gone.
@@ -274,7 +272,7 @@ impl<'a> Session<'a> {
                         Progress::Ask(self.passes.begin(plan, &mut self.dispatch, now))
                     })
             } else {
-                let room = self.room();
+                let room = self.room_for_pass();
                 self.passes.go_on(&mut self.dispatch, room, now)
             };
             self.metrics
@@ -318,26 +316,7 @@ impl<'a> Session<'a> {
         self.dispatch.put_back_all(Instant::now());
     }
 
-    /// Room for rows in the queue. A broker that blocks, or marks that pile up, take it away.
-    pub(crate) fn room(&self) -> Room {
-        if self.blocked || self.unwritten() >= MARKS_MAX {
-            return Room { rows: 0, bytes: 0 };
-        }
-        let rows = self.config.lanes * self.config.batch.rows * BATCHES_AHEAD;
-        let queue = &self.dispatch.queue;
-        Room {
-            rows: rows.saturating_sub(queue.rows()),
-            bytes: (self.config.buffer_bytes / 2).saturating_sub(queue.bytes()),
-        }
-    }
-
-    pub(crate) fn takes_from_tail(&self) -> bool {
-        let loading = self.config.order == Order::Key && self.passes.is_loading();
-        let room = self.room();
-        self.takes_in() && !loading && room.rows > 0 && room.bytes > 0
-    }
-
-    fn takes_in(&self) -> bool {
+    pub(crate) fn takes_in(&self) -> bool {
         !self.draining && self.closing.is_none() && !self.is_paused()
     }
 
@@ -361,7 +340,7 @@ impl<'a> Session<'a> {
 
     fn tail_lag(&self) -> TailLag {
         // Rows that wait in the table, or before a full queue, are late as well: the table knows.
-        let stuck = self.room().rows == 0 || !self.dispatch.held.waiting().is_empty();
+        let stuck = self.room_for_pass().rows == 0 || !self.dispatch.held.waiting().is_empty();
         if stuck || !self.intake.tail.is_open() || self.config.mode == Mode::Poll {
             return TailLag::NotTailing;
         }

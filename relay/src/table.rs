@@ -12,12 +12,18 @@ use tokio::sync::mpsc;
 use crate::binlog::position::Position;
 use crate::config::OutboxTable;
 use crate::dispatch::Head;
+use crate::in_list::{padded, padded_len, placeholders};
 use crate::pauses::{Pauses, Watch};
 use crate::queue::{RowId, key_hash};
 use crate::route::Route;
 
-/// Rows in a page of a pass.
+/// Most rows in a page of a pass.
 pub const PAGE: usize = 1000;
+/// Rows in the first page. To tell a payload's length the server reads all of it, so a page of large
+/// ones may take a minute: pages grow while they are quick.
+const PAGE_MIN: usize = 64;
+/// A page that took less may be twice as long next time, one that took ten times as much half.
+const PAGE_QUICK: Duration = Duration::from_millis(100);
 /// Well under any `wait_timeout` that a server is given.
 pub const PING_EVERY: Duration = Duration::from_secs(15);
 /// No read of the relay may hang for ever on a stalled server.
@@ -153,6 +159,7 @@ impl Queries {
         &self,
         connection: &mut MySqlConnection,
         ask: &PageAsk,
+        rows: &mut usize,
     ) -> Result<Page, sqlx::Error> {
         let begins = ask.upto.is_none();
         let start = match begins && ask.positions {
@@ -171,13 +178,15 @@ impl Queries {
             None => self.highest_id(connection).await?,
         };
         let read_at = Instant::now();
-        let heads = self.heads(connection, ask.after, upto).await?;
+        let heads = self.heads(connection, ask.after, upto, *rows).await?;
+        let last = heads.len() < *rows;
+        *rows = next_page(*rows, read_at.elapsed());
         let end = match ask.positions && start.is_ok() {
             true => self.position_or_why(connection).await?,
             false => Ok(None),
         };
         Ok(Page {
-            last: heads.len() < PAGE,
+            last,
             heads,
             upto,
             unreadable: start.as_ref().err().or(end.as_ref().err()).cloned(),
@@ -208,7 +217,7 @@ impl Queries {
         Ok(id.unwrap_or(0))
     }
 
-    /// The one query of a pass, with the ids before and at its end as parameters.
+    /// The one query of a pass; its parameters: the ids before and at its end, and the page's rows.
     pub fn heads_statement(&self) -> String {
         // No due, age or key in the WHERE: with them in SQL the rows of one waiting key filled
         // every page for ever, and other keys starved behind them.
@@ -218,7 +227,7 @@ impl Queries {
              OCTET_LENGTH(payload), \
              attempts > 0 OR sent_at IS NOT NULL OR last_error IS NOT NULL \
              OR next_attempt_at IS NOT NULL \
-             FROM {} {} WHERE status = 1 AND id > ? AND id <= ? ORDER BY id LIMIT {PAGE}",
+             FROM {} {} WHERE status = 1 AND id > ? AND id <= ? ORDER BY id LIMIT ?",
             self.table, self.index
         )
     }
@@ -228,11 +237,13 @@ impl Queries {
         connection: &mut MySqlConnection,
         after: u64,
         upto: u64,
+        limit: usize,
     ) -> Result<Vec<Head>, sqlx::Error> {
         let statement = AssertSqlSafe(self.heads_statement());
         let rows = sqlx::query(statement)
             .bind(after)
             .bind(upto)
+            .bind(limit as u64)
             .fetch_all(connection)
             .await?;
         rows.iter().map(head_of).collect()
@@ -316,24 +327,13 @@ fn row_of(row: &MySqlRow) -> Result<(Row, u32), sqlx::Error> {
     Ok((read, row.try_get(11)?))
 }
 
-/// A prepared statement per power of two, not one per length.
-pub fn padded_len(len: usize) -> usize {
-    len.max(1).next_power_of_two()
-}
-
-/// The items, the last one repeated up to [`padded_len`]: in an IN list it changes nothing.
-pub fn padded<T: Clone>(items: &[T]) -> impl Iterator<Item = T> {
-    let last = items.last().cloned();
-    let missing = padded_len(items.len()) - items.len();
-    items
-        .iter()
-        .cloned()
-        .chain(std::iter::repeat_n(last, missing).flatten())
-}
-
-/// `?, ?, ?` for `count` values.
-pub fn placeholders(count: usize, one: &str) -> String {
-    vec![one; count].join(", ")
+/// How many rows the next page may have, after one that took so long.
+fn next_page(rows: usize, took: Duration) -> usize {
+    match took {
+        quick if quick < PAGE_QUICK => (rows * 2).min(PAGE),
+        slow if slow > PAGE_QUICK * 10 => (rows / 2).max(PAGE_MIN / 8),
+        _ => rows,
+    }
 }
 
 /// Serves the asks of a session, one after the other, until `asks` is closed, and tells when something
@@ -348,6 +348,7 @@ pub async fn serve(
     mut asks: mpsc::Receiver<Ask>,
     answers: mpsc::Sender<Answer>,
 ) -> anyhow::Result<()> {
+    let mut page_rows = PAGE_MIN;
     loop {
         let asked = tokio::time::timeout_at(watch.next(), asks.recv()).await;
         // This also keeps an idle connection from being ended by the server, or in between.
@@ -360,7 +361,10 @@ pub async fn serve(
         let Some(ask) = asked else { break };
         let read = async {
             match &ask {
-                Ask::Page(ask) => queries.page(&mut connection, ask).await.map(Answer::Page),
+                Ask::Page(ask) => {
+                    let page = queries.page(&mut connection, ask, &mut page_rows);
+                    page.await.map(Answer::Page)
+                }
                 Ask::Rows(ids) => queries.rows(&mut connection, ids).await.map(Answer::Rows),
             }
         };
@@ -377,10 +381,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_padded_with_its_last_item() {
-        assert_eq!(padded(&[1, 2, 3]).collect::<Vec<_>>(), [1, 2, 3, 3]);
-        assert_eq!(padded(&[1]).collect::<Vec<_>>(), [1]);
-        assert_eq!(placeholders(padded_len(3), "?"), "?, ?, ?, ?");
+    fn pages_follow_the_time_they_take() {
+        let (quick, slow) = (Duration::from_millis(5), Duration::from_secs(9));
+        assert_eq!(next_page(PAGE_MIN, quick), 2 * PAGE_MIN);
+        assert_eq!(next_page(PAGE, quick), PAGE);
+        assert_eq!(next_page(PAGE, PAGE_QUICK), PAGE);
+        assert_eq!(next_page(PAGE_MIN, slow), PAGE_MIN / 2);
+        assert_eq!(next_page(PAGE_MIN / 8, slow), PAGE_MIN / 8);
     }
 
     #[test]

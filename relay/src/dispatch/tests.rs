@@ -269,3 +269,28 @@ fn alone_twice_when_the_broker_closes_is_to_blame() {
     }
     assert_eq!((failed, rounds), (1, 3), "together, alone, alone again");
 }
+
+#[test]
+fn a_hot_key_leaves_room_for_others_and_is_served_from_the_table() {
+    let now = Instant::now();
+    let mut dispatch = dispatch(Order::Key);
+    let count = KEY_ROWS_MAX as u64 + 10;
+    for id in 0..count {
+        dispatch.tail(row(id, "hot", "r"), now, now);
+    }
+    dispatch.tail(row(count, "other", "r"), now, now);
+    assert_eq!(dispatch.queue.rows(), KEY_ROWS_MAX + 2);
+
+    // A pass leaves the rest too, but one that comes when the queue is shorter takes it.
+    let left = head(&row(count - 1, "hot", "r"));
+    assert_eq!(dispatch.admit(&left, None, now), Take::Skip);
+    dispatch.held.pass_ended(1, true);
+    let hot = left.key;
+    assert!(dispatch.held.holds(hot, &left.route));
+    assert_eq!(dispatch.held.wake(), Some(now), "a pass is wanted");
+    let sent = dispatch.queue.next_batch(0).unwrap();
+    dispatch.queue.settled(0, &sent);
+    dispatch.pass_began(2);
+    let take = dispatch.admit(&left, None, now);
+    assert_eq!(take, Take::Send { missed: false });
+}

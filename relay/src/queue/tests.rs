@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 
+use outbox::row::Row;
 use proptest::prelude::*;
 
 use super::*;
@@ -96,4 +97,35 @@ proptest! {
         prop_assert_eq!(count, rows.len());
         prop_assert_eq!((queue.rows(), queue.bytes()), (0, 0));
     }
+}
+
+#[test]
+fn without_an_order_new_rows_go_before_a_backlog_and_some_lanes_are_kept_for_them() {
+    let limit = BatchLimit {
+        rows: 5,
+        bytes: usize::MAX,
+    };
+    let mut queue = Queue::new(Order::None, 4, limit);
+    for id in 0..100 {
+        queue.push(item(id, id, Company::Anyone));
+    }
+    let old: Vec<_> = (0..4).filter_map(|lane| queue.next_batch(lane)).collect();
+    assert_eq!(old.len(), OLD_LANES_MAX);
+    for id in 100..107 {
+        let source = Source::Binlog;
+        queue.push(Item {
+            source,
+            ..item(id, id, Company::Anyone)
+        });
+    }
+    let ids = |batch: Option<Vec<Item>>| -> Vec<u64> {
+        batch.unwrap().iter().map(|item| item.row.id).collect()
+    };
+    assert_eq!(ids(queue.next_batch(2)), [100, 101, 102, 103, 104]);
+    queue.settled(0, &old[0]);
+    assert_eq!(
+        ids(queue.next_batch(0)),
+        [105, 106, 10, 11, 12],
+        "the rest of a batch is for the backlog"
+    );
 }

@@ -174,6 +174,7 @@ async fn p7_a_pass_reads_the_pending_rows_alone_by_their_index() {
         let plan: String = sqlx::query_scalar(AssertSqlSafe(plan))
             .bind(0_u64)
             .bind(u64::MAX)
+            .bind(1000_u64)
             .fetch_one(&mut connection)
             .await
             .unwrap();
@@ -185,6 +186,7 @@ async fn p7_a_pass_reads_the_pending_rows_alone_by_their_index() {
         let heads = sqlx::query(AssertSqlSafe(queries.heads_statement()))
             .bind(0_u64)
             .bind(u64::MAX)
+            .bind(1000_u64)
             .fetch_all(&mut connection)
             .await
             .unwrap();

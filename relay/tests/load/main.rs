@@ -1,0 +1,16 @@
+//! The relay under more than it can do at once: backlogs, hot keys, large payloads, deletes beside
+//! orders. Short forms here; the long ones are behind the feature `long`.
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
+)]
+
+#[path = "../rig/mod.rs"]
+mod rig;
+use rig::{servers, writers};
+
+mod backlog;
+mod bulk;
+mod cleanup;
+mod hot;
+mod payloads;

@@ -1,0 +1,50 @@
+//! Payloads as large as they get.
+
+use e2e::Db;
+
+use crate::bulk::{Arrived, Filled, fill, peak_mib};
+use crate::rig::{LATER, Rig};
+use crate::writers::tell;
+
+const PAYLOAD: usize = 8 << 20;
+
+/// What the relay may have resident beside what it has at rest, with the default settings and
+/// payloads of 8 MiB: half of RELAY_BUFFER_BYTES in the queue, and in each of the four lanes one
+/// message, which is over RELAY_BATCH_BYTES and so goes alone, as the row and as AMQP frames.
+const MEMORY_MAX_MIB: f64 = 160.0;
+
+#[tokio::test]
+async fn memory_is_bounded_with_payloads_of_8_mib() {
+    payloads(e2e::shared::mariadb().await, 24).await;
+}
+
+async fn payloads(db: &'static Db, rows: usize) -> String {
+    let mut rig = Rig::new(db).await;
+    rig.set("RUST_LOG", "info");
+    let payload = format!("REPEAT('x', {PAYLOAD})");
+    let large = || Filled {
+        payload: &payload,
+        ..Filled::default()
+    };
+    for _ in 0..rows {
+        fill(&rig, 1, large()).await;
+    }
+    let arrived = Arrived::consume(&rig).await;
+    let relay = rig.tailing().await;
+    let catching_up = peak_mib(&relay);
+    for _ in 0..rows {
+        fill(&rig, 1, large()).await;
+    }
+    e2e::wait::until("everything to arrive", LATER, async || {
+        arrived.count() == 2 * rows && rig.count("status = 1").await == 0
+    })
+    .await;
+    let peak = peak_mib(&relay);
+    relay.terminate().unwrap();
+    let figures = format!(
+        "at most {catching_up:.0} MiB while catching up with {rows}, {peak:.0} MiB after tailing as many"
+    );
+    tell(&figures);
+    assert!(peak < MEMORY_MAX_MIB, "{figures}");
+    figures
+}
