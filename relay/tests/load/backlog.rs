@@ -11,8 +11,9 @@ use crate::writers::tell;
 
 /// Resident memory of the relay, whatever waits for it.
 const MEMORY_MAX_MIB: f64 = 64.0;
-/// The median delay of what is placed meanwhile, without an order per key.
-const PLACED_MEANWHILE_MAX_MS: f64 = 100.0;
+/// Rows of the backlog that go while an order placed meanwhile is on its way, without an order per
+/// key: the median. In rows, because a machine's speed is its own; at 20,000 a second it is 100 ms.
+const OVERTAKEN_BY_MAX: f64 = 2_000.0;
 
 #[tokio::test]
 async fn a_backlog_is_drained_in_bounded_memory_while_orders_are_placed() {
@@ -68,7 +69,8 @@ async fn backlog(flavor: Flavor, rows: usize, order: &str) -> String {
         "{flavor:?}, order {order}, {rows} rows: {figures}"
     ));
     assert!(peak < MEMORY_MAX_MIB, "{figures}");
-    // With the backlog before them in one line they waited for all of it.
-    assert!(order == "key" || p50 < PLACED_MEANWHILE_MAX_MS, "{figures}");
+    // In one line with the backlog they waited for all that was queued, 4,600 rows.
+    let before_it = p50 / 1000.0 * rate;
+    assert!(order == "key" || before_it < OVERTAKEN_BY_MAX, "{figures}");
     figures
 }

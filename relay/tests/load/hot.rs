@@ -69,8 +69,8 @@ async fn hot(db: &'static e2e::Db, rows: usize) -> String {
         delays.len() > 20,
         "the hot key was too fast to delay anybody"
     );
-    // With the queue full of the hot key's rows it was 10 s.
-    assert!(p99 < 1_000.0, "{figures}");
+    // With the queue full of the hot key's rows it was half of the time that these took.
+    assert!(p99 < took.as_secs_f64() * 1000.0 / 10.0, "{figures}");
     relay.terminate().unwrap();
     figures
 }

@@ -11,6 +11,7 @@ use rig::{servers, writers};
 
 mod backlog;
 mod bulk;
+mod chaos;
 mod cleanup;
 mod hot;
 mod payloads;
