@@ -10,10 +10,11 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use crate::config::OutboxTable;
 use crate::held::Route;
+use crate::in_list::placeholders;
 use crate::lease::lock_name;
 use crate::metrics::ROWS_COUNTED_MAX;
 use crate::pauses::{self, Pause, Pauses};
-use crate::table::{Queries, placeholders};
+use crate::table::Queries;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pending rows, the oldest first, that are looked at for routes and retries.
