@@ -116,6 +116,8 @@ impl Intake {
         let doubted = std::mem::take(&mut self.doubted);
         Some(match self.way {
             Way::CatchingUp => {
+                // The tail will start where the binlog is from now on.
+                self.committed_after = Some(now);
                 // Without an order the tail starts at once and takes over page by page.
                 let verify = config.order == Order::None;
                 Plan {
@@ -358,7 +360,6 @@ impl Session<'_> {
                 self.intake.tail = TailState::Open(tail);
                 self.metrics.binlog_connected.set(1);
                 self.intake.way = Way::Tailing;
-                self.intake.committed_after = None;
                 self.intake.next_pass = now + self.config.sweep_interval;
                 self.show_way("");
             }

@@ -12,6 +12,7 @@ use rig::{servers, writers};
 mod pair;
 mod world;
 
+mod clocks;
 mod connections;
 mod failover;
 mod read_only;
