@@ -150,7 +150,7 @@ impl Relay {
                 }
                 Some(Ok(Connected { wires, connection })) => {
                     first_contact = false;
-                    match self.session(wires, outside, &mut suspects).await {
+                    let why = match self.session(wires, outside, &mut suspects).await {
                         End::Drained => {
                             self.say_goodbye(&connection).await;
                             return Exit::Drained;
@@ -162,7 +162,12 @@ impl Relay {
                             why
                         }
                         End::Failed(err) => format!("{err:#}"),
+                    };
+                    if drain.is_cancelled() {
+                        tracing::error!(error = why, "could not drain: the next start may repeat");
+                        return Exit::Failed;
                     }
+                    why
                 }
             };
             if began.elapsed() > SOUND_AFTER {

@@ -1,5 +1,7 @@
 //! What an operator does: commands, and looks at the relay's readiness and metrics.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use serde_json::Value;
 
 use crate::rig::{LATER, Rig, SOON};
@@ -50,4 +52,19 @@ pub(crate) async fn sum(rig: &Rig, name: &str) -> f64 {
         .filter(|line| line.starts_with(name))
         .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
         .sum()
+}
+
+pub(crate) fn broker_address(rig: &Rig) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, rig.rabbit.amqp_port()))
+}
+
+impl Rig {
+    /// Something is with the broker.
+    pub(crate) async fn wait_in_flight(&self) {
+        e2e::wait::until("rows in flight", LATER, async || {
+            let rows = self.metric("outbox_relay_in_flight").await;
+            rows.is_some_and(|rows| rows > 0.0)
+        })
+        .await;
+    }
 }

@@ -9,5 +9,7 @@ mod rig;
 
 mod hands;
 mod pause;
+mod readiness;
+mod shutdown;
 mod status;
 mod systemd;

@@ -1,0 +1,170 @@
+//! Readiness is false exactly when orders can't flow, and says why.
+
+use e2e::proxy::Proxy;
+use e2e::{Flavor, Rabbit, RabbitOptions};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Executor as _};
+
+use crate::hands::{broker_address, readiness, wait_condition};
+use crate::rig::servers::OwnDb;
+use crate::rig::{LATER, Rig};
+
+async fn wait_role(rig: &Rig, status: u16, role: &str) {
+    let what = format!("{status} and the role {role}");
+    e2e::wait::until(&what, LATER, async || {
+        let (code, body) = readiness(rig).await?;
+        (code == status && body["role"] == role).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn before_the_first_contact_it_is_false_and_says_what_is_waited_for() {
+    let db = e2e::shared::mariadb().await;
+    let mut rig = Rig::without_queue(db).await;
+    let good = rig.env["DATABASE_URL"].clone();
+    let port = e2e::port::free().unwrap();
+    rig.set("DATABASE_URL", &format!("mysql://a:b@127.0.0.1:{port}/d"));
+    let refused = rig.relay();
+    let says = "waiting for the database";
+    wait_condition(&rig, 503, ("database", false), says).await;
+    let (_, body) = readiness(&rig).await.unwrap();
+    for name in ["lease", "broker", "binlog", "intake"] {
+        assert_eq!(body["conditions"][name]["ok"], false, "{name}: {body}");
+    }
+    refused.kill().unwrap();
+
+    let empty = db.create_database().await.unwrap();
+    rig.set("DATABASE_URL", &empty.url);
+    let unmigrated = rig.relay();
+    wait_condition(&rig, 503, ("database", false), "there is no table").await;
+    unmigrated.kill().unwrap();
+
+    rig.set("DATABASE_URL", &good);
+    let _relay = rig.tailing().await;
+    wait_condition(&rig, 200, ("database", true), "connected").await;
+}
+
+#[tokio::test]
+async fn without_the_broker_it_is_false_until_the_broker_is_back() {
+    let mut rig = Rig::new(e2e::shared::mariadb().await).await;
+    let proxy = Proxy::start(broker_address(&rig)).unwrap();
+    let url = proxy.url(&rig.env["AMQP_URL"]);
+    rig.set("AMQP_URL", &url);
+    proxy.close();
+    let relay = rig.relay();
+    wait_condition(&rig, 503, ("broker", false), "broker: ").await;
+    wait_condition(&rig, 503, ("lease", true), "held").await;
+    proxy.open();
+    rig.wait_phase("tailing").await;
+    wait_condition(&rig, 200, ("broker", true), "connected").await;
+    proxy.close();
+    wait_condition(&rig, 503, ("broker", false), "broker: ").await;
+    proxy.open();
+    wait_condition(&rig, 200, ("broker", true), "connected").await;
+    relay.terminate().unwrap();
+    assert_eq!(relay.wait_exit(LATER).await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn while_the_broker_blocks_it_is_false() {
+    let alarmed = RabbitOptions {
+        conf: vec!["vm_memory_high_watermark.absolute = 1000000".to_owned()],
+        ..RabbitOptions::default()
+    };
+    let rabbit: &'static Rabbit = Box::leak(Box::new(Rabbit::start(alarmed).await.unwrap()));
+    let rig = Rig::on(e2e::shared::mariadb().await, rabbit).await;
+    let _relay = rig.tailing().await;
+    wait_condition(&rig, 200, ("broker", true), "connected").await;
+    // The broker says it to whoever publishes.
+    rig.insert(1).await;
+    wait_condition(&rig, 503, ("broker", false), "blocked by the broker").await;
+    rabbit.kill().unwrap();
+}
+
+#[tokio::test]
+async fn a_standby_is_ready_and_without_the_database_nobody_is() {
+    let db = OwnDb::start(Flavor::MariaDb, &[]).await;
+    let rig = db.rig().await;
+    let _active = rig.tailing().await;
+    let mut beside = db.rig().await;
+    for name in ["DATABASE_URL", "AMQP_URL"] {
+        beside.set(name, &rig.env[name]);
+    }
+    let _standby = beside.relay();
+    wait_role(&rig, 200, "active").await;
+    wait_role(&beside, 200, "standby").await;
+    let (_, body) = readiness(&beside).await.unwrap();
+    let lease = &body["conditions"]["lease"];
+    assert_eq!(lease["detail"], "another relay holds the lock");
+
+    db.kill().unwrap();
+    for relay in [&rig, &beside] {
+        wait_condition(relay, 503, ("lease", false), "").await;
+        wait_role(relay, 503, "undecided").await;
+    }
+    db.restart().await.unwrap();
+    for relay in [&rig, &beside] {
+        e2e::wait::until("a ready relay", LATER, async || {
+            readiness(relay).await.is_some_and(|(code, _)| code == 200)
+        })
+        .await;
+    }
+}
+
+/// A user of the relay's own, whose rights the test may take away.
+async fn own_user(rig: &mut Rig) -> String {
+    let user = format!("o{}", &rig.database.name[20..]);
+    let grants = [
+        format!("ALL PRIVILEGES ON `{}`.*", rig.database.name),
+        "REPLICATION SLAVE, BINLOG MONITOR ON *.*".to_owned(),
+    ];
+    rig.db.create_user(&user, "pw", &grants).await.unwrap();
+    let url = rig.db.user_url(&user, "pw", &rig.database.name);
+    rig.set("DATABASE_URL", &url);
+    user
+}
+
+#[tokio::test]
+async fn shut_routes_parked_rows_and_an_unreadable_binlog_leave_it_true() {
+    let db = e2e::shared::mariadb().await;
+    let mut rig = Rig::new(db).await;
+    let user = own_user(&mut rig).await;
+    rig.set_backoff("100ms", "1s");
+    let _relay = rig.tailing().await;
+    let parked = rig.insert_one("a", "order.pay", b"{}").await;
+    rig.wait_status(&parked, 2).await;
+    rig.sql("UPDATE outbox SET status = 3").await;
+    rig.insert_one("b", "nobody.listens", b"{}").await;
+    rig.wait_metric("outbox_relay_parked_rows", 1.0).await;
+    rig.wait_waiting("nobody.listens", 1).await;
+    wait_condition(&rig, 200, ("broker", true), "connected").await;
+
+    let rights = "REPLICATION SLAVE, BINLOG MONITOR ON *.*";
+    db.execute(&format!("REVOKE {rights} FROM '{user}'@'%'"))
+        .await
+        .unwrap();
+    let mut admin = db.admin().await.unwrap();
+    let dumps = "SELECT ID FROM information_schema.PROCESSLIST \
+         WHERE COMMAND LIKE 'Binlog Dump%' AND USER = ?";
+    let dump: i64 = sqlx::query_scalar(dumps)
+        .bind(&user)
+        .fetch_one(&mut admin)
+        .await
+        .unwrap();
+    admin
+        .execute(AssertSqlSafe(format!("KILL {dump}")))
+        .await
+        .unwrap();
+    wait_condition(
+        &rig,
+        200,
+        ("binlog", true),
+        "polling, the binlog can't be read",
+    )
+    .await;
+    let flows = rig.insert_one("c", "order.pay", b"{}").await;
+    rig.wait_status(&flows, 2).await;
+    let (code, body) = readiness(&rig).await.unwrap();
+    assert_eq!((code, &body["ready"]), (200, &Value::Bool(true)));
+}
