@@ -10,6 +10,7 @@ mod rig;
 mod hands;
 mod pause;
 mod readiness;
+mod rounds;
 mod shutdown;
 mod status;
 mod systemd;

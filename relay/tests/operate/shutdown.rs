@@ -153,3 +153,48 @@ async fn a_relay_that_has_nothing_on_its_way_stops_at_once_with_0() {
     wait_condition(&rig, 503, ("broker", false), "broker: ").await;
     stopped(&connecting).await;
 }
+
+/// SIGTERM in the middle of a backlog, while more is placed. Returns the longest time to the end.
+#[cfg(feature = "long")]
+async fn drains(db: &'static Db, rounds: usize) -> Duration {
+    let rig = Rig::new(db).await;
+    let deliveries = rig.consume(QUEUE).await;
+    let relay = rig.relay();
+    let mut longest = Duration::ZERO;
+    let mut written = 0;
+    for _round in 0..rounds {
+        written += backlog(&rig, 4_000).await.len();
+        let before = deliveries.count();
+        e2e::wait::until("a relay at full load", LATER, async || {
+            deliveries.count() > before + 500
+        })
+        .await;
+        let began = Instant::now();
+        let (more, ()) = tokio::join!(backlog(&rig, 500), async {
+            relay.terminate().unwrap();
+            let status = relay.wait_exit(LATER).await.unwrap();
+            assert_eq!(status.code(), Some(0), "{}", relay.log());
+            longest = longest.max(began.elapsed());
+        });
+        written += more.len();
+        relay.start_again().unwrap();
+    }
+    wait_all_delivered(&rig, &deliveries).await;
+    assert_eq!(deliveries.first().len(), written + 1);
+    assert_eq!(deliveries.count(), written + 1, "some came twice");
+    longest
+}
+
+#[cfg(feature = "long")]
+#[tokio::test]
+async fn long_a_relay_told_to_stop_at_full_load_drains_and_repeats_nothing() {
+    for db in e2e::shared::databases().await {
+        let longest = drains(db, 30).await;
+        let name = format!(
+            "SIGTERM at full load to exit, the longest of 30, {:?}",
+            db.flavor()
+        );
+        e2e::figures::record(&name, &format!("{} ms", longest.as_millis()));
+        assert!(longest < Duration::from_secs(25), "{longest:?}");
+    }
+}

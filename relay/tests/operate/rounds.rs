@@ -1,0 +1,63 @@
+//! Pauses and resumes in quick succession under load.
+
+use std::time::Duration;
+
+use e2e::Db;
+use rand::RngExt as _;
+
+use crate::hands::done;
+use crate::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use crate::rig::{LATER, QUEUE, Rig};
+
+const ROUTE: [&str; 3] = ["--route", "order-exchange", "order.pay"];
+
+/// Pauses and resumes the relay, then the route, as often as this, and now and then kills the relay
+/// in between. A resume may come before the relay has seen the pause, or in the middle of it.
+async fn rounds(db: &'static Db, rounds: usize) {
+    let mut rig = Rig::new(db).await;
+    rig.set("RELAY_SWEEP_INTERVAL", "1s");
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let writers = Writers::start(&rig, 4, 30).await;
+    let mut kills = 0;
+    for round in 0..rounds {
+        let what = if round % 2 == 0 { &[][..] } else { &ROUTE[..] };
+        let before = deliveries.count();
+        e2e::wait::until("a relay that sends", LATER, async || {
+            deliveries.count() > before
+        })
+        .await;
+        let why = ["--reason", "a round", "--by", "test"];
+        done(&rig, &[&["pause"], what, &why].concat()).await;
+        let moment = rand::rng().random_range(0..2_500);
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        if round % 4 == 3 {
+            relay.kill().unwrap();
+            relay.start_again().unwrap();
+            kills += 1;
+        }
+        done(&rig, &[&["resume"], what].concat()).await;
+    }
+    let written = writers.stop(&rig).await;
+    wait_all_delivered(&rig, &deliveries).await;
+    assert_eq!(assert_first_deliveries_in_order(&deliveries), written);
+    let twice = deliveries.count() - deliveries.first().len();
+    tell(&format!(
+        "{:?}: {rounds} pauses, {kills} kills, {written} messages, {twice} twice",
+        db.flavor()
+    ));
+    assert!(kills > 0 || twice == 0, "{twice} without a kill");
+    assert!(!relay.log().contains("panicked"), "{}", relay.log());
+}
+
+#[tokio::test]
+async fn pauses_under_load_keep_the_order_of_each_key_and_repeat_nothing() {
+    rounds(e2e::shared::mariadb().await, 3).await;
+}
+
+#[cfg(feature = "long")]
+#[tokio::test]
+async fn long_pauses_and_kills_under_load_keep_the_order_of_each_key() {
+    let servers = e2e::shared::databases().await;
+    futures::future::join_all(servers.into_iter().map(|db| rounds(db, 60))).await;
+}
