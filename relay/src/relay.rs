@@ -228,6 +228,11 @@ impl Relay {
             .set_role(if leads { ACTIVE } else { UNDECIDED });
         if leads {
             self.readiness.set("lease", true, "held");
+        } else {
+            // Whoever leads looks at what is paused.
+            self.metrics.paused.set(0);
+            self.metrics.paused_routes.set(0);
+            self.readiness.set(INTAKE, false, phase.name());
         }
         self.show_unconnected(phase.name());
         outside.tell_turn(&self.metrics, &self.readiness);

@@ -9,7 +9,7 @@ use svc_kit::database::{Fault, classify};
 use time::PrimitiveDateTime;
 use tokio::sync::mpsc;
 
-use crate::binlog::position::Position;
+use crate::binlog::position::{Position, position_statement};
 use crate::config::OutboxTable;
 use crate::dispatch::Head;
 use crate::in_list::{padded, padded_len, placeholders};
@@ -274,19 +274,6 @@ impl Queries {
     }
 }
 
-/// The statement that shows the binlog's end: renamed in MySQL 8.2, the old name gone in 8.4.
-pub fn position_statement(version: &str) -> &'static str {
-    let mut parts = version
-        .split(['.', '-'])
-        .map(|part| part.parse::<u32>().unwrap_or(0));
-    let number = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    if !version.contains("MariaDB") && number >= (8, 2) {
-        "SHOW BINARY LOG STATUS"
-    } else {
-        "SHOW MASTER STATUS"
-    }
-}
-
 fn head_of(row: &MySqlRow) -> Result<Head, sqlx::Error> {
     let bytes = |index: usize| row.try_get_unchecked::<Vec<u8>, _>(index);
     let wait: Option<i64> = row.try_get(6)?;
@@ -388,16 +375,5 @@ mod tests {
         assert_eq!(next_page(PAGE, PAGE_QUICK), PAGE);
         assert_eq!(next_page(PAGE_MIN, slow), PAGE_MIN / 2);
         assert_eq!(next_page(PAGE_MIN / 8, slow), PAGE_MIN / 8);
-    }
-
-    #[test]
-    fn the_position_statement_follows_the_server() {
-        assert_eq!(position_statement("9.7.0"), "SHOW BINARY LOG STATUS");
-        assert_eq!(position_statement("8.0.36-debian"), "SHOW MASTER STATUS");
-        assert_eq!(
-            position_statement("10.11.6-MariaDB-1"),
-            "SHOW MASTER STATUS"
-        );
-        assert_eq!(position_statement("11.4.2-MariaDB"), "SHOW MASTER STATUS");
     }
 }

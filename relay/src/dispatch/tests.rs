@@ -294,3 +294,45 @@ fn a_hot_key_leaves_room_for_others_and_is_served_from_the_table() {
     let take = dispatch.admit(&left, None, now);
     assert_eq!(take, Take::Send { missed: false });
 }
+
+#[test]
+fn rows_that_are_being_loaded_go_back_to_the_table_with_those_in_the_queue() {
+    let now = Instant::now();
+    let mut dispatch = dispatch(Order::Key);
+    let (first, second) = (row(1, "k", "r"), row(2, "k", "r"));
+    load(&mut dispatch, std::slice::from_ref(&first), 0, now);
+    let asked = [head(&second)];
+    assert!(matches!(
+        dispatch.admit(&asked[0], None, now),
+        Take::Send { .. }
+    ));
+    dispatch.put_back_all(now);
+    dispatch.loaded(&asked, vec![(second.clone(), 0)], now);
+    assert!(batch(&mut dispatch).is_empty(), "the second would overtake");
+    assert_eq!(dispatch.in_flight(), 0);
+    load(&mut dispatch, &[first, second], 0, now);
+    assert_eq!(batch(&mut dispatch), [1]);
+}
+
+#[test]
+fn a_row_that_is_being_loaded_stays_when_its_route_is_paused_and_so_does_what_is_behind_it() {
+    let now = Instant::now();
+    let mut dispatch = dispatch(Order::Key);
+    let rows = [
+        row(1, "k", "paused"),
+        row(2, "k", "open"),
+        row(3, "other", "open"),
+    ];
+    let asked: Vec<Head> = rows.iter().map(head).collect();
+    for head in &asked {
+        assert!(matches!(dispatch.admit(head, None, now), Take::Send { .. }));
+    }
+    dispatch.pause_route(&asked[0].route, now);
+    dispatch.loaded(&asked, rows.map(|row| (row, 0)).into(), now);
+    assert_eq!(batch(&mut dispatch), [3]);
+    assert_eq!(dispatch.admit(&asked[0], None, now), Take::Skip);
+    dispatch.resume_route(&asked[0].route, now);
+    dispatch.pass_began(2);
+    let take = dispatch.admit(&asked[0], None, now);
+    assert_eq!(take, Take::Send { missed: false });
+}

@@ -57,7 +57,7 @@ async fn pauses_under_load_keep_the_order_of_each_key_and_repeat_nothing() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_pauses_and_kills_under_load_keep_the_order_of_each_key() {
+async fn long_operate_pauses_and_kills_under_load_keep_the_order_of_each_key() {
     let servers = e2e::shared::databases().await;
     futures::future::join_all(servers.into_iter().map(|db| rounds(db, 60))).await;
 }

@@ -117,7 +117,7 @@ async fn a_drain_that_can_not_end_is_cut_off_with_1_and_nothing_is_lost() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_a_drain_that_can_not_end_is_cut_off_with_1_and_nothing_is_lost() {
+async fn long_operate_a_drain_that_can_not_end_is_cut_off_with_1_and_nothing_is_lost() {
     for _round in 0..5 {
         for db in e2e::shared::databases().await {
             in_trouble(db).await;
@@ -187,7 +187,7 @@ async fn drains(db: &'static Db, rounds: usize) -> Duration {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_a_relay_told_to_stop_at_full_load_drains_and_repeats_nothing() {
+async fn long_operate_a_relay_told_to_stop_at_full_load_drains_and_repeats_nothing() {
     for db in e2e::shared::databases().await {
         let longest = drains(db, 30).await;
         let name = format!(

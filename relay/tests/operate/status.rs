@@ -217,7 +217,7 @@ async fn a_full_table_is_not_counted_to_its_end() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_a_full_table_is_not_counted_to_its_end() {
+async fn long_operate_a_full_table_is_not_counted_to_its_end() {
     for db in e2e::shared::databases().await {
         let took = timed(db, 2_000_000).await;
         let name = format!("relay status, 2,000,000 pending rows, {:?}", db.flavor());
