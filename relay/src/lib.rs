@@ -37,6 +37,9 @@ pub mod mark;
 pub mod publish;
 pub mod settle;
 
+#[cfg(test)]
+mod model;
+
 pub mod cleanup;
 pub mod gauges;
 pub mod in_list;

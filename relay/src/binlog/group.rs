@@ -14,7 +14,7 @@ use super::decode::Columns;
 use super::event::{Prepared, commit_time, decode_rows, names_table, prepared, table_id};
 use super::open::{Open, ROW_OVERHEAD};
 use super::position::Position;
-use super::reader::{Layout, Library};
+use super::reader::{Layout, Library, guarded};
 use super::statement::Statement;
 
 /// What one committed transaction did to the outbox.
@@ -234,7 +234,7 @@ impl Grouper {
             self.outbox.remove(&id);
             return;
         }
-        match (self.library.layout)(event) {
+        match guarded(|| (self.library.layout)(event)) {
             Ok(map) => {
                 self.outbox.insert(id, map);
             }
@@ -255,7 +255,7 @@ impl Grouper {
         let map = table_id(event.data()).and_then(|id| self.outbox.get(&id));
         let rows = map
             .ok_or_else(|| "rows without a table map".to_owned())
-            .and_then(|map| decode_rows(event, map.as_ref(), &self.columns));
+            .and_then(|map| guarded(|| decode_rows(event, map.as_ref(), &self.columns)));
         match rows {
             Ok(rows) => {
                 for (mut row, deferred) in rows {

@@ -1,6 +1,7 @@
 //! The seam between a library that can read a binlog and everything behind it: events one after the
 //! other, and row images that can be asked for a column. What an event means is common.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
 
 use futures::StreamExt;
@@ -72,6 +73,11 @@ pub trait Image {
     /// # Errors
     /// It is not there, or of a kind that no column of the outbox has.
     fn take(&mut self, column: usize) -> Result<Value, String>;
+}
+
+/// Lets a library read bytes. Those it panics over it can't decode, and a pass finds what they were.
+pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err("the library panicked".into()))
 }
 
 impl FromStr for Reader {

@@ -1,10 +1,14 @@
 //! Both readers over one binlog: every row of every group, and every verdict.
 
+use std::path::Path;
 use std::time::Instant;
 
 use e2e::Flavor;
+use mysql_async::binlog::EventType;
+use mysql_async::binlog::events::Event;
 use outbox::row::Row;
 use relay::binlog::group::Doubt;
+use relay::binlog::position::Position;
 use relay::binlog::reader::Reader;
 use sqlx::AssertSqlSafe;
 use time::macros::format_description;
@@ -40,6 +44,9 @@ async fn both_readers_tell_the_same_of_every_transaction() {
 
         let from = outbox.position().await;
         workload::run(&mut connection, &workload::essence(flavor)).await;
+        if let Some(dir) = std::env::var_os("CAPTURE") {
+            capture(&outbox, flavor, &from, Path::new(&dir)).await;
+        }
         workload::run(&mut connection, &workload::bulk(seed)).await;
         let until = outbox.position().await;
 
@@ -67,6 +74,33 @@ async fn both_readers_tell_the_same_of_every_transaction() {
             assert_as_in_the_table(&rig, row).await;
         }
     }
+}
+
+/// Writes the events into `dir` as `relay/tests/decoder` reads them: header and data, the checksum
+/// taken off. `CAPTURE=relay/tests/decoder` makes its fixtures anew.
+async fn capture(outbox: &Outbox, flavor: Flavor, from: &Position, dir: &Path) {
+    let until = outbox.position().await;
+    let mut bytes = Vec::new();
+    let keep = |event: &Event| {
+        let (header, mut data) = (event.header(), event.data().to_vec());
+        let raw = header.event_type_raw();
+        if raw == EventType::FORMAT_DESCRIPTION_EVENT as u8 {
+            // No checksums, and the place of its own.
+            data.extend([0; 5]);
+        } else if raw == EventType::HEARTBEAT_EVENT as u8 {
+            return;
+        }
+        bytes.extend(header.timestamp().to_le_bytes());
+        bytes.push(raw);
+        bytes.extend(header.server_id().to_le_bytes());
+        bytes.extend(u32::try_from(19 + data.len()).unwrap().to_le_bytes());
+        bytes.extend(header.log_pos().to_le_bytes());
+        bytes.extend(header.flags_raw().to_le_bytes());
+        bytes.extend(data);
+    };
+    outbox.read(Reader::MysqlAsync, (from, &until), keep).await;
+    let name = format!("{flavor:?}.events").to_lowercase();
+    std::fs::write(dir.join(name), bytes).unwrap();
 }
 
 async fn dump_threads(rig: &Rig) -> i64 {
