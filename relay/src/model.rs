@@ -446,10 +446,12 @@ impl World {
                 page.end = Some(position(self.log.len()));
                 let never = self.now + Duration::from_hours(1);
                 self.passes.page(page, never, self.now);
-                if self.order == Order::None && self.catching_up && self.tail.is_none() {
-                    if let Some(from) = self.passes.start().cloned() {
-                        self.open_tail(&from);
-                    }
+                if self.order == Order::None
+                    && self.catching_up
+                    && self.tail.is_none()
+                    && let Some(from) = self.passes.start().cloned()
+                {
+                    self.open_tail(&from);
                 }
             }
             Some(Answer::Rows(rows)) => {

@@ -69,5 +69,30 @@ mod tests {
             let delay = SCHEDULE.delay(failures, dice);
             prop_assert!(delay >= SCHEDULE.min / 2 && delay <= SCHEDULE.max);
         }
+
+        #[test]
+        fn further_failures_never_make_the_wait_shorter(
+            failures in 0..u32::MAX, dice in 0.0..=1.0f64, min in 1..u64::MAX, longer in any::<u64>(),
+        ) {
+            // Whatever settings there can be: in milliseconds, a hundred years at the most.
+            let century = 100 * 366 * 24 * 3_600_000;
+            let (min, max) = (min % century, (min % century).saturating_add(longer % century));
+            let schedule = Schedule {
+                min: Duration::from_millis(min),
+                max: Duration::from_millis(max),
+                ..SCHEDULE
+            };
+            let (one, more) = (schedule.delay(failures, dice), schedule.delay(failures + 1, dice));
+            prop_assert!(one <= more && more <= schedule.max);
+        }
+
+        #[test]
+        fn the_attempts_of_the_setting_are_made_and_no_more(
+            attempts_max in 1..=1_000_000_u32, attempts in 1..u32::MAX, dice in 0.0..=1.0f64,
+        ) {
+            let schedule = Schedule { attempts_max, ..SCHEDULE };
+            let parks = schedule.after_failure(attempts, dice) == Next::Park;
+            prop_assert_eq!(parks, attempts >= attempts_max);
+        }
     }
 }

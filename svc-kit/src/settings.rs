@@ -122,9 +122,16 @@ pub fn secret(
 /// # Errors
 /// The text for the usage message.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|err| format!("{err}; write a number and a unit, e.g. 200ms, 30s, 5m, 7d"))
+    let parsed = humantime::parse_duration(text)
+        .map_err(|err| format!("{err}; write a number and a unit, e.g. 200ms, 30s, 5m, 7d"))?;
+    if parsed > DURATION_MAX {
+        return Err("that is over a hundred years".into());
+    }
+    Ok(parsed)
 }
+
+/// So far from now, a time can still be told: sums of times and much longer durations panic.
+const DURATION_MAX: Duration = Duration::from_hours(24 * 36_525);
 
 /// A clap `value_parser` for secrets, which have no `FromStr`.
 ///
@@ -144,6 +151,8 @@ mod tests {
     fn durations_carry_their_unit() {
         assert_eq!(duration("200ms"), Ok(Duration::from_millis(200)));
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert!(duration("100y").is_ok());
+        assert!(duration("101y").is_err());
         assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
         for wrong in ["", "5", "-1s", "1 parsec"] {
