@@ -146,9 +146,9 @@ impl Dispatch {
     }
 
     /// A pass begins.
-    pub fn pass_began(&mut self, number: u64) {
+    pub fn pass_began(&mut self, number: u64, whole: bool) {
         self.pass = number;
-        self.held.pass_began();
+        self.held.pass_began(whole);
     }
 
     /// A page of the pass is being asked for: remember what is settled from now on.

@@ -60,6 +60,9 @@ pub struct Held {
     /// Keys left by the pass at hand beyond the bound, as bits of their hashes: two keys of one bit
     /// wait for each other.
     overflow: Option<Box<[u64]>>,
+    /// Of the routes; known here because it is asked for at every event.
+    next_probe: Option<Instant>,
+    has_opened: bool,
 }
 
 /// Rows behind a head whose answer is awaited are no reason for a pass before that.
@@ -79,6 +82,8 @@ impl Held {
             wake: None,
             began_before: 0,
             overflow: None,
+            next_probe: None,
+            has_opened: false,
         }
     }
 
@@ -159,13 +164,32 @@ impl Held {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 
-    /// A pass begins. Rows it leaves set the next wake anew.
-    pub fn pass_began(&mut self) {
-        self.began_before = self.began;
-        self.began = self.touches;
-        self.wake = None;
-        self.overflow = None;
-        self.routes.pass_began();
+    /// A pass begins that is to see all rows, unless it is one for probes alone. Rows that it leaves
+    /// set the next wake anew.
+    pub fn pass_began(&mut self, whole: bool) {
+        self.routes.pass_began(whole);
+        if whole {
+            self.began_before = self.began;
+            self.began = self.touches;
+            self.wake = None;
+            self.overflow = None;
+        }
+    }
+
+    /// When the next probe of a shut route may be sent, if one is to be.
+    pub fn next_probe(&self) -> Option<Instant> {
+        self.next_probe
+    }
+
+    /// Is a route to be probed now that a pass has not met yet?
+    pub fn wants_probe(&mut self, now: Instant) -> bool {
+        self.find_probe();
+        self.next_probe.is_some_and(|at| at <= now)
+    }
+
+    /// Has a route been opened since the last call? Then a pass will find much to send.
+    pub fn take_opened(&mut self) -> bool {
+        std::mem::take(&mut self.has_opened)
     }
 
     /// A pass met a pending row that is not on its way. `later` is its `next_attempt_at` when that
@@ -243,6 +267,7 @@ impl Held {
     /// not there.
     pub fn pass_ended(&mut self, pass: u64, fenced: bool) {
         self.routes.pass_ended(fenced);
+        self.find_probe();
         if fenced {
             let began = self.began;
             self.keys
@@ -262,6 +287,7 @@ impl Held {
         let shutting = self.routes.shut(route, row, answered, (dice, now));
         if let Shutting::Sample(due) = shutting {
             self.wake_at(due);
+            self.find_probe();
             self.probe_back(now);
         }
         shutting
@@ -285,6 +311,7 @@ impl Held {
         for hold in self.keys.values_mut() {
             hold.until = None;
         }
+        self.has_opened = true;
         // Explains, where no key does, why the next pass finds rows.
         self.touches += 1;
         self.wake_at(now);
@@ -307,7 +334,13 @@ impl Held {
     pub fn probe_gone(&mut self, route: &Route, row: RowId, pace: Option<Pace>, now: Instant) {
         if self.routes.probe_gone(route, row, pace) {
             self.wake_at(now);
+            self.find_probe();
         }
+    }
+
+    /// After whatever may have changed it.
+    pub fn find_probe(&mut self) {
+        self.next_probe = self.routes.next_probe();
     }
 
     /// Another route may have waited for this probe's turn to end.

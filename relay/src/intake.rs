@@ -1,5 +1,7 @@
 //! Where rows come from: the tail, the passes, and how the two take turns.
 
+mod turns;
+
 use std::time::{Duration, Instant};
 
 use svc_kit::backoff::Backoff;
@@ -7,10 +9,9 @@ use svc_kit::backoff::Backoff;
 use crate::binlog::group::{Committed, Doubt, Group};
 use crate::binlog::position::Position;
 use crate::binlog::stream::Arrival;
-use crate::config::{Config, Mode, Order};
-use crate::dispatch::Dispatch;
+use crate::config::{Mode, Order};
 use crate::metrics::Phase;
-use crate::pass::{Passes, Plan, Summary};
+use crate::pass::Summary;
 use crate::session::Session;
 use crate::table::Page;
 use crate::tail::{self, BinlogOf, Tail, TailState};
@@ -19,8 +20,6 @@ use crate::wires::End;
 /// A tail that does not reach a position that the server has shown is broken: after a RESET the
 /// dump thread of either server stays connected, without an error, and never delivers again.
 const TAIL_BROKEN_AFTER: Duration = Duration::from_secs(10);
-/// Opening a tail has a time-out of its own; until then nothing else may look for rows.
-const NEVER: Duration = Duration::from_hours(1);
 /// A server that hides everything makes the relay a poller, not a storm.
 const HIDDEN_PASS_EVERY: Duration = Duration::from_secs(1);
 const REOPEN_MIN: Duration = Duration::from_millis(100);
@@ -84,63 +83,6 @@ impl Intake {
             Way::Tailing => Phase::Tailing,
             Way::Polling => Phase::Polling,
         }
-    }
-
-    pub(crate) fn next_pass_at(&self, passes: &Passes, dispatch: &Dispatch) -> Instant {
-        match self.way {
-            // Until the tail is on, nothing else finds rows: no rest.
-            Way::CatchingUp if self.tail.is_closed() => self.next_pass,
-            // It is being opened behind the last pass: another one now would send rows that it brings.
-            Way::CatchingUp => self.next_pass + NEVER,
-            Way::Tailing | Way::Polling => {
-                let wanted = dispatch
-                    .held
-                    .wake()
-                    .map_or(self.next_pass, |w| w.min(self.next_pass));
-                wanted.max(passes.rest_until())
-            }
-        }
-    }
-
-    /// The plan of the pass that is due now, if one is.
-    pub(crate) fn next_pass(
-        &mut self,
-        passes: &Passes,
-        dispatch: &Dispatch,
-        config: &Config,
-        now: Instant,
-    ) -> Option<Plan> {
-        if now < self.next_pass_at(passes, dispatch) {
-            return None;
-        }
-        let doubted = std::mem::take(&mut self.doubted);
-        Some(match self.way {
-            Way::CatchingUp => {
-                // The tail will start where the binlog is from now on.
-                self.committed_after = Some(now);
-                // Without an order the tail starts at once and takes over page by page.
-                let verify = config.order == Order::None;
-                Plan {
-                    fence: true,
-                    positions: true,
-                    verify,
-                    count_missed: false,
-                }
-            }
-            Way::Tailing => Plan {
-                fence: doubted || !dispatch.held.is_empty(),
-                positions: true,
-                verify: true,
-                count_missed: !doubted,
-            },
-            // No tail could overtake, so no fence is needed to call a key level.
-            Way::Polling => Plan {
-                fence: false,
-                positions: false,
-                verify: false,
-                count_missed: false,
-            },
-        })
     }
 }
 
@@ -298,6 +240,9 @@ impl Session<'_> {
     }
 
     pub(crate) fn on_pass_ended(&mut self, pass: Summary, now: Instant) {
+        if pass.plan.probes_only {
+            return self.dispatch.held.find_probe();
+        }
         let fenced = pass.plan.fence || self.intake.way == Way::Polling;
         self.dispatch
             .held

@@ -29,6 +29,9 @@ pub struct Plan {
     pub verify: bool,
     /// What the tail did not bring counts as missed.
     pub count_missed: bool,
+    /// Only as far as the first rows of shut routes that are due: a probe must not wait until all
+    /// that waits has been read, nor for the rest after that. Such a pass counts as cut short.
+    pub probes_only: bool,
 }
 
 /// What a complete pass has found.
@@ -97,6 +100,7 @@ pub struct Passes {
     current: Option<Current>,
     number: u64,
     rest_until: Instant,
+    probe_rest_until: Instant,
     missed: u64,
 }
 
@@ -117,6 +121,7 @@ impl Passes {
             current: None,
             number: 0,
             rest_until: now,
+            probe_rest_until: now,
             missed: 0,
         }
     }
@@ -129,6 +134,16 @@ impl Passes {
     /// The earliest time for the next pass.
     pub fn rest_until(&self) -> Instant {
         self.rest_until
+    }
+
+    /// The earliest time for the next pass for probes alone.
+    pub fn probe_rest_until(&self) -> Instant {
+        self.probe_rest_until
+    }
+
+    /// There is much to send now: the next pass need not wait.
+    pub fn end_rest(&mut self, now: Instant) {
+        self.rest_until = now;
     }
 
     /// Rows that the tail should have brought, counted since the last call.
@@ -161,7 +176,7 @@ impl Passes {
     /// Begins a pass. Only when [`Passes::is_idle`].
     pub fn begin(&mut self, plan: Plan, dispatch: &mut Dispatch, now: Instant) -> Ask {
         self.number += 1;
-        dispatch.pass_began(self.number);
+        dispatch.pass_began(self.number, !plan.probes_only);
         self.current = Some(Current {
             number: self.number,
             plan,
@@ -287,7 +302,8 @@ impl Passes {
             return Progress::Ask(Ask::Rows(ids));
         }
         dispatch.page_done();
-        if pass.last_page || pass.cut_short {
+        let probed = pass.plan.probes_only && !dispatch.held.wants_probe(now);
+        if pass.last_page || probed {
             return self.end(dispatch, now);
         }
         Progress::Ask(self.ask_page(dispatch, now))
@@ -305,14 +321,18 @@ impl Passes {
         } else {
             pass.reading.saturating_mul(REST_FACTOR).min(REST_MAX)
         };
-        self.rest_until = now + rest;
+        if pass.plan.probes_only {
+            self.probe_rest_until = now + rest;
+        } else {
+            self.rest_until = now + rest;
+        }
         Progress::Ended(Box::new(Summary {
             number: pass.number,
             plan: pass.plan,
             start: pass.start,
             end: pass.end,
             sent: (!pass.sent_many).then_some(pass.sent),
-            cut_short: pass.cut_short,
+            cut_short: pass.cut_short || pass.plan.probes_only,
         }))
     }
 }

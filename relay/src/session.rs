@@ -264,6 +264,9 @@ impl<'a> Session<'a> {
     }
 
     fn advance_pass(&mut self, now: Instant) -> anyhow::Result<()> {
+        if self.dispatch.held.take_opened() {
+            self.passes.end_rest(now);
+        }
         loop {
             let progress = if self.passes.is_idle() {
                 self.intake

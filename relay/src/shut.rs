@@ -129,13 +129,28 @@ impl Routes {
         Some(shut.due)
     }
 
-    /// A pass begins: it counts the waiting rows anew, and gives turns anew.
-    pub fn pass_began(&mut self) {
+    /// A pass begins: it gives turns anew and, if it is to see all rows, counts the waiting ones anew.
+    pub fn pass_began(&mut self, whole: bool) {
         self.turns = [None; 2];
         self.crowded = false;
-        for shut in self.shut.values_mut() {
-            shut.counting = 0;
+        if whole {
+            for shut in self.shut.values_mut() {
+                shut.counting = 0;
+            }
         }
+    }
+
+    /// When the next probe may be sent; `None` when none is to be or there are enough on their way.
+    pub fn next_probe(&self) -> Option<Instant> {
+        let of_pace = |pace| self.shut.values().filter(move |shut| shut.pace == pace);
+        let next = |pace: Pace| {
+            let out = of_pace(pace).filter(|shut| shut.probe.is_some()).count();
+            of_pace(pace)
+                .filter(|shut| shut.probe.is_none() && !shut.paused && out < pace.probes_max())
+                .map(|shut| shut.due)
+                .min()
+        };
+        next(Pace::Prompt).into_iter().chain(next(Pace::Slow)).min()
     }
 
     /// A pass met a row that waits behind another one of its key.

@@ -17,7 +17,7 @@ fn dispatch(order: Order) -> Dispatch {
         bytes: 1 << 20,
     };
     let mut dispatch = Dispatch::new(order, SCHEDULE, 1, limit);
-    dispatch.pass_began(1);
+    dispatch.pass_began(1, true);
     dispatch.page_asked();
     dispatch
 }
@@ -166,7 +166,7 @@ fn a_shut_route_puts_its_rows_back_and_probes_with_one_in_a_lane_of_its_own() {
     );
 
     let due = now + SCHEDULE.min;
-    dispatch.pass_began(2);
+    dispatch.pass_began(2, true);
     dispatch.page_asked();
     load(&mut dispatch, &[shut, row(4, "c", "open")], 0, due);
     assert_eq!(batch(&mut dispatch), [4]);
@@ -189,7 +189,7 @@ fn a_route_that_keeps_silent_keeps_neither_a_lane_nor_a_suspect_waiting() {
     assert_eq!((effects.samples.len(), effects.failed.len()), (1, 0));
 
     let due = now + SCHEDULE.min;
-    dispatch.pass_began(2);
+    dispatch.pass_began(2, true);
     dispatch.page_asked();
     load(&mut dispatch, &[silent], 1, due);
     let probe = dispatch.queue.next_batch(SLOW).unwrap();
@@ -245,7 +245,7 @@ fn alone_twice_when_the_broker_closes_is_to_blame() {
     let rows = [row(1, "a", "r"), row(2, "b", "r")];
     while failed == 0 && rounds < 10 {
         rounds += 1;
-        dispatch.pass_began(rounds + 1);
+        dispatch.pass_began(rounds + 1, true);
         dispatch.page_asked();
         let heads: Vec<Head> = rows.iter().map(head).collect();
         let asked: Vec<Head> = heads
@@ -290,7 +290,7 @@ fn a_hot_key_leaves_room_for_others_and_is_served_from_the_table() {
     assert_eq!(dispatch.held.wake(), Some(now), "a pass is wanted");
     let sent = dispatch.queue.next_batch(0).unwrap();
     dispatch.queue.settled(0, &sent);
-    dispatch.pass_began(2);
+    dispatch.pass_began(2, true);
     let take = dispatch.admit(&left, None, now);
     assert_eq!(take, Take::Send { missed: false });
 }
@@ -332,7 +332,7 @@ fn a_row_that_is_being_loaded_stays_when_its_route_is_paused_and_so_does_what_is
     assert_eq!(batch(&mut dispatch), [3]);
     assert_eq!(dispatch.admit(&asked[0], None, now), Take::Skip);
     dispatch.resume_route(&asked[0].route, now);
-    dispatch.pass_began(2);
+    dispatch.pass_began(2, true);
     let take = dispatch.admit(&asked[0], None, now);
     assert_eq!(take, Take::Send { missed: false });
 }

@@ -29,7 +29,7 @@ fn a_key_is_level_only_after_a_pass_that_left_nothing_and_saw_no_touch() {
     assert!(held.holds(7, &open));
     assert_eq!(held.wake(), Some(now), "a pass is wanted at once");
 
-    held.pass_began();
+    held.pass_began(true);
     held.leave(7, &open, now);
     held.pass_ended(1, true);
     assert!(
@@ -37,7 +37,7 @@ fn a_key_is_level_only_after_a_pass_that_left_nothing_and_saw_no_touch() {
         "the tail left a row after the pass began"
     );
 
-    held.pass_began();
+    held.pass_began(true);
     assert_eq!(
         held.admit(row(1), (7, &open), None, Visit { pass: 2, now }),
         Admit::Go
@@ -53,7 +53,7 @@ fn a_row_that_waits_holds_all_rows_behind_it() {
     let mut held = held();
     let open = route("open");
     let visit = Visit { pass: 1, now };
-    held.pass_began();
+    held.pass_began(true);
     assert_eq!(
         held.admit(row(1), (7, &open), Some(later), visit),
         Admit::Leave
@@ -82,7 +82,7 @@ fn a_shut_route_sends_one_probe_at_a_time_and_opens_by_it() {
     assert_eq!(second, Shutting::Known);
     let due = now + Duration::from_secs(1);
 
-    held.pass_began();
+    held.pass_began(true);
     let early = Visit { pass: 1, now };
     assert_eq!(held.admit(row(1), (1, &shut), None, early), Admit::Leave);
     assert_eq!(held.admit(row(2), (2, &shut), None, early), Admit::Leave);
@@ -90,7 +90,7 @@ fn a_shut_route_sends_one_probe_at_a_time_and_opens_by_it() {
     assert_eq!(held.waiting(), vec![(&shut, 2)]);
     assert_eq!(held.wake(), Some(due));
 
-    held.pass_began();
+    held.pass_began(true);
     let ripe = Visit { pass: 2, now: due };
     assert_eq!(held.admit(row(1), (1, &shut), None, ripe), Admit::Go);
     assert_eq!(held.admit(row(2), (2, &shut), None, ripe), Admit::Leave);
@@ -110,7 +110,7 @@ fn a_probe_on_its_way_counts_among_the_rows_that_wait() {
     let shut = route("shut");
     held.shut_route(&shut, row(1), true, (0.0, now));
     let due = now + Duration::from_secs(1);
-    held.pass_began();
+    held.pass_began(true);
     let visit = Visit { pass: 1, now: due };
     assert_eq!(held.admit(row(1), (1, &shut), None, visit), Admit::Go);
     assert_eq!(held.admit(row(2), (2, &shut), None, visit), Admit::Leave);
@@ -127,7 +127,7 @@ fn above_the_bound_a_pass_goes_on_and_keeps_the_order_of_what_it_leaves() {
     let mut held = held();
     let open = route("open");
     let visit = Visit { pass: 1, now };
-    held.pass_began();
+    held.pass_began(true);
     let bound = KEYS_MAX as u64;
     for key in 0..bound {
         held.admit(row(key), (key, &open), later, visit);
@@ -142,7 +142,7 @@ fn above_the_bound_a_pass_goes_on_and_keeps_the_order_of_what_it_leaves() {
     assert_eq!(other, Admit::Go, "other keys go on");
 
     held.pass_ended(1, true);
-    held.pass_began();
+    held.pass_began(true);
     let visit = Visit { pass: 2, now };
     assert_eq!(
         held.admit(row(bound), beyond, None, visit),
@@ -160,7 +160,7 @@ fn a_paused_route_has_no_probe_and_only_its_operator_opens_it() {
     let paused = route("paused");
     held.shut_route(&paused, row(1), true, (0.0, now));
     let due = now + Duration::from_secs(1);
-    held.pass_began();
+    held.pass_began(true);
     let visit = Visit { pass: 1, now: due };
     assert_eq!(held.admit(row(1), (1, &paused), None, visit), Admit::Go);
     held.pause_route(&paused, due);
@@ -169,7 +169,7 @@ fn a_paused_route_has_no_probe_and_only_its_operator_opens_it() {
         "the probe that was on its way opens nothing"
     );
     held.pass_ended(1, true);
-    held.pass_began();
+    held.pass_began(true);
     let later = due + Duration::from_hours(24);
     let visit = Visit {
         pass: 2,
@@ -181,7 +181,7 @@ fn a_paused_route_has_no_probe_and_only_its_operator_opens_it() {
         "nothing to try"
     );
     held.pass_ended(2, true);
-    held.pass_began();
+    held.pass_began(true);
     held.pass_ended(3, true);
     assert!(held.holds(99, &paused), "though no row waits");
     held.resume_route(&paused, later);

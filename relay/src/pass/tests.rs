@@ -13,6 +13,7 @@ const PLAN: Plan = Plan {
     positions: true,
     verify: false,
     count_missed: false,
+    probes_only: false,
 };
 
 fn dispatch() -> Dispatch {
@@ -113,4 +114,41 @@ fn rows_are_loaded_as_far_as_there_is_room_and_a_giant_alone() {
         panic!("{ended:?}");
     };
     assert_eq!(summary.sent.map(|sent| sent.len()), Some(3));
+}
+
+/// A shut route with a hundred thousand rows is probed by its first one, and the rest of a pass over
+/// all of them is not waited for.
+#[test]
+fn a_pass_for_probes_ends_with_the_page_that_has_them_and_does_not_count_as_whole() {
+    let began = Instant::now();
+    let mut dispatch = dispatch();
+    let (first, second) = (head(1, 1), head(2, 1));
+    dispatch
+        .held
+        .shut_route(&first.route, first.id, true, (0.5, began));
+    let due = began + Duration::from_mins(1);
+    let mut passes = Passes::new(began);
+    let plan = Plan {
+        probes_only: true,
+        ..PLAN
+    };
+    passes.begin(plan, &mut dispatch, due);
+    let mut found = page(vec![first, second], None, due);
+    found.last = false;
+    passes.page(found, due, due);
+    let Progress::Ask(Ask::Rows(asked)) = passes.go_on(&mut dispatch, ROOM, due) else {
+        panic!("the probe is not loaded");
+    };
+    assert_eq!(asked, [1]);
+    passes.loaded(due);
+    let Progress::Ended(summary) = passes.go_on(&mut dispatch, ROOM, due) else {
+        panic!("it goes on behind the probe");
+    };
+    assert!(summary.cut_short);
+    assert_eq!(
+        passes.rest_until(),
+        began,
+        "whole passes have a rest of their own"
+    );
+    assert_eq!(dispatch.held.next_probe(), None, "its answer is awaited");
 }

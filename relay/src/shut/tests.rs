@@ -32,7 +32,7 @@ fn a_route_is_probed_every_ten_seconds_however_long_it_is_shut() {
         };
         waits.push((due - now).as_secs());
         now = due;
-        routes.pass_began();
+        routes.pass_began(true);
         assert_eq!(routes.visit(&shut, row(1), now), Some(Turn::Probe));
         routes.shut(&shut, row(1), true, (0.0, now));
     }
@@ -47,7 +47,7 @@ fn a_route_that_kept_silent_is_probed_in_a_slow_lane_until_it_answers() {
     assert_eq!(routes.visit(&shut, row(1), later), Some(Turn::Probe));
     assert_eq!(routes.probe(&shut, row(1)), Some(Pace::Slow));
     routes.shut(&shut, row(1), true, (0.0, later));
-    routes.pass_began();
+    routes.pass_began(true);
     let later = later + PROBE_MAX;
     assert_eq!(routes.visit(&shut, row(1), later), Some(Turn::Probe));
     assert_eq!(routes.probe(&shut, row(1)), Some(Pace::Prompt));
@@ -64,7 +64,7 @@ fn of_many_shut_routes_all_have_their_turn() {
     let mut probed = vec![0; all.len()];
     for _ in 0..all.len() {
         now += PROBE_MAX;
-        routes.pass_began();
+        routes.pass_began(true);
         let mut out = Vec::new();
         for (number, shut) in all.iter().enumerate() {
             let id = row(number as u64);
@@ -108,7 +108,7 @@ fn beyond_so_many_routes_a_row_waits_by_itself() {
     assert_eq!(shutting, Shutting::Unnamed);
     assert!(!routes.contains(&more));
     // Those that nothing waits for make room.
-    routes.pass_began();
+    routes.pass_began(true);
     routes.pass_ended(true);
     let shutting = routes.shut(&more, row(1), true, (0.0, now));
     assert!(matches!(shutting, Shutting::Sample(_)));

@@ -15,3 +15,4 @@ mod chaos;
 mod cleanup;
 mod hot;
 mod payloads;
+mod shut;
