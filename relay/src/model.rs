@@ -105,6 +105,8 @@ struct World {
     dispatch: Dispatch,
     passes: Passes,
     catching_up: bool,
+    /// Every other time that a route is to be probed, by a pass for probes alone.
+    probes_only: bool,
     tail: Option<usize>,
     already_sent_until: Option<Position>,
     next_pass: Instant,
@@ -155,6 +157,7 @@ impl World {
             dispatch: new_dispatch(order),
             passes: Passes::new(now),
             catching_up: true,
+            probes_only: false,
             tail: None,
             already_sent_until: None,
             next_pass: now,
@@ -313,11 +316,15 @@ impl World {
             return;
         }
         let ordered = self.order == Order::Key;
+        let probe = self.dispatch.held.next_probe();
+        self.probes_only =
+            !self.catching_up && !self.probes_only && probe.is_some_and(|probe| probe <= self.now);
         let plan = Plan {
             fence: self.catching_up || !self.dispatch.held.is_empty(),
             positions: true,
             verify: !self.catching_up || !ordered,
             count_missed: false,
+            probes_only: self.probes_only,
         };
         self.ask = Some(self.passes.begin(plan, &mut self.dispatch, self.now));
     }
@@ -340,6 +347,9 @@ impl World {
     }
 
     fn pass_ended(&mut self, pass: Summary) {
+        if pass.plan.probes_only {
+            return self.dispatch.held.find_probe();
+        }
         let fenced = pass.plan.fence && !pass.cut_short;
         self.dispatch.held.pass_ended(pass.number, fenced);
         self.next_pass = self.now + SWEEP;
