@@ -1,5 +1,6 @@
 //! Opening a binlog stream. The workarounds of mysql_async 0.37 and of the servers are all here.
 
+use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -7,6 +8,7 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{
     BinlogStream, BinlogStreamRequest, Conn, DriverError, Error, Opts, OptsBuilder, SslOpts,
 };
+use rustls::RootCertStore;
 use secrecy::ExposeSecret;
 use svc_kit::database::{DatabaseUrl, Tls};
 
@@ -80,15 +82,24 @@ async fn connect(url: &DatabaseUrl) -> Result<Conn, Error> {
             connected => connected,
         },
         Tls::Required => Conn::new(options(url, Some(unverified()))).await,
-        Tls::VerifyIdentity { ca } => {
-            let roots = ca.iter().map(|path| path.clone().into()).collect();
-            Conn::new(options(
-                url,
-                Some(SslOpts::default().with_root_certs(roots)),
-            ))
-            .await
-        }
+        Tls::VerifyIdentity { ca } => Conn::new(options(url, Some(verified(ca.as_deref())))).await,
     }
+}
+
+/// Trusts whom SQL connections trust: the system's authorities, and those of the file. This library
+/// would trust the browsers' list instead, which has none that an operator has installed.
+fn verified(ca: Option<&Path>) -> SslOpts {
+    let mut parsed = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs().certs;
+    // One that can't be read would be an error of every connection, whoever signed the server's.
+    let usable = system
+        .into_iter()
+        .filter(|certificate| parsed.add(certificate.clone()).is_ok());
+    let file = ca.map(|path| path.to_owned().into()).into_iter();
+    let roots = file.chain(usable.map(|certificate| certificate.to_vec().into()));
+    SslOpts::default()
+        .with_root_certs(roots.collect())
+        .with_disable_built_in_roots(true)
 }
 
 fn unverified() -> SslOpts {

@@ -18,3 +18,4 @@ mod failover;
 mod read_only;
 mod stall;
 mod takeover;
+mod tls;

@@ -29,6 +29,30 @@ pub(crate) fn put_between(rig: &mut Rig) -> Proxy {
     proxy
 }
 
+impl Rig {
+    /// The relay's user.
+    pub(crate) fn user(&self) -> String {
+        let url = reqwest::Url::parse(&self.env["DATABASE_URL"]).unwrap();
+        url.username().to_owned()
+    }
+
+    /// Kills every connection of the relay's user, which must be its own.
+    pub(crate) async fn kill_relay_connections(&self) {
+        let mut admin = self.db.admin().await.unwrap();
+        let ids: Vec<i64> = sqlx::query_scalar(
+            "SELECT CAST(ID AS SIGNED) FROM information_schema.PROCESSLIST WHERE USER = ?",
+        )
+        .bind(self.user())
+        .fetch_all(&mut admin)
+        .await
+        .unwrap();
+        for id in ids {
+            // It may have gone by itself.
+            drop(self.db.execute(&format!("KILL {id}")).await);
+        }
+    }
+}
+
 /// A user of the relay's own, with the rights that README lists, so that its connections can be told
 /// from the writers'.
 pub(crate) async fn own_user(rig: &mut Rig) -> String {

@@ -1,5 +1,6 @@
 //! Whose failure an error of the database is, which decides what to do about it.
 
+use rustls::CertificateError;
 use sqlx::mysql::MySqlDatabaseError;
 
 use crate::boot::ConfigError;
@@ -22,6 +23,12 @@ pub enum Fault {
     Other,
 }
 
+const NO_PASSWORD_IN_CLEAR: &str = "the account is of the kind caching_sha2_password, the default of MySQL 8 and 9, and its password \
+     is not sent over a connection without TLS";
+const PASSWORD_NEEDS_TLS: &str = "leave ssl-mode=DISABLED out of the URL: a MySQL server has TLS from its first start on (or use \
+     ssl-mode=VERIFY_IDENTITY with ssl-ca); where the server has none, use an account with \
+     mysql_native_password (MySQL 8)";
+
 /// What an error means. Errors of a kind unknown here are [`Fault::Other`].
 #[must_use]
 pub fn classify(err: &sqlx::Error) -> Fault {
@@ -30,8 +37,11 @@ pub fn classify(err: &sqlx::Error) -> Fault {
             Some(err) => classify_number(err.number(), err.message()),
             None => Fault::Other,
         },
-        sqlx::Error::Io(_)
-        | sqlx::Error::PoolTimedOut
+        sqlx::Error::Io(err) => match certificate_problem(err) {
+            Some((problem, mend)) => misconfigured(&problem, mend),
+            None => Fault::Away,
+        },
+        sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::BeginFailed => Fault::Away,
@@ -39,11 +49,40 @@ pub fn classify(err: &sqlx::Error) -> Fault {
             &source.to_string(),
             "set ssl-mode and ssl-ca to what the server offers",
         ),
+        sqlx::Error::Configuration(source) if source.to_string().contains("RSA") => {
+            misconfigured(NO_PASSWORD_IN_CLEAR, PASSWORD_NEEDS_TLS)
+        }
         sqlx::Error::Configuration(source) => {
             misconfigured(&source.to_string(), "mend the part of the URL it speaks of")
         }
         _ => Fault::Other,
     }
+}
+
+/// Why the server's certificate is not accepted, if that is what the error is about, and the mend.
+fn certificate_problem(err: &std::io::Error) -> Option<(String, &'static str)> {
+    let refused = err.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let rustls::Error::InvalidCertificate(why) = refused else {
+        return None;
+    };
+    Some(match why {
+        CertificateError::UnknownIssuer => (
+            format!("no authority that is trusted has signed the server's certificate ({why})"),
+            "name the PEM file of the server's authority in ssl-ca",
+        ),
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
+            format!("the server's certificate is for another host name: {why}"),
+            "use a name of the certificate in the URL, or give the server one for this name",
+        ),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
+            format!("the server's certificate has expired: {why}"),
+            "renew the server's certificate, and check this machine's clock",
+        ),
+        _ => (
+            format!("the server's certificate is refused: {why}"),
+            "give the server a valid certificate, and name its authority's PEM file in ssl-ca",
+        ),
+    })
 }
 
 /// Error numbers that MySQL and MariaDB share, but where noted.
