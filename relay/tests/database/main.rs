@@ -15,6 +15,7 @@ mod world;
 mod clocks;
 mod connections;
 mod failover;
+mod hidden;
 mod read_only;
 mod stall;
 mod takeover;

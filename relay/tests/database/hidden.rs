@@ -1,0 +1,168 @@
+//! Binlogs that hide rows, lose their beginning and change their shape while orders are placed:
+//! nothing is lost, the operator is told, and the tail goes on.
+
+use e2e::Flavor;
+use futures::future::join_all;
+use sqlx::mysql::MySqlConnection;
+use sqlx::{AssertSqlSafe, Connection, Executor};
+
+use crate::rig::{LATER, QUEUE, Rig};
+use crate::servers::{OwnDb, flavors};
+use crate::world::{FROM_BINLOG, TAILING, assert_complete, own_user, probe, stop};
+use crate::writers::{Writers, tell};
+
+const UNDECODABLE: &str = "outbox_relay_undecodable_events_total";
+const MISSED: &str = "outbox_relay_missed_by_binlog_total";
+
+async fn run(connection: &mut MySqlConnection, sql: &str) {
+    let statement = sqlx::raw_sql(AssertSqlSafe(sql));
+    connection
+        .execute(statement)
+        .await
+        .unwrap_or_else(|err| panic!("{sql}: {err}"));
+}
+
+/// One row, by a session that has made its settings; named as a probe, which is counted.
+fn insert() -> String {
+    let id = uuid::Uuid::now_v7();
+    format!(
+        "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, routing_key, \
+         payload) VALUES ('{id}', 'order', 'probe {id}', 'order.placed.v1', 'order.pay', '1')"
+    )
+}
+
+/// Rows that are written now come by the binlog.
+async fn wait_live(rig: &Rig) {
+    let before = rig.metric(FROM_BINLOG).await;
+    e2e::wait::until("rows by the binlog", LATER, async || {
+        let id = uuid::Uuid::now_v7();
+        rig.insert_one(&format!("probe {id}"), "order.pay", b"1")
+            .await;
+        rig.metric(FROM_BINLOG).await > before
+    })
+    .await;
+}
+
+/// The image of such an INSERT has the named columns alone, so the decoder can't make a row of it.
+#[tokio::test]
+async fn a_row_the_decoder_fails_on_is_delivered_and_told_and_the_tail_goes_on() {
+    let servers = e2e::shared::databases().await.into_iter();
+    let each = servers.map(async |db| {
+        let mut rig = Rig::new(db).await;
+        // No sweep comes to the rescue.
+        rig.set("RELAY_SWEEP_INTERVAL", "10m");
+        let relay = rig.tailing().await;
+        let deliveries = rig.consume(QUEUE).await;
+        let mut writer = rig.database.connect().await.unwrap();
+        run(&mut writer, "SET SESSION binlog_row_image = 'MINIMAL'").await;
+        for rows in 1..=3 {
+            run(&mut writer, &insert()).await;
+            e2e::wait::until("the row that can't be decoded", LATER, async || {
+                deliveries.count() == rows
+            })
+            .await;
+        }
+        let counted = rig.metric(UNDECODABLE).await;
+        assert!(counted.is_some_and(|events| events >= 1.0), "{counted:?}");
+        let log = relay.log();
+        assert!(
+            log.contains("the binlog hides something from the relay"),
+            "{log}"
+        );
+        wait_live(&rig).await;
+        assert_eq!(rig.metric(MISSED).await, Some(0.0));
+        stop(&relay).await;
+    });
+    join_all(each).await;
+}
+
+async fn kill_dump(rig: &Rig) {
+    let mut admin = rig.db.admin().await.unwrap();
+    let ids: Vec<i64> = sqlx::query_scalar(
+        "SELECT CAST(ID AS SIGNED) FROM information_schema.PROCESSLIST \
+         WHERE USER = ? AND COMMAND LIKE 'Binlog Dump%'",
+    )
+    .bind(rig.user())
+    .fetch_all(&mut admin)
+    .await
+    .unwrap();
+    for id in ids {
+        // It may have gone by itself.
+        drop(rig.db.execute(&format!("KILL {id}")).await);
+    }
+}
+
+/// All of it under load, again and again.
+async fn hide(flavor: Flavor, args: &[&str], rounds: usize) {
+    let db = OwnDb::start(flavor, args).await;
+    let mut rig = db.rig().await;
+    own_user(&mut rig).await;
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let writers = Writers::start(&rig, 2, 10).await;
+    let mut minimal = MySqlConnection::connect(&rig.database.url).await.unwrap();
+    run(&mut minimal, "SET SESSION binlog_row_image = 'MINIMAL'").await;
+    let mut statements = MySqlConnection::connect(&rig.database.url).await.unwrap();
+    run(&mut statements, "SET SESSION binlog_format = 'STATEMENT'").await;
+    let mut owner = MySqlConnection::connect(&rig.database.url).await.unwrap();
+    for round in 0..rounds {
+        for hidden in [&mut minimal, &mut statements] {
+            for _ in 0..5 {
+                run(hidden, &insert()).await;
+            }
+            probe(&rig, &deliveries).await;
+        }
+        let column = format!("extra{round}");
+        run(
+            &mut owner,
+            &format!("ALTER TABLE outbox ADD COLUMN {column} INT NULL AFTER id"),
+        )
+        .await;
+        probe(&rig, &deliveries).await;
+        run(
+            &mut owner,
+            &format!("ALTER TABLE outbox DROP COLUMN {column}"),
+        )
+        .await;
+        probe(&rig, &deliveries).await;
+        // Where the tail was is gone when it comes back.
+        run(&mut owner, "FLUSH BINARY LOGS").await;
+        kill_dump(&rig).await;
+        run(
+            &mut owner,
+            "PURGE BINARY LOGS BEFORE NOW() + INTERVAL 1 DAY",
+        )
+        .await;
+        probe(&rig, &deliveries).await;
+    }
+    rig.wait_metric(TAILING, 1.0).await;
+    assert_complete(&rig, writers, &deliveries).await;
+    let counted = rig.metric(UNDECODABLE).await.unwrap();
+    tell(&format!(
+        "{flavor:?} {args:?}: {counted} events told of as hidden"
+    ));
+    assert!(counted >= 1.0);
+    stop(&relay).await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_while_rows_are_hidden_the_table_altered_and_the_binlog_purged() {
+    let each = flavors().await.into_iter();
+    join_all(each.map(|flavor| hide(flavor, &[], 1))).await;
+}
+
+#[cfg(feature = "long")]
+#[tokio::test]
+async fn long_rows_hidden_in_every_way_on_servers_that_compress_and_on_others() {
+    let compressed: [(Flavor, &[&str]); 2] = [
+        (
+            Flavor::MariaDb,
+            &["--log-bin-compress=ON", "--log-bin-compress-min-len=10"],
+        ),
+        (Flavor::MySql, &["--binlog-transaction-compression=ON"]),
+    ];
+    for flavor in flavors().await {
+        let (_, args) = compressed.iter().find(|(of, _)| *of == flavor).unwrap();
+        tokio::join!(hide(flavor, &[], 10), hide(flavor, args, 10));
+    }
+}
