@@ -18,6 +18,16 @@ async fn memory_is_bounded_with_payloads_of_8_mib() {
     payloads(e2e::shared::mariadb().await, 24).await;
 }
 
+#[cfg(feature = "long")]
+#[tokio::test]
+async fn long_payloads_of_8_mib() {
+    for db in e2e::shared::databases().await {
+        let figures = payloads(db, 200).await;
+        let name = format!("2 × 200 payloads of 8 MiB, {:?}", db.flavor());
+        e2e::figures::record(&name, &figures);
+    }
+}
+
 async fn payloads(db: &'static Db, rows: usize) -> String {
     let mut rig = Rig::new(db).await;
     rig.set("RUST_LOG", "info");
