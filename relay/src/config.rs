@@ -37,7 +37,7 @@ pub struct TableArgs {
     /// The database of the outbox.
     #[command(flatten)]
     pub database: DatabaseArgs,
-    /// The outbox table; its companions are TABLE_fence and TABLE_attempts
+    /// The outbox table; its companions are TABLE_fence, TABLE_attempts and TABLE_pauses
     #[arg(long, env = "RELAY_OUTBOX_TABLE", default_value = "outbox")]
     pub outbox_table: String,
     /// Log lines as text or JSON

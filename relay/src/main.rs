@@ -31,13 +31,17 @@ enum Command {
     Run(Box<RunArgs>),
     /// Tell every condition the relay needs and the mend of each that is not met
     Check(Box<RunArgs>),
-    /// Tell on one screen who works, what waits and what is paused. Exit code 0: told, 1: the database
-    /// could not be asked, 64: wrong usage
+    /// Tell on one screen who works, what waits and what is paused
+    ///
+    /// Exit code 0: told; 1: the database could not be asked; 64: wrong usage.
     Status(Box<StatusArgs>),
-    /// Stop sending, the whole relay or one route; rows wait in the table until `relay resume`.
-    /// Exit code 0: done, 1: it is paused already or the database can't be asked, 64: wrong usage
+    /// Stop sending, the whole relay or one route; rows wait in the table until `relay resume`
+    ///
+    /// Exit code 0: done; 1: it is paused already, or the database could not be asked; 64: wrong usage.
     Pause(Box<PauseArgs>),
-    /// End a pause. Exit code 0: done, 1: it is not paused or the database can't be asked, 64: wrong usage
+    /// End a pause; what has waited goes, in order
+    ///
+    /// Exit code 0: done; 1: it is not paused, or the database could not be asked; 64: wrong usage.
     Resume(Box<ResumeArgs>),
     /// Create the outbox tables, or bring them up to date
     Migrate {

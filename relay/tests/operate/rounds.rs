@@ -13,7 +13,7 @@ const ROUTE: [&str; 3] = ["--route", "order-exchange", "order.pay"];
 
 /// Pauses and resumes the relay, then the route, as often as this, and now and then kills the relay
 /// in between. A resume may come before the relay has seen the pause, or in the middle of it.
-async fn rounds(db: &'static Db, rounds: usize) {
+async fn rounds(db: &'static Db, rounds: usize) -> String {
     let mut rig = Rig::new(db).await;
     rig.set("RELAY_SWEEP_INTERVAL", "1s");
     let relay = rig.tailing().await;
@@ -42,12 +42,11 @@ async fn rounds(db: &'static Db, rounds: usize) {
     wait_all_delivered(&rig, &deliveries).await;
     assert_eq!(assert_first_deliveries_in_order(&deliveries), written);
     let twice = deliveries.count() - deliveries.first().len();
-    tell(&format!(
-        "{:?}: {rounds} pauses, {kills} kills, {written} messages, {twice} twice",
-        db.flavor()
-    ));
+    let told = format!("{kills} kills, {written} messages, none lost, {twice} twice");
+    tell(&format!("{:?}: {rounds} pauses, {told}", db.flavor()));
     assert!(kills > 0 || twice == 0, "{twice} without a kill");
     assert!(!relay.log().contains("panicked"), "{}", relay.log());
+    told
 }
 
 #[tokio::test]
@@ -59,5 +58,9 @@ async fn pauses_under_load_keep_the_order_of_each_key_and_repeat_nothing() {
 #[tokio::test]
 async fn long_operate_pauses_and_kills_under_load_keep_the_order_of_each_key() {
     let servers = e2e::shared::databases().await;
-    futures::future::join_all(servers.into_iter().map(|db| rounds(db, 60))).await;
+    let all = servers.into_iter().map(async |db| {
+        let told = rounds(db, 60).await;
+        e2e::figures::record(&format!("60 pauses under load, {:?}", db.flavor()), &told);
+    });
+    futures::future::join_all(all).await;
 }
