@@ -22,6 +22,9 @@ pub const ADMIN: &str = "admin";
 pub const ADMIN_PASSWORD: &str = "throwaway";
 
 const PROGRAM: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+const CTL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
+/// An Erlang node of its own starts, connects and ends.
+const CTL_TIMEOUT: Duration = Duration::from_secs(60);
 /// A broker takes six seconds of processor time to start; a busy machine multiplies that.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -56,6 +59,7 @@ pub struct Rabbit {
     // Declared before `home`: the processes must be gone before their directory is.
     server: Server,
     epmd: Server,
+    environment: Vec<(String, String)>,
     home: Home,
 }
 
@@ -115,7 +119,7 @@ impl Rabbit {
         );
         let environment = environment(&home, &ports);
         let server = Server::new(
-            home.launch(Path::new(PROGRAM), [], environment),
+            home.launch(Path::new(PROGRAM), [], environment.clone()),
             home.host("log"),
         );
         Ok(Self {
@@ -123,6 +127,7 @@ impl Rabbit {
             management_port: ports.management,
             server,
             epmd,
+            environment,
             home,
         })
     }
@@ -243,6 +248,45 @@ impl Rabbit {
     /// SIGCONT after [`Rabbit::pause`].
     pub fn resume(&self) -> anyhow::Result<()> {
         self.server.signal(Signal::CONT)
+    }
+
+    /// Runs `rabbitmqctl` on this broker and returns what it printed.
+    pub async fn ctl(&self, args: &[&str]) -> anyhow::Result<String> {
+        let args = args.iter().map(|&arg| arg.to_owned());
+        let launch = self
+            .home
+            .launch(Path::new(CTL), args, self.environment.clone());
+        let log = format!("ctl-{}.log", uuid::Uuid::now_v7().simple());
+        let ctl = Server::new(launch, self.home.host(&log));
+        ctl.start()?;
+        let status = ctl.wait_ended(CTL_TIMEOUT).await;
+        ensure!(
+            status.with_context(|| ctl.log_tail())?.success(),
+            "rabbitmqctl failed: {}",
+            ctl.log_tail()
+        );
+        Ok(ctl.log())
+    }
+
+    /// The process of a queue answers nobody until [`Rabbit::wake_queue`]: publishes to it are
+    /// neither confirmed nor refused, as with a quorum queue that has lost its majority.
+    pub async fn suspend_queue(&self, vhost: &str, queue: &str) -> anyhow::Result<()> {
+        self.on_queue("suspend", vhost, queue).await
+    }
+
+    /// Ends [`Rabbit::suspend_queue`]: what was published meanwhile is in the queue, and confirmed.
+    pub async fn wake_queue(&self, vhost: &str, queue: &str) -> anyhow::Result<()> {
+        self.on_queue("resume", vhost, queue).await
+    }
+
+    async fn on_queue(&self, what: &str, vhost: &str, queue: &str) -> anyhow::Result<()> {
+        let expression = format!(
+            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{vhost}\">>, queue, \
+             <<\"{queue}\">>)), sys:{what}(amqqueue:get_pid(Q))."
+        );
+        let told = self.ctl(&["eval", &expression]).await?;
+        ensure!(told.trim() == "ok", "{what} {queue}: {told}");
+        Ok(())
     }
 
     /// The broker's log.

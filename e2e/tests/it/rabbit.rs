@@ -164,3 +164,35 @@ async fn a_client_logs_in_with_its_own_rights_and_can_be_cut_off() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_suspended_queue_confirms_nothing_until_it_is_woken() {
+    let rabbit = e2e::shared::rabbit().await;
+    let vhost = rabbit.create_vhost().await.unwrap();
+    let api = rabbit.management().unwrap();
+    for (queue, kind) in [("classic", "classic"), ("quorum", "quorum")] {
+        let arguments = json!({ "x-queue-type": kind });
+        api.declare_queue(&vhost.name, queue, arguments)
+            .await
+            .unwrap();
+        rabbit.suspend_queue(&vhost.name, queue).await.unwrap();
+        let properties = lapin::ConnectionProperties::default();
+        let connection = lapin::Connection::connect(&vhost.amqp_url, properties).await;
+        let connection = connection.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let select = lapin::options::ConfirmSelectOptions { nowait: false };
+        channel.confirm_select(select).await.unwrap();
+        let options = lapin::options::BasicPublishOptions {
+            mandatory: true,
+            immediate: false,
+        };
+        let persistent = lapin::BasicProperties::default().with_delivery_mode(2);
+        let publish = channel.basic_publish("".into(), queue.into(), options, b"{}", persistent);
+        let mut confirm = publish.await.unwrap();
+        let wait = Duration::from_millis(500);
+        let early = tokio::time::timeout(wait, &mut confirm).await;
+        assert!(early.is_err(), "{queue}: {early:?}");
+        rabbit.wake_queue(&vhost.name, queue).await.unwrap();
+        assert!(confirm.await.unwrap().is_ack(), "{queue}");
+    }
+}
