@@ -57,6 +57,8 @@ struct Orders {
     cut: u64,
     /// Connections born before this are reset after so many more bytes.
     cut_after: Option<(u64, u64)>,
+    /// The byte after this is spoilt on its way from the client.
+    spoil_after: Option<&'static [u8]>,
     stop: bool,
 }
 
@@ -131,6 +133,7 @@ impl Proxy {
             now: 1,
             cut: 0,
             cut_after: None,
+            spoil_after: None,
             stop: false,
         });
         let shown = Arc::new(Shown::default());
@@ -226,6 +229,12 @@ impl Proxy {
         });
     }
 
+    /// Spoils the byte that follows each `marker` from the client, so that the upstream meets a
+    /// protocol error at a place the test has chosen. No part of the marker may begin it again.
+    pub fn spoil_after(&self, marker: Option<&'static [u8]>) {
+        self.order(|orders| orders.spoil_after = marker);
+    }
+
     /// Connections there are.
     pub fn connections(&self) -> usize {
         self.shown.births().len()
@@ -306,7 +315,7 @@ async fn carry(mut client: TcpStream, life: Life, orders: watch::Receiver<Orders
     let ended = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let up = (Way::Up, Some(Quota::new(life.born)));
+        let up = (Way::Up, Some(Passage::new(life.born)));
         let passing = async {
             tokio::try_join!(
                 pump(from_client, to_server, up, orders.clone()),
@@ -331,20 +340,36 @@ async fn cut_off(mut orders: watch::Receiver<Orders>, born: u64) {
     drop(orders.wait_for(|orders| orders.cut >= born).await);
 }
 
-/// How much a connection may still carry.
-struct Quota {
+/// What a connection carries from the client.
+struct Passage {
     born: u64,
     carried: u64,
     /// The order it obeys, and the count it is reset at.
     end: Option<(u64, u64)>,
+    /// How much of the marker the last bytes were.
+    matched: usize,
 }
 
-impl Quota {
+impl Passage {
     fn new(born: u64) -> Self {
         Self {
             born,
             carried: 0,
             end: None,
+            matched: 0,
+        }
+    }
+
+    fn spoil(&mut self, marker: &[u8], bytes: &mut [u8]) {
+        for byte in bytes {
+            if self.matched == marker.len() {
+                *byte ^= 0xff;
+                self.matched = 0;
+            } else if *byte == marker[self.matched] {
+                self.matched += 1;
+            } else {
+                self.matched = usize::from(*byte == marker[0]);
+            }
         }
     }
 
@@ -372,7 +397,7 @@ impl Quota {
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
-    (way, mut quota): (Way, Option<Quota>),
+    (way, mut passage): (Way, Option<Passage>),
     mut orders: watch::Receiver<Orders>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
@@ -397,8 +422,14 @@ async fn pump(
             return to.shutdown().await;
         }
         // Read again: the order may have come while the bytes did not.
-        let (may_go, then) = match &mut quota {
-            Some(quota) => quota.take(&orders.borrow(), read),
+        let (may_go, then) = match &mut passage {
+            Some(passage) => {
+                let orders = orders.borrow();
+                if let Some(marker) = orders.spoil_after {
+                    passage.spoil(marker, &mut buffer[..read]);
+                }
+                passage.take(&orders, read)
+            }
             None => (read, Ok(())),
         };
         to.write_all(&buffer[..may_go]).await?;

@@ -204,6 +204,22 @@ fn a_connection_is_reset_after_so_many_more_bytes_from_the_client() {
 }
 
 #[test]
+fn the_byte_after_a_marker_is_spoilt_and_no_other() {
+    let proxy = Proxy::start(echo(0)).unwrap();
+    let mut stream = connect(&proxy);
+    proxy.spoil_after(Some(b"poison"));
+    let mut sent = |bytes: &[u8]| {
+        stream.write_all(bytes).unwrap();
+        let mut back = vec![0; bytes.len()];
+        stream.read_exact(&mut back).unwrap();
+        back
+    };
+    assert_eq!(sent(b"a poiso_ and a poi"), b"a poiso_ and a poi");
+    assert_eq!(sent(b"son\x01rest poison"), b"son\xferest poison");
+    assert_eq!(sent(b"\x02poisopoison\x03"), b"\xfdpoisopoison\xfc");
+}
+
+#[test]
 fn new_connections_go_to_the_new_upstream() {
     let proxy = Proxy::start(echo(0)).unwrap();
     let old = connect(&proxy);

@@ -11,7 +11,7 @@ pub(crate) mod writers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::product::Process;
 use e2e::{Db, Rabbit, TestDatabase, Vhost};
@@ -45,6 +45,7 @@ pub(crate) struct Delivery {
     pub(crate) message_id: String,
     pub(crate) key: String,
     pub(crate) payload: Vec<u8>,
+    pub(crate) at: Instant,
 }
 
 /// Everything a queue has delivered, in order.
@@ -238,6 +239,7 @@ impl Rig {
                     message_id: id.unwrap_or_default(),
                     key: key.unwrap_or_default(),
                     payload: delivery.data,
+                    at: Instant::now(),
                 });
             }
         }));

@@ -1,0 +1,18 @@
+//! What happens to the broker and to its routes while the relay works: killed, stopped, cut off,
+//! blocked, full, gone, forbidden, silent; and TLS.
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
+)]
+
+#[path = "../rig/mod.rs"]
+mod rig;
+use rig::{rows, servers, writers};
+
+mod world;
+
+mod away;
+mod blocked;
+mod refused;
+mod shut;
+mod tls;
