@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::Db;
+use e2e::{Db, Flavor};
 use futures::future::join_all;
 use relay::config::OutboxTable;
 use relay::lease::lock_name;
@@ -12,6 +12,8 @@ use svc_kit::database::DatabaseUrl;
 
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::{OwnDb, flavors};
+#[cfg(feature = "long")]
+use crate::world::record;
 use crate::world::{TAILING, assert_complete, flows, own_user, probe, put_between, stop};
 use crate::writers::Writers;
 
@@ -72,7 +74,8 @@ async fn connections(rig: &Rig, user: &str, admin: &mut MySqlConnection) -> Conn
 }
 
 /// Kills each connection of a working relay, one after the other, `rounds` times.
-async fn kill_each(db: &'static Db, rounds: usize) {
+async fn kill_each(db: &'static Db, rounds: usize) -> (Flavor, Vec<Duration>) {
+    let mut took = Vec::new();
     let mut rig = Rig::new(db).await;
     let user = own_user(&mut rig).await;
     // The clean-up's connection comes with the first row that may be deleted, and stays.
@@ -98,12 +101,13 @@ async fn kill_each(db: &'static Db, rounds: usize) {
                 .execute(&mut admin)
                 .await
                 .unwrap();
-            flows(&rig, &deliveries, began, &format!("{what} killed")).await;
+            took.push(flows(&rig, &deliveries, began, &format!("{what} killed")).await);
         }
     }
     rig.wait_metric(TAILING, 1.0).await;
     assert_complete(&rig, writers, &deliveries).await;
     stop(&relay).await;
+    (db.flavor(), took)
 }
 
 #[tokio::test]
@@ -116,7 +120,8 @@ async fn each_connection_killed_alone_costs_no_row_and_no_order() {
 #[tokio::test]
 async fn long_each_connection_killed_alone_again_and_again() {
     let servers = e2e::shared::databases().await;
-    join_all(servers.into_iter().map(|db| kill_each(db, 10))).await;
+    let took = join_all(servers.into_iter().map(|db| kill_each(db, 10))).await;
+    record("connections killed under load, one at a time", took);
 }
 
 /// An idle relay: nobody writes for longer than the server lets a connection be silent.
@@ -138,7 +143,8 @@ async fn an_idle_relay_outlives_the_servers_wait_timeout() {
 }
 
 /// A firewall that forgets: every connection to the database is reset, the broker's live on.
-async fn cut(db: &'static Db, times: usize) {
+async fn cut(db: &'static Db, times: usize) -> (Flavor, Vec<Duration>) {
+    let mut took = Vec::new();
     let mut rig = Rig::new(db).await;
     let proxy = put_between(&mut rig);
     let relay = rig.tailing().await;
@@ -159,10 +165,11 @@ async fn cut(db: &'static Db, times: usize) {
             proxy.open();
             Instant::now()
         };
-        flows(&rig, &deliveries, began, "cut from the database").await;
+        took.push(flows(&rig, &deliveries, began, "cut from the database").await);
     }
     assert_complete(&rig, writers, &deliveries).await;
     stop(&relay).await;
+    (db.flavor(), took)
 }
 
 #[tokio::test]
@@ -174,5 +181,6 @@ async fn a_relay_that_is_cut_from_the_database_alone_goes_on_when_it_is_back() {
 #[tokio::test]
 async fn long_a_relay_that_is_cut_from_the_database_20_times() {
     let servers = e2e::shared::databases().await;
-    join_all(servers.into_iter().map(|db| cut(db, 20))).await;
+    let took = join_all(servers.into_iter().map(|db| cut(db, 20))).await;
+    record("cut from the database under load", took);
 }

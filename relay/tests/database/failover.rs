@@ -9,6 +9,8 @@ use sqlx::{AssertSqlSafe, Row};
 
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::{OwnDb, flavors};
+#[cfg(feature = "long")]
+use crate::world::record;
 use crate::world::{FROM_BINLOG, TAILING, address, flows, probe, put_between, stop};
 
 const REPLICATOR: &str = "replicator";
@@ -131,7 +133,8 @@ fn moved(rig: &mut Rig, to: &'static Db) {
     rig.pool = rig.database.pool().unwrap();
 }
 
-async fn fail_over(flavor: Flavor, old: Old, rounds: usize) {
+async fn fail_over(flavor: Flavor, old: Old, rounds: usize) -> (Flavor, Vec<Duration>) {
+    let mut took = Vec::new();
     let mut primary = OwnDb::start(flavor, &[]).await;
     let create = format!("CREATE USER '{REPLICATOR}'@'%' IDENTIFIED BY 'pw'");
     primary.execute(&create).await.unwrap();
@@ -159,13 +162,8 @@ async fn fail_over(flavor: Flavor, old: Old, rounds: usize) {
         let began = Instant::now();
         moved(&mut rig, replica.server());
         written.extend(rig.insert(20).await);
-        flows(
-            &rig,
-            &deliveries,
-            began,
-            &format!("{old:?} primary, round {round}"),
-        )
-        .await;
+        let what = format!("{old:?} primary, round {round}");
+        took.push(flows(&rig, &deliveries, began, &what).await);
         primary = replica;
     }
     e2e::wait::until("every row", LATER, async || {
@@ -188,6 +186,7 @@ async fn fail_over(flavor: Flavor, old: Old, rounds: usize) {
     )
     .await;
     stop(&relay).await;
+    (flavor, took)
 }
 
 #[tokio::test]
@@ -212,6 +211,7 @@ async fn orders_of_a_promoted_replica_flow_within_10_s_when_nobody_told_the_prim
 async fn long_three_failovers_in_a_row_of_each_kind() {
     for old in [Old::Dead, Old::Demoted, Old::Forgotten] {
         let each = flavors().await.into_iter();
-        join_all(each.map(|flavor| fail_over(flavor, old, 3))).await;
+        let took = join_all(each.map(|flavor| fail_over(flavor, old, 3))).await;
+        record(&format!("failovers, {old:?} primary"), took);
     }
 }

@@ -7,6 +7,8 @@ use futures::future::join_all;
 
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::{OwnDb, flavors};
+#[cfg(feature = "long")]
+use crate::world::record;
 use crate::world::{FLOWS_WITHIN, TAILING, assert_complete, flows, own_user, probe, stop};
 use crate::writers::Writers;
 
@@ -26,7 +28,8 @@ async fn wait_not_leading(rig: &Rig) -> Duration {
 }
 
 /// The writers are administrators, whom read_only does not stop; the relay is not.
-async fn demote(flavor: Flavor, rounds: usize) {
+async fn demote(flavor: Flavor, rounds: usize) -> (Flavor, Vec<Duration>) {
+    let mut took = Vec::new();
     let db = OwnDb::start(flavor, &[]).await;
     let mut rig = db.rig().await;
     own_user(&mut rig).await;
@@ -49,11 +52,12 @@ async fn demote(flavor: Flavor, rounds: usize) {
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(deliveries.count(), published, "{}", relay.log());
         db.execute("SET GLOBAL read_only = OFF").await.unwrap();
-        flows(&rig, &deliveries, Instant::now(), "writable again").await;
+        took.push(flows(&rig, &deliveries, Instant::now(), "writable again").await);
     }
     rig.wait_metric(TAILING, 1.0).await;
     assert_complete(&rig, writers, &deliveries).await;
     stop(&relay).await;
+    (flavor, took)
 }
 
 #[tokio::test]
@@ -64,7 +68,8 @@ async fn a_primary_that_turns_read_only_under_load_loses_the_relay_until_it_is_w
 #[cfg(feature = "long")]
 #[tokio::test]
 async fn long_a_primary_turns_read_only_10_times() {
-    join_all(flavors().await.into_iter().map(|flavor| demote(flavor, 10))).await;
+    let took = join_all(flavors().await.into_iter().map(|flavor| demote(flavor, 10))).await;
+    record("read-only and writable again under load", took);
 }
 
 /// MySQL refuses every write with 1792 though `read_only` is off: the ping sees nothing, the first

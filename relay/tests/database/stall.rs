@@ -7,6 +7,8 @@ use futures::future::join_all;
 
 use crate::rig::{LATER, QUEUE};
 use crate::servers::{OwnDb, flavors};
+#[cfg(feature = "long")]
+use crate::world::record;
 use crate::world::{TAILING, assert_complete, flows, probe, put_between, stop};
 use crate::writers::Writers;
 
@@ -19,7 +21,7 @@ enum Way {
 }
 
 /// Stalls until the relay has noticed, and `more` beyond that.
-async fn stall(flavor: Flavor, way: Way, more: Duration) {
+async fn stall(flavor: Flavor, way: Way, more: Duration) -> (Flavor, Vec<Duration>) {
     let db = OwnDb::start(flavor, &[]).await;
     let mut rig = db.rig().await;
     let proxy = put_between(&mut rig);
@@ -48,10 +50,11 @@ async fn stall(flavor: Flavor, way: Way, more: Duration) {
         Way::Silent => proxy.resume(),
     }
     let what = format!("{way:?} for {:?}", began.elapsed());
-    flows(&rig, &deliveries, Instant::now(), &what).await;
+    let took = flows(&rig, &deliveries, Instant::now(), &what).await;
     rig.wait_metric(TAILING, 1.0).await;
     assert_complete(&rig, writers, &deliveries).await;
     stop(&relay).await;
+    (flavor, vec![took])
 }
 
 #[tokio::test]
@@ -68,5 +71,5 @@ async fn long_a_server_that_stalls_for_90_s() {
     let each = flavors().await.into_iter().flat_map(|flavor| {
         [Way::Stopped, Way::Silent].map(|way| stall(flavor, way, Duration::from_secs(90)))
     });
-    join_all(each).await;
+    record("a server that stalled for 90 s", join_all(each).await);
 }

@@ -226,16 +226,6 @@ async fn no_message_is_lost_over_take_overs_of_every_kind() {
 async fn long_50_take_overs_in_a_row() {
     let servers = e2e::shared::databases().await;
     let all = join_all(servers.iter().map(|db| take_overs(db, 50))).await;
-    for (db, mut took) in servers.into_iter().zip(all) {
-        took.sort();
-        let figures = format!(
-            "50 of 50, none lost; median {:?}, longest {:?}",
-            took[took.len() / 2],
-            took[took.len() - 1]
-        );
-        e2e::figures::record(
-            &format!("take-overs under load, {:?}", db.flavor()),
-            &figures,
-        );
-    }
+    let flavors = servers.iter().map(|db| db.flavor());
+    crate::world::record("take-overs of every kind under load", flavors.zip(all));
 }

@@ -84,7 +84,12 @@ pub(crate) async fn probe(rig: &Rig, deliveries: &Deliveries) -> Duration {
 }
 
 /// Rows flow within the time the issue allows, counted from `since`.
-pub(crate) async fn flows(rig: &Rig, deliveries: &Deliveries, since: Instant, what: &str) {
+pub(crate) async fn flows(
+    rig: &Rig,
+    deliveries: &Deliveries,
+    since: Instant,
+    what: &str,
+) -> Duration {
     probe(rig, deliveries).await;
     let took = since.elapsed();
     tell(&format!(
@@ -92,6 +97,22 @@ pub(crate) async fn flows(rig: &Rig, deliveries: &Deliveries, since: Instant, wh
         rig.db.flavor()
     ));
     assert!(took < FLOWS_WITHIN, "{what}: {took:?}");
+    took
+}
+
+/// Keeps what the long forms of a fault measured, by server.
+#[cfg(feature = "long")]
+pub(crate) fn record(what: &str, measured: impl IntoIterator<Item = (Flavor, Vec<Duration>)>) {
+    for (flavor, mut took) in measured {
+        took.sort();
+        let text = format!(
+            "{} times, none lost; median {:.1?}, longest {:.1?}",
+            took.len(),
+            took[took.len() / 2],
+            took[took.len() - 1]
+        );
+        e2e::figures::record(&format!("{what}, {flavor:?}"), &text);
+    }
 }
 
 /// Everything that the writers committed has arrived, in the order of each key.
