@@ -7,8 +7,8 @@ use e2e::{Db, Flavor, Rabbit};
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::OwnDb;
 use crate::world::{
-    CONNECTED, ON_THEIR_WAY, assert_complete, assert_nobody_blamed, flows, fragile, lasting, place,
-    put_between, wait_ready, wait_unready,
+    CONNECTED, ON_THEIR_WAY, assert_complete, assert_nobody_blamed, figure, flows, fragile,
+    lasting, place, put_between, wait_ready, wait_unready,
 };
 use crate::writers::Writers;
 
@@ -21,6 +21,15 @@ async fn a_killed_broker_is_waited_for_and_nothing_is_lost() {
     killed(e2e::shared::mariadb().await, rabbit, 1).await;
 }
 
+#[cfg(feature = "long")]
+#[tokio::test]
+async fn long_broker_killed_five_times() {
+    let (rabbit, _turn) = fragile().await;
+    for db in e2e::shared::databases().await {
+        killed(db, rabbit, 5).await;
+    }
+}
+
 async fn killed(db: &'static Db, rabbit: &'static Rabbit, kills: usize) {
     let rig = lasting(db, rabbit).await;
     let _relay = rig.tailing().await;
@@ -31,7 +40,8 @@ async fn killed(db: &'static Db, rabbit: &'static Rabbit, kills: usize) {
         rig.wait_metric(CONNECTED, 0.0).await;
         wait_unready(&rig, "broker").await;
         rabbit.restart().await.unwrap();
-        flows(&rig, Instant::now(), "killed and restarted").await;
+        let took = flows(&rig, Instant::now(), "killed and restarted").await;
+        figure(&rig, "broker killed and restarted: orders flow after", took);
         wait_ready(&rig).await;
     }
     assert_nobody_blamed(&rig).await;
@@ -44,6 +54,16 @@ async fn a_connection_cut_in_the_middle_of_batches_loses_nothing() {
     let mut rig = Rig::new(e2e::shared::mariadb().await).await;
     let proxy = put_between(&mut rig, "");
     cut(&rig, &proxy, 8).await;
+}
+
+#[cfg(feature = "long")]
+#[tokio::test]
+async fn long_broker_connection_cut_fifty_times() {
+    for db in e2e::shared::databases().await {
+        let mut rig = Rig::new(db).await;
+        let proxy = put_between(&mut rig, "");
+        cut(&rig, &proxy, 50).await;
+    }
 }
 
 async fn cut(rig: &Rig, proxy: &e2e::Proxy, cuts: usize) {
@@ -60,6 +80,8 @@ async fn cut(rig: &Rig, proxy: &e2e::Proxy, cuts: usize) {
         .await;
         longest = longest.max(flows(rig, Instant::now(), &format!("cut {cut}")).await);
     }
+    let what = format!("connection cut {cuts} times: longest time until orders flow");
+    figure(rig, &what, longest);
     assert_nobody_blamed(rig).await;
     assert_complete(rig, Some(writers), Some(deliveries), cuts * ON_THEIR_WAY).await;
 }
@@ -106,6 +128,17 @@ async fn a_broker_stopped_longer_than_net_write_timeout_loses_nothing() {
     stopped(&rig, rabbit, Duration::from_secs(12)).await;
 }
 
+/// The defaults on all sides: heartbeats of 10 s, net_write_timeout of 60 s.
+#[cfg(feature = "long")]
+#[tokio::test]
+async fn long_broker_stopped_for_ninety_seconds() {
+    let (rabbit, _turn) = fragile().await;
+    for db in e2e::shared::databases().await {
+        let rig = lasting(db, rabbit).await;
+        stopped(&rig, rabbit, Duration::from_secs(90)).await;
+    }
+}
+
 /// Large rows: the server can't write them into the relay's socket while nobody reads.
 async fn stopped(rig: &Rig, rabbit: &Rabbit, time: Duration) {
     let relay = rig.tailing().await;
@@ -122,12 +155,9 @@ async fn stopped(rig: &Rig, rabbit: &Rabbit, time: Duration) {
     }
     wait_unready(rig, "broker").await;
     rabbit.resume().unwrap();
-    flows(
-        rig,
-        Instant::now(),
-        &format!("a stop of {time:?}, {large} large rows"),
-    )
-    .await;
+    let what = format!("broker stopped for {time:?}, {large} rows of 100 kB: orders flow after");
+    let took = flows(rig, Instant::now(), &what).await;
+    figure(rig, &what, took);
     wait_ready(rig).await;
     assert_nobody_blamed(rig).await;
     let missed = "outbox_relay_missed_by_binlog_total";

@@ -12,7 +12,7 @@ use rig::{rows, servers, writers};
 mod world;
 
 mod away;
-mod blocked;
 mod refused;
+mod short_of_memory;
 mod shut;
 mod tls;

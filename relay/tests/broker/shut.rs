@@ -85,30 +85,42 @@ impl Shut {
     }
 }
 
-#[tokio::test]
-async fn an_unbound_route_slows_no_other_and_opens_by_itself() {
-    shut_and_open(e2e::shared::mariadb().await, Shut::Unbound, 200).await;
-}
+const ANSWERED: [Shut; 4] = [
+    Shut::Unbound,
+    Shut::ExchangeGone,
+    Shut::RightRevoked,
+    Shut::QueueFull,
+];
 
+/// At the same time, each with a relay of its own: they wait for the most part.
 #[tokio::test]
-async fn a_route_whose_exchange_is_gone_slows_no_other_and_opens_by_itself() {
-    shut_and_open(e2e::shared::mariadb().await, Shut::ExchangeGone, 200).await;
-}
-
-#[tokio::test]
-async fn a_route_that_is_forbidden_slows_no_other_and_opens_by_itself() {
-    shut_and_open(e2e::shared::mariadb().await, Shut::RightRevoked, 200).await;
-}
-
-#[tokio::test]
-async fn a_route_whose_queue_is_full_slows_no_other_and_opens_by_itself() {
-    shut_and_open(e2e::shared::mariadb().await, Shut::QueueFull, 200).await;
+async fn a_route_that_refuses_slows_no_other_and_opens_by_itself() {
+    let db = e2e::shared::mariadb().await;
+    let kinds = ANSWERED.map(|kind| shut_and_open(db, kind, 200));
+    futures::future::join_all(kinds).await;
 }
 
 /// As of a quorum queue that has lost its majority: no confirm, no nack, no return.
 #[tokio::test]
 async fn a_route_that_keeps_silent_slows_no_other_and_opens_by_itself() {
     shut_and_open(e2e::shared::mariadb().await, Shut::Silent, 400).await;
+}
+
+#[cfg(feature = "long")]
+#[tokio::test]
+async fn long_broker_routes_shut_for_two_minutes() {
+    for db in e2e::shared::databases().await {
+        for kind in ANSWERED.into_iter().chain([Shut::Silent]) {
+            let (median, late, opened) = shut_and_open(db, kind, 6000).await;
+            let figures =
+                format!("{median:.1?}, {late:.1?}; all sent {opened:.1?} after it opened");
+            let what = format!("{:?}: route {kind:?} for 2 min", db.flavor());
+            e2e::figures::record(
+                &format!("{what}: commit to delivery on another route, median, p99"),
+                &figures,
+            );
+        }
+    }
 }
 
 /// `rows` of the open route, one every 20 ms, are measured before and while the other one is shut.

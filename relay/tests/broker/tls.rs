@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use e2e::certificates::{Authority, Identity, Validity};
 use e2e::product::Process;
 use e2e::{Rabbit, RabbitOptions, Vhost};
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::refused::one_message_too_large;
 use crate::rig::{LATER, QUEUE, Rig, SOON};
@@ -22,10 +22,11 @@ struct Secured {
     authority: Authority,
 }
 
-async fn secured() -> (&'static Secured, MutexGuard<'static, ()>) {
+/// Who presents another certificate, or needs the right one, takes turns.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+async fn secured() -> &'static Secured {
     static BROKER: OnceCell<Secured> = OnceCell::const_new();
-    static TURN: Mutex<()> = Mutex::const_new(());
-    let turn = TURN.lock().await;
     let secured = BROKER.get_or_init(async || {
         let authority = Authority::new("the tests' authority").unwrap();
         let server = authority.server(&["localhost"], Validity::Now).unwrap();
@@ -58,7 +59,7 @@ async fn secured() -> (&'static Secured, MutexGuard<'static, ()>) {
             authority,
         }
     });
-    (secured.await, turn)
+    secured.await
 }
 
 impl Secured {
@@ -110,7 +111,8 @@ async fn rig(secured: &'static Secured) -> Rig {
 
 #[tokio::test]
 async fn amqps_with_a_private_authority_and_certificates_of_both_sides() {
-    let (secured, _turn) = secured().await;
+    let _turn = TURN.lock().await;
+    let secured = secured().await;
     let rig = rig(secured).await;
     let _relay = rig.tailing().await;
     rig.insert(50).await;
@@ -158,7 +160,8 @@ async fn goes(relay: &Process) {
 
 #[tokio::test]
 async fn a_certificate_that_is_wrong_is_refused_and_one_that_has_expired_is_waited_for() {
-    let (secured, _turn) = secured().await;
+    let _turn = TURN.lock().await;
+    let secured = secured().await;
     let mut rig = rig(secured).await;
 
     let stranger = Authority::new("a stranger").unwrap();
@@ -203,6 +206,6 @@ async fn a_certificate_that_is_wrong_is_refused_and_one_that_has_expired_is_wait
 
 #[tokio::test]
 async fn a_message_over_the_brokers_limit_is_parked_and_its_batch_confirmed() {
-    let (secured, _turn) = secured().await;
+    let secured = secured().await;
     one_message_too_large(&secured.rabbit, MESSAGE_MAX).await;
 }

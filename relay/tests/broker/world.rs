@@ -81,12 +81,19 @@ pub(crate) async fn flows(rig: &Rig, since: Instant, what: &str) -> Duration {
     let id = rig.insert_one(&key, "order.pay", b"1").await;
     rig.wait_status(&id, 2).await;
     let took = since.elapsed();
-    tell(&format!(
-        "{:?}: {what}: flows after {took:?}",
-        rig.db.flavor()
-    ));
     assert!(took < FLOWS_WITHIN, "{what}: {took:?}");
     took
+}
+
+/// Kept by the long forms, told by the short ones.
+pub(crate) fn figure(rig: &Rig, what: &str, took: Duration) {
+    let what = format!("{:?}: {what}", rig.db.flavor());
+    let took = format!("{took:.1?}");
+    if cfg!(feature = "long") {
+        e2e::figures::record(&what, &took);
+    } else {
+        tell(&format!("{what} {took}"));
+    }
 }
 
 /// No row was blamed for what was nobody's fault.

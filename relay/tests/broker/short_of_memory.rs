@@ -7,8 +7,8 @@ use e2e::{Flavor, Rabbit};
 use crate::rig::Rig;
 use crate::servers::OwnDb;
 use crate::world::{
-    BLOCKED, CONNECTED, ON_THEIR_WAY, assert_complete, assert_nobody_blamed, flows, fragile,
-    lasting, place, wait_ready, wait_unready,
+    BLOCKED, CONNECTED, ON_THEIR_WAY, assert_complete, assert_nobody_blamed, figure, flows,
+    fragile, lasting, place, wait_ready, wait_unready,
 };
 use crate::writers::Writers;
 
@@ -31,6 +31,17 @@ async fn a_memory_alarm_stops_intake_and_blames_nobody() {
     let mut rig = lasting(own.server(), rabbit).await;
     rig.set("RELAY_CONFIRM_TIMEOUT", "2s");
     alarm(&rig, rabbit, Duration::from_secs(8)).await;
+}
+
+/// The defaults on all sides: 30 s for a confirm, net_write_timeout of 60 s.
+#[cfg(feature = "long")]
+#[tokio::test]
+async fn long_broker_blocked_for_ninety_seconds() {
+    let (rabbit, _turn) = fragile().await;
+    for db in e2e::shared::databases().await {
+        let rig = lasting(db, rabbit).await;
+        alarm(&rig, rabbit, Duration::from_secs(90)).await;
+    }
 }
 
 async fn alarm(rig: &Rig, rabbit: &Rabbit, time: Duration) {
@@ -59,12 +70,9 @@ async fn alarm(rig: &Rig, rabbit: &Rabbit, time: Duration) {
     assert_nobody_blamed(rig).await;
 
     watermark(rabbit, &[ENOUGH]).await;
-    flows(
-        rig,
-        Instant::now(),
-        &format!("blocked for {time:?}, {large} large rows"),
-    )
-    .await;
+    let what = format!("broker blocked for {time:?}, {large} rows of 100 kB: orders flow after");
+    let took = flows(rig, Instant::now(), &what).await;
+    figure(rig, &what, took);
     wait_ready(rig).await;
     assert_eq!(rig.metric(BLOCKED).await, Some(0.0));
     assert_eq!(rig.metric(TIMED_OUT).await, Some(0.0), "{}", relay.log());
