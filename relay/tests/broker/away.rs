@@ -41,7 +41,11 @@ async fn killed(db: &'static Db, rabbit: &'static Rabbit, kills: usize) {
         wait_unready(&rig, "broker").await;
         rabbit.restart().await.unwrap();
         let took = flows(&rig, Instant::now(), "killed and restarted").await;
-        figure(&rig, "broker killed and restarted: orders flow after", took);
+        figure(
+            &rig,
+            "broker killed and restarted: a new order is sent after",
+            took,
+        );
         wait_ready(&rig).await;
     }
     assert_nobody_blamed(&rig).await;
@@ -80,7 +84,7 @@ async fn cut(rig: &Rig, proxy: &e2e::Proxy, cuts: usize) {
         .await;
         longest = longest.max(flows(rig, Instant::now(), &format!("cut {cut}")).await);
     }
-    let what = format!("connection cut {cuts} times: longest time until orders flow");
+    let what = format!("connection cut {cuts} times: longest time until a new order is sent");
     figure(rig, &what, longest);
     assert_nobody_blamed(rig).await;
     assert_complete(rig, Some(writers), Some(deliveries), cuts * ON_THEIR_WAY).await;
@@ -155,7 +159,8 @@ async fn stopped(rig: &Rig, rabbit: &Rabbit, time: Duration) {
     }
     wait_unready(rig, "broker").await;
     rabbit.resume().unwrap();
-    let what = format!("broker stopped for {time:?}, {large} rows of 100 kB: orders flow after");
+    let what =
+        format!("broker stopped for {time:?}, {large} rows of 100 kB: a new order is sent after");
     let took = flows(rig, Instant::now(), &what).await;
     figure(rig, &what, took);
     wait_ready(rig).await;

@@ -70,7 +70,8 @@ async fn alarm(rig: &Rig, rabbit: &Rabbit, time: Duration) {
     assert_nobody_blamed(rig).await;
 
     watermark(rabbit, &[ENOUGH]).await;
-    let what = format!("broker blocked for {time:?}, {large} rows of 100 kB: orders flow after");
+    let what =
+        format!("broker blocked for {time:?}, {large} rows of 100 kB: a new order is sent after");
     let took = flows(rig, Instant::now(), &what).await;
     figure(rig, &what, took);
     wait_ready(rig).await;
