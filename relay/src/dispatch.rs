@@ -202,6 +202,13 @@ impl Dispatch {
             let Some((key, route)) = self.loading.remove(&id) else {
                 continue;
             };
+            if Route::of(&row) != route {
+                // Somebody has sent it elsewhere meanwhile: what was decided was for its old route.
+                self.flights.remove(&id);
+                self.held.probe_gone(&route, id, None, now);
+                self.hold_key(key, None, now);
+                continue;
+            }
             let company = self.company(id, attempts, &route);
             self.queue.push(Item {
                 row,

@@ -6,17 +6,20 @@
 //! tail left nothing of it in the table since that pass began: then everything pending is in its
 //! lane, in order, and the lane keeps the order. Nothing is remembered of a held row but its key.
 
+mod crowd;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use self::crowd::Crowd;
 use crate::config::Order;
 use crate::queue::{Pace, RowId};
 pub use crate::route::Route;
 use crate::schedule::Schedule;
 use crate::shut::{Routes, Shutting, Turn};
 
-/// Keys held at once; beyond it the relay lives by passes until there are fewer.
-pub const KEYS_MAX: usize = 1 << 18;
+/// Keys held by name, ten megabytes of them; of further ones only a bit of their hash is known.
+pub const KEYS_MAX: usize = 1 << 17;
 
 /// What a pass may do with a row it met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +60,8 @@ pub struct Held {
     wake: Option<Instant>,
     /// Touches before the pass before this one began.
     began_before: u64,
-    /// Keys left by the pass at hand beyond the bound, as bits of their hashes: two keys of one bit
-    /// wait for each other.
-    overflow: Option<Box<[u64]>>,
+    /// The keys beyond [`KEYS_MAX`].
+    crowd: Crowd,
     /// Of the routes; known here because it is asked for at every event.
     next_probe: Option<Instant>,
     has_opened: bool,
@@ -67,8 +69,6 @@ pub struct Held {
 
 /// Rows behind a head whose answer is awaited are no reason for a pass before that.
 const ANSWER_AWAITED: Duration = Duration::from_secs(1);
-/// Bits of the overflow; half a megabyte, and only while it is needed.
-const OVERFLOW_BITS: usize = 1 << 22;
 
 impl Held {
     /// Nothing held.
@@ -81,7 +81,7 @@ impl Held {
             began: 0,
             wake: None,
             began_before: 0,
-            overflow: None,
+            crowd: Crowd::default(),
             next_probe: None,
             has_opened: false,
         }
@@ -89,12 +89,7 @@ impl Held {
 
     /// True when nothing is held, so the tail need not ask.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.routes.is_empty()
-    }
-
-    /// True when there is no room for another held key: a tail could overtake.
-    pub fn is_full(&self) -> bool {
-        self.keys.len() >= KEYS_MAX || self.overflow.is_some()
+        self.keys.is_empty() && self.routes.is_empty() && self.crowd.is_empty()
     }
 
     /// If this row is the one that probes its route: how it may go.
@@ -125,7 +120,7 @@ impl Held {
 
     /// Must a row of the tail stay in the table?
     pub fn holds(&self, key: u64, route: &Route) -> bool {
-        self.keys.contains_key(&key) || self.routes.contains(route)
+        self.keys.contains_key(&key) || self.crowd.holds(key) || self.routes.contains(route)
     }
 
     /// The tail left a row in the table: because it is held, or because the table serves it.
@@ -145,6 +140,10 @@ impl Held {
         if self.order == Order::None {
             self.wake_at(until.unwrap_or(now));
             return;
+        }
+        if self.is_for_crowd(key) {
+            self.crowd.leave(key);
+            return self.wake_at(until.unwrap_or(now));
         }
         let hold = self.keys.entry(key).or_insert(KeyHold {
             touch: self.touches,
@@ -168,11 +167,11 @@ impl Held {
     /// set the next wake anew.
     pub fn pass_began(&mut self, whole: bool) {
         self.routes.pass_began(whole);
+        self.crowd.pass_began();
         if whole {
             self.began_before = self.began;
             self.began = self.touches;
             self.wake = None;
-            self.overflow = None;
         }
     }
 
@@ -202,7 +201,7 @@ impl Held {
         visit: Visit,
     ) -> Admit {
         let held = self.keys.get(&key);
-        if held.is_some_and(|hold| hold.left == visit.pass) || self.has_overflowed(key) {
+        if held.is_some_and(|hold| hold.left == visit.pass) || self.crowd.is_left(key) {
             self.routes.count(route);
             return Admit::Leave;
         }
@@ -239,13 +238,8 @@ impl Held {
         if self.order == Order::None {
             return;
         }
-        if self.keys.len() >= KEYS_MAX && !self.keys.contains_key(&key) {
-            let bits = self
-                .overflow
-                .get_or_insert_with(|| vec![0; OVERFLOW_BITS / 64].into());
-            let (word, bit) = overflow_bit(key);
-            bits[word] |= bit;
-            return;
+        if self.is_for_crowd(key) {
+            return self.crowd.leave(key);
         }
         let hold = self.keys.entry(key).or_insert(KeyHold {
             touch: 0,
@@ -256,11 +250,8 @@ impl Held {
         hold.until = Some(until);
     }
 
-    fn has_overflowed(&self, key: u64) -> bool {
-        let (word, bit) = overflow_bit(key);
-        self.overflow
-            .as_ref()
-            .is_some_and(|bits| bits[word] & bit != 0)
+    fn is_for_crowd(&self, key: u64) -> bool {
+        self.keys.len() >= KEYS_MAX && !self.keys.contains_key(&key)
     }
 
     /// A pass has read the whole table. `fenced`: it began after a fence, so what it did not meet is
@@ -269,6 +260,7 @@ impl Held {
         self.routes.pass_ended(fenced);
         self.find_probe();
         if fenced {
+            self.crowd.pass_ended();
             let began = self.began;
             self.keys
                 .retain(|_, hold| hold.left == pass || hold.touch > began);
@@ -349,12 +341,6 @@ impl Held {
             self.wake_at(now);
         }
     }
-}
-
-/// Word and bit of a key in the overflow.
-fn overflow_bit(key: u64) -> (usize, u64) {
-    let bit = usize::try_from(key % OVERFLOW_BITS as u64).unwrap_or(0);
-    (bit / 64, 1 << (bit % 64))
 }
 
 #[cfg(test)]

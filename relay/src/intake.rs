@@ -47,8 +47,6 @@ pub struct Intake {
     way: Way,
     pub(crate) tail: TailState,
     next_pass: Instant,
-    /// The next pass explains itself: the tail said that it can't see everything.
-    doubted: bool,
     hidden_pass_at: Instant,
     reopen: Backoff,
     reopen_at: Instant,
@@ -67,7 +65,6 @@ impl Intake {
             way: Way::at_first(mode),
             tail: TailState::Closed,
             next_pass: now,
-            doubted: false,
             hidden_pass_at: now,
             reopen: Backoff::new(REOPEN_MIN, REOPEN_MAX),
             reopen_at: now,
@@ -178,10 +175,6 @@ impl Session<'_> {
         for row in deferred {
             self.dispatch.tail_deferred(&row, now);
         }
-        if self.config.order == Order::Key && self.dispatch.held.is_full() {
-            tracing::warn!("too many keys are held to tail, living by passes for now");
-            self.catch_up(now);
-        }
     }
 
     /// When the group was committed, by our clock.
@@ -215,8 +208,6 @@ impl Session<'_> {
             Doubt::Unvouched(what) => tracing::debug!(what, "reading the table instead"),
             Doubt::TooLarge => tracing::info!("a transaction over the buffer, reading the table"),
         }
-        self.intake.doubted = true;
-        self.passes.excuse_tail();
         // What is hidden has an unknown key, and may have changed the table's shape.
         self.catch_up_hidden(now);
     }
@@ -243,18 +234,16 @@ impl Session<'_> {
         if pass.plan.probes_only {
             return self.dispatch.held.find_probe();
         }
-        let fenced = pass.plan.fence || self.intake.way == Way::Polling;
-        self.dispatch
-            .held
-            .pass_ended(pass.number, fenced && !pass.cut_short);
+        if pass.cut_short {
+            self.dispatch.held.find_probe();
+        } else {
+            let fenced = pass.plan.fence || self.intake.way == Way::Polling;
+            self.dispatch.held.pass_ended(pass.number, fenced);
+        }
         self.metrics.set_waiting(&self.dispatch.held.waiting());
         match self.intake.way {
             Way::CatchingUp if self.config.order == Order::None => {
                 self.intake.next_pass = self.intake.next_pass.max(now);
-            }
-            // A tail could overtake what is held without being remembered.
-            Way::CatchingUp if self.dispatch.held.is_full() => {
-                self.intake.next_pass = self.passes.rest_until().max(now);
             }
             Way::CatchingUp => {
                 self.intake.next_pass = self.intake.next_pass.max(now);
@@ -265,12 +254,7 @@ impl Session<'_> {
                 }
             }
             Way::Tailing => {
-                let rest = if self.intake.doubted {
-                    Duration::ZERO
-                } else {
-                    self.config.sweep_interval
-                };
-                self.intake.next_pass = now + rest;
+                self.intake.next_pass = now + self.config.sweep_interval;
             }
             Way::Polling => {
                 self.intake.next_pass = now + self.config.poll_interval;

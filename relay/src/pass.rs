@@ -16,7 +16,11 @@ use crate::table::{Ask, PAGE, Page, PageAsk};
 /// a table full of waiting rows takes a tenth of a core at the most. What the pass waited for, room
 /// or the tail, is not counted.
 const REST_FACTOR: u32 = 9;
-const REST_MAX: Duration = Duration::from_mins(5);
+const REST_MAX: Duration = Duration::from_secs(30);
+/// Rows that the last pass of a catch-up may send: they are the tail's duplicate filter, two
+/// megabytes of ids. With a bound of a page, a pass that read a million waiting rows for ten seconds
+/// never sent so few.
+const SENT_MAX: usize = 1 << 16;
 
 /// How a pass is to be made.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +49,7 @@ pub struct Summary {
     pub start: Option<Position>,
     /// Where the binlog was after its last page.
     pub end: Option<Position>,
-    /// The rows it sent, or `None` when they were more than a page.
+    /// The rows it sent, or `None` when they were too many to remember.
     pub sent: Option<HashSet<RowId>>,
     /// It was broken off: the tail went away.
     pub cut_short: bool,
@@ -86,7 +90,7 @@ struct Current {
     start: Option<Position>,
     end: Option<Position>,
     sent: HashSet<RowId>,
-    sent_many: bool,
+    sent_too_many: bool,
     page: VecDeque<Head>,
     read_at: Instant,
     last_page: bool,
@@ -186,7 +190,7 @@ impl Passes {
             start: None,
             end: None,
             sent: HashSet::new(),
-            sent_many: false,
+            sent_too_many: false,
             page: VecDeque::new(),
             read_at: now,
             last_page: false,
@@ -244,13 +248,6 @@ impl Passes {
     pub fn verified(&mut self) {
         if matches!(self.step, Step::Verifying { .. }) {
             self.step = Step::Admitting;
-        }
-    }
-
-    /// The tail has said that it can't see everything.
-    pub fn excuse_tail(&mut self) {
-        if let Some(pass) = &mut self.current {
-            pass.plan.count_missed = false;
         }
     }
 
@@ -316,7 +313,7 @@ impl Passes {
             return Progress::Wait;
         };
         // Where much was sent, much more may have come meanwhile: no rest.
-        let rest = if pass.sent_many {
+        let rest = if pass.sent.len() >= PAGE {
             Duration::ZERO
         } else {
             pass.reading.saturating_mul(REST_FACTOR).min(REST_MAX)
@@ -331,7 +328,7 @@ impl Passes {
             plan: pass.plan,
             start: pass.start,
             end: pass.end,
-            sent: (!pass.sent_many).then_some(pass.sent),
+            sent: (!pass.sent_too_many).then_some(pass.sent),
             cut_short: pass.cut_short || pass.plan.probes_only,
         }))
     }
@@ -378,8 +375,8 @@ impl Current {
     }
 
     fn remember(&mut self, id: RowId) {
-        if self.sent.len() >= PAGE {
-            self.sent_many = true;
+        if self.sent.len() >= SENT_MAX {
+            self.sent_too_many = true;
         } else {
             self.sent.insert(id);
         }

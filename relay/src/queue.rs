@@ -5,7 +5,6 @@
 //! goes first, so that new rows are not late for a backlog.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::ops::Range;
 use std::time::Instant;
 
 use crate::config::Order;
@@ -72,8 +71,17 @@ pub struct Queue {
     lanes_old: usize,
     /// A suspect is on its way: nothing else goes.
     alone: bool,
-    rows: usize,
-    bytes: usize,
+    /// What waits, by [`Source`].
+    loads: [Load; 2],
+}
+
+/// Rows and their bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    /// Rows.
+    pub rows: usize,
+    /// Bytes.
+    pub bytes: usize,
 }
 
 impl Queue {
@@ -93,19 +101,23 @@ impl Queue {
             lanes_busy: 0,
             lanes_old: 0,
             alone: false,
-            rows: 0,
-            bytes: 0,
+            loads: [Load::default(); 2],
         }
     }
 
     /// Rows waiting, those on their way not counted.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.loads.iter().map(|load| load.rows).sum()
     }
 
     /// Bytes waiting.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.loads.iter().map(|load| load.bytes).sum()
+    }
+
+    /// Rows of one source that wait.
+    pub fn load(&self, source: Source) -> Load {
+        self.loads[source as usize]
     }
 
     /// Rows of `key` that wait behind the one that goes next; none without an order.
@@ -125,8 +137,9 @@ impl Queue {
 
     /// Adds a row behind all earlier ones of its key.
     pub fn push(&mut self, item: Item) {
-        self.rows += 1;
-        self.bytes += item.bytes();
+        let load = &mut self.loads[item.source as usize];
+        load.rows += 1;
+        load.bytes += item.bytes();
         if self.order == Order::Key {
             let line = self.line_of(item.key);
             let line = &mut self.lines[line];
@@ -167,11 +180,8 @@ impl Queue {
             Seat::Probes(Pace::Prompt) if suspect_waits => return None,
             Seat::Probes(Pace::Prompt) => vec![self.prompt.pop_front()?],
             Seat::Line(line) if self.lines[line].busy => return None,
-            Seat::Line(line) => self.batch_of(line..line + 1, suspect_waits)?,
-            Seat::Shared if self.lanes_old < OLD_LANES_MAX => {
-                self.batch_of(FRESH..OLD + 1, suspect_waits)?
-            }
-            Seat::Shared => self.batch_of(FRESH..OLD, suspect_waits)?,
+            Seat::Line(line) => self.batch_of(&[line], suspect_waits)?,
+            Seat::Shared => self.batch_of(self.shared_lines(), suspect_waits)?,
         };
         if let Seat::Line(line) = seat {
             self.lines[line].busy = true;
@@ -181,17 +191,28 @@ impl Queue {
         Some(self.count_out(batch))
     }
 
-    fn batch_of(&mut self, lines: Range<usize>, suspect_waits: bool) -> Option<Vec<Item>> {
-        let lines = &mut self.lines[lines];
+    /// One lane has something of the backlog, however many new rows there are; what is to be sent
+    /// again is there as well.
+    fn shared_lines(&self) -> &'static [usize] {
+        match self.lanes_old {
+            0 => &[OLD, FRESH],
+            1..OLD_LANES_MAX => &[FRESH, OLD],
+            _ => &[FRESH],
+        }
+    }
+
+    fn batch_of(&mut self, lines: &[usize], suspect_waits: bool) -> Option<Vec<Item>> {
         if suspect_waits {
-            let mut suspects = lines.iter_mut().filter(|line| line.suspect_is_next());
-            let suspect = suspects.next().filter(|_| self.lanes_busy == 0)?;
+            let mut lines = lines.iter();
+            let suspect = lines.find(|line| self.lines[**line].suspect_is_next());
+            let suspect = *suspect.filter(|_| self.lanes_busy == 0)?;
             self.alone = true;
-            return suspect.ready.pop_front().map(|item| vec![item]);
+            return self.lines[suspect].ready.pop_front().map(|item| vec![item]);
         }
         let mut batch = Vec::new();
         let mut bytes = 0;
         for line in lines {
+            let line = &mut self.lines[*line];
             while let Some(next) = line.ready.front() {
                 let full =
                     batch.len() >= self.limit.rows || bytes + next.bytes() > self.limit.bytes;
@@ -277,8 +298,11 @@ impl Queue {
     }
 
     fn count_out(&mut self, dropped: Vec<Item>) -> Vec<Item> {
-        self.rows -= dropped.len();
-        self.bytes -= dropped.iter().map(Item::bytes).sum::<usize>();
+        for item in &dropped {
+            let load = &mut self.loads[item.source as usize];
+            load.rows -= 1;
+            load.bytes -= item.bytes();
+        }
         dropped
     }
 

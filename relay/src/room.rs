@@ -1,6 +1,7 @@
 //! How much may be taken in: every row in memory has a place that was free before.
 
 use crate::config::Order;
+use crate::metrics::Source;
 use crate::pass::Room;
 use crate::session::{MARKS_MAX, Session};
 
@@ -8,38 +9,29 @@ use crate::session::{MARKS_MAX, Session};
 const BATCHES_AHEAD: usize = 4;
 
 impl Session<'_> {
-    /// Room for rows in the queue. A broker that blocks, or marks that pile up, take it away.
-    pub(crate) fn room(&self) -> Room {
+    /// Room for rows of a source in the queue. A broker that blocks, or marks that pile up, take it
+    /// away. A quarter is the other source's alone: neither must a backlog keep new rows out, nor
+    /// these the rows that only a pass can bring.
+    pub(crate) fn room(&self, source: Source) -> Room {
         if self.blocked || self.unwritten() >= MARKS_MAX {
             return Room { rows: 0, bytes: 0 };
         }
         let queue = &self.dispatch.queue;
+        let own = queue.load(source);
+        let free = |max: usize, all: usize, own: usize| {
+            let share = max - max / 4;
+            max.saturating_sub(all).min(share.saturating_sub(own))
+        };
+        let rows_max = self.config.lanes * self.config.batch.rows * BATCHES_AHEAD;
         Room {
-            rows: self.rows_max().saturating_sub(queue.rows()),
-            bytes: self.bytes_max().saturating_sub(queue.bytes()),
+            rows: free(rows_max, queue.rows(), own.rows),
+            bytes: free(self.config.buffer_bytes / 2, queue.bytes(), own.bytes),
         }
-    }
-
-    /// A quarter of it is the tail's alone: a backlog must not keep new rows out.
-    pub(crate) fn room_for_pass(&self) -> Room {
-        let room = self.room();
-        Room {
-            rows: room.rows.saturating_sub(self.rows_max() / 4),
-            bytes: room.bytes.saturating_sub(self.bytes_max() / 4),
-        }
-    }
-
-    fn rows_max(&self) -> usize {
-        self.config.lanes * self.config.batch.rows * BATCHES_AHEAD
-    }
-
-    fn bytes_max(&self) -> usize {
-        self.config.buffer_bytes / 2
     }
 
     pub(crate) fn takes_from_tail(&self) -> bool {
         let loading = self.config.order == Order::Key && self.passes.is_loading();
-        let room = self.room();
+        let room = self.room(Source::Binlog);
         self.takes_in() && !loading && room.rows > 0 && room.bytes > 0
     }
 }

@@ -21,7 +21,7 @@ use crate::intake::Intake;
 use crate::lane::Done;
 use crate::lease::{Clock, Leadership};
 use crate::mark::{Write, Written};
-use crate::metrics::{Metrics, Phase};
+use crate::metrics::{Metrics, Phase, Source};
 use crate::pass::{Passes, Progress};
 use crate::pauses::{INTAKE, Pauses};
 use crate::table::Answer;
@@ -275,7 +275,7 @@ impl<'a> Session<'a> {
                         Progress::Ask(self.passes.begin(plan, &mut self.dispatch, now))
                     })
             } else {
-                let room = self.room_for_pass();
+                let room = self.room(Source::Sweep);
                 self.passes.go_on(&mut self.dispatch, room, now)
             };
             self.metrics
@@ -343,7 +343,7 @@ impl<'a> Session<'a> {
 
     fn tail_lag(&self) -> TailLag {
         // Rows that wait in the table, or before a full queue, are late as well: the table knows.
-        let stuck = self.room_for_pass().rows == 0 || !self.dispatch.held.waiting().is_empty();
+        let stuck = self.room(Source::Sweep).rows == 0 || !self.dispatch.held.waiting().is_empty();
         if stuck || !self.intake.tail.is_open() || self.config.mode == Mode::Poll {
             return TailLag::NotTailing;
         }

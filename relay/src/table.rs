@@ -20,10 +20,10 @@ use crate::route::Route;
 /// Most rows in a page of a pass.
 pub const PAGE: usize = 1000;
 /// Rows in the first page. To tell a payload's length the server reads all of it, so a page of large
-/// ones may take a minute: pages grow while they are quick.
+/// ones may take a minute: pages grow while they are small.
 const PAGE_MIN: usize = 64;
-/// A page that took less may be twice as long next time, one that took ten times as much half.
-const PAGE_QUICK: Duration = Duration::from_millis(100);
+/// Payload bytes of a page: the next one may have twice as many rows while there are far less.
+const PAGE_BYTES: usize = 64 << 20;
 /// Well under any `wait_timeout` that a server is given.
 pub const PING_EVERY: Duration = Duration::from_secs(15);
 /// No read of the relay may hang for ever on a stalled server.
@@ -180,7 +180,7 @@ impl Queries {
         let read_at = Instant::now();
         let heads = self.heads(connection, ask.after, upto, *rows).await?;
         let last = heads.len() < *rows;
-        *rows = next_page(*rows, read_at.elapsed());
+        *rows = next_page(*rows, heads.iter().map(|head| head.bytes).sum());
         let end = match ask.positions && start.is_ok() {
             true => self.position_or_why(connection).await?,
             false => Ok(None),
@@ -314,12 +314,14 @@ fn row_of(row: &MySqlRow) -> Result<(Row, u32), sqlx::Error> {
     Ok((read, row.try_get(11)?))
 }
 
-/// How many rows the next page may have, after one that took so long.
-fn next_page(rows: usize, took: Duration) -> usize {
-    match took {
-        quick if quick < PAGE_QUICK => (rows * 2).min(PAGE),
-        slow if slow > PAGE_QUICK * 10 => (rows / 2).max(PAGE_MIN / 8),
-        _ => rows,
+/// How many rows the next page may have, after one with so many bytes of payload.
+fn next_page(rows: usize, bytes: usize) -> usize {
+    if bytes > PAGE_BYTES {
+        (rows / 2).max(1)
+    } else if bytes < PAGE_BYTES / 2 {
+        (rows * 2).min(PAGE)
+    } else {
+        rows
     }
 }
 
@@ -368,12 +370,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_follow_the_time_they_take() {
-        let (quick, slow) = (Duration::from_millis(5), Duration::from_secs(9));
-        assert_eq!(next_page(PAGE_MIN, quick), 2 * PAGE_MIN);
-        assert_eq!(next_page(PAGE, quick), PAGE);
-        assert_eq!(next_page(PAGE, PAGE_QUICK), PAGE);
-        assert_eq!(next_page(PAGE_MIN, slow), PAGE_MIN / 2);
-        assert_eq!(next_page(PAGE_MIN / 8, slow), PAGE_MIN / 8);
+    fn pages_follow_the_size_of_their_payloads() {
+        assert_eq!(next_page(PAGE_MIN, 20_000), 2 * PAGE_MIN);
+        assert_eq!(next_page(PAGE, 300_000), PAGE);
+        assert_eq!(next_page(PAGE_MIN, PAGE_BYTES), PAGE_MIN);
+        assert_eq!(next_page(PAGE_MIN, 8 * PAGE_BYTES), PAGE_MIN / 2);
+        assert_eq!(next_page(1, 8 * PAGE_BYTES), 1);
     }
 }

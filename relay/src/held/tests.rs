@@ -132,7 +132,6 @@ fn above_the_bound_a_pass_goes_on_and_keeps_the_order_of_what_it_leaves() {
     for key in 0..bound {
         held.admit(row(key), (key, &open), later, visit);
     }
-    assert!(held.is_full());
     let beyond = (bound + 5, &open);
     let left = held.admit(row(bound), beyond, later, visit);
     assert_eq!(left, Admit::Leave);
@@ -142,6 +141,12 @@ fn above_the_bound_a_pass_goes_on_and_keeps_the_order_of_what_it_leaves() {
     assert_eq!(other, Admit::Go, "other keys go on");
 
     held.pass_ended(1, true);
+    assert!(held.holds(bound + 5, &open), "the tail must not overtake");
+    assert!(!held.holds(bound + 6, &open));
+    held.leave(bound + 6, &open, now);
+    held.pass_began(false);
+    held.pass_ended(1, false);
+    assert!(held.holds(bound + 6, &open), "the tail has left one of it");
     held.pass_began(true);
     let visit = Visit { pass: 2, now };
     assert_eq!(

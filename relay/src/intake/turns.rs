@@ -43,7 +43,6 @@ impl Intake {
             return None;
         }
         let probes_only = self.way != Way::CatchingUp && now < self.whole_pass_at(passes, dispatch);
-        let doubted = !probes_only && std::mem::take(&mut self.doubted);
         Some(match self.way {
             Way::CatchingUp => {
                 // The tail will start where the binlog is from now on.
@@ -59,10 +58,11 @@ impl Intake {
                 }
             }
             Way::Tailing => Plan {
-                fence: doubted || !dispatch.held.is_empty(),
+                // For level keys, which a pass for probes alone does not tell.
+                fence: !probes_only && !dispatch.held.is_empty(),
                 positions: true,
                 verify: true,
-                count_missed: !doubted,
+                count_missed: true,
                 probes_only,
             },
             // No tail could overtake, so no fence is needed to call a key level.
