@@ -336,3 +336,26 @@ fn a_row_that_is_being_loaded_stays_when_its_route_is_paused_and_so_does_what_is
     let take = dispatch.admit(&asked[0], None, now);
     assert_eq!(take, Take::Send { missed: false });
 }
+
+#[test]
+fn a_row_that_is_sent_elsewhere_while_it_is_loaded_is_decided_anew() {
+    let now = Instant::now();
+    let mut dispatch = dispatch(Order::Key);
+    let (probe, behind) = (row(1, "k", "shut"), row(2, "k", "open"));
+    let shut = Route::of(&probe);
+    let id = RowId::new(9, "m9");
+    dispatch.held.shut_route(&shut, id, true, (0.0, now));
+    let due = now + SCHEDULE.max;
+    let asked = [head(&probe), head(&behind)];
+    for head in &asked {
+        assert!(matches!(dispatch.admit(head, None, due), Take::Send { .. }));
+    }
+    assert!(!dispatch.held.wants_probe(due), "it is on its way");
+
+    let elsewhere = row(1, "k", "open");
+    dispatch.loaded(&asked, vec![(elsewhere, 0), (behind, 0)], due);
+    assert_eq!(dispatch.queue.rows(), 0, "what is behind it waits for it");
+    assert_eq!(dispatch.in_flight(), 0);
+    assert!(dispatch.held.wants_probe(due), "another may probe");
+    assert_eq!(dispatch.held.wake(), Some(due));
+}

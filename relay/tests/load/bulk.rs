@@ -102,13 +102,17 @@ struct Inner {
 impl Arrived {
     /// Consumes the rig's queue from now on.
     pub(crate) async fn consume(rig: &Rig) -> Self {
+        Self::of(rig, QUEUE).await
+    }
+
+    pub(crate) async fn of(rig: &Rig, queue: &str) -> Self {
         let channel = rig.amqp().await;
         let options = BasicConsumeOptions {
             no_ack: true,
             ..BasicConsumeOptions::default()
         };
         let mut consumer = channel
-            .basic_consume(QUEUE.into(), "load".into(), options, FieldTable::default())
+            .basic_consume(queue.into(), "load".into(), options, FieldTable::default())
             .await
             .unwrap();
         let arrived = Self::default();
@@ -152,13 +156,22 @@ pub(crate) async fn place_while(
     arrived: &Arrived,
     going_on: impl AsyncFn() -> bool,
 ) -> Vec<Duration> {
+    place_on(rig, (arrived, "order.pay"), async |_| going_on().await).await
+}
+
+/// As [`place_while`], with another routing key and told how many were placed.
+pub(crate) async fn place_on(
+    rig: &Rig,
+    (arrived, route): (&Arrived, &str),
+    going_on: impl AsyncFn(usize) -> bool,
+) -> Vec<Duration> {
     let mut placed = Vec::new();
     let mut ticks = tokio::time::interval(Duration::from_millis(20));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while going_on().await {
+    while going_on(placed.len()).await {
         ticks.tick().await;
         let key = format!("p{}", placed.len());
-        let id = rig.insert_one(&key, "order.pay", PLACED).await;
+        let id = rig.insert_one(&key, route, PLACED).await;
         placed.push((id.parse().unwrap(), Instant::now()));
     }
     let mut delays = Vec::with_capacity(placed.len());
