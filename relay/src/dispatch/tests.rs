@@ -357,5 +357,5 @@ fn a_row_that_is_sent_elsewhere_while_it_is_loaded_is_decided_anew() {
     assert_eq!(dispatch.queue.rows(), 0, "what is behind it waits for it");
     assert_eq!(dispatch.in_flight(), 0);
     assert!(dispatch.held.wants_probe(due), "another may probe");
-    assert_eq!(dispatch.held.wake(), Some(due));
+    assert!(dispatch.held.wake().is_some_and(|wake| wake <= due));
 }
