@@ -61,6 +61,25 @@ impl Relay {
         Ok(Connected { wires, connection })
     }
 
+    /// Connects to the broker and leaves it again.
+    ///
+    /// # Errors
+    /// What no waiting can mend; a broker that is away is none.
+    pub(crate) async fn try_broker(&self) -> Result<(), ConfigError> {
+        match broker::connect(&self.config.amqp, &self.config.name).await {
+            Ok(connection) => {
+                tracing::info!("the broker was tried, standing by");
+                let closing = connection.close(200, "standing by".into());
+                drop(tokio::time::timeout(CLOSE_TIMEOUT, closing).await);
+                Ok(())
+            }
+            Err(err) => match svc_kit::amqp::classify(&err) {
+                BrokerFault::Misconfigured(config) => Err(config),
+                BrokerFault::Away(_) => Ok(()),
+            },
+        }
+    }
+
     async fn pauses(&self, reader: &mut MySqlConnection) -> anyhow::Result<Pauses> {
         let pauses = match Pauses::read(reader, &self.config.table.name).await {
             Ok(pauses) => pauses,

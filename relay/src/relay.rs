@@ -129,8 +129,10 @@ impl Relay {
         let mut suspects = HashMap::new();
         loop {
             self.enter(Phase::Standby, outside);
-            let Some(server) = self.stand_by(outside).await else {
-                return Exit::Drained;
+            let server = match self.stand_by(outside, &mut first_contact).await {
+                Ok(Some(server)) => server,
+                Ok(None) => return Exit::Drained,
+                Err(err) => return misconfigured(&err),
             };
             self.enter(Phase::Connecting, outside);
             let began = Instant::now();
@@ -139,8 +141,7 @@ impl Relay {
             let why = match drain.run_until_cancelled(connecting).await {
                 None => return Exit::Drained,
                 Some(Err(NotConnected::Misconfigured(err))) if first_contact => {
-                    tracing::error!(error = %err, "wrong configuration");
-                    return Exit::Misconfigured;
+                    return misconfigured(&err);
                 }
                 Some(Err(err)) => {
                     if matches!(err, NotConnected::Elsewhere(_)) {
@@ -178,7 +179,14 @@ impl Relay {
     }
 
     /// Waits for the lock and tells where it is. `None` when the relay is to stop.
-    async fn stand_by(&self, outside: &mut Outside) -> Option<ServerId> {
+    ///
+    /// One that finds itself a standby tries the broker now: weeks later, when it is needed, a
+    /// setting that does not fit any more must not end it.
+    async fn stand_by(
+        &self,
+        outside: &mut Outside,
+        first_contact: &mut bool,
+    ) -> Result<Option<ServerId>, ConfigError> {
         let drain = outside.stop.drain.clone();
         let wait = async {
             loop {
@@ -188,10 +196,13 @@ impl Relay {
                     outside.systemd.ready();
                 }
                 match told {
-                    Leadership::Leader { server, .. } => return Some(server),
+                    Leadership::Leader { server, .. } => return Ok(Some(server)),
                     Leadership::Standby(why) => {
                         self.readiness.set("lease", false, why);
                         self.readiness.set_role(STANDBY);
+                        if std::mem::take(first_contact) {
+                            self.try_broker().await?;
+                        }
                     }
                     Leadership::Unknown(why) => {
                         self.readiness.set("lease", false, why);
@@ -200,11 +211,11 @@ impl Relay {
                 }
                 outside.tell_turn(&self.metrics, &self.readiness);
                 if outside.leadership.changed().await.is_err() {
-                    return None;
+                    return Ok(None);
                 }
             }
         };
-        drain.run_until_cancelled(wait).await.flatten()
+        drain.run_until_cancelled(wait).await.unwrap_or(Ok(None))
     }
 
     async fn back_off(&self, why: &str, wait: Duration, outside: &Outside) {
@@ -285,4 +296,9 @@ impl Relay {
             tracing::debug!("the broker did not answer connection.close");
         }
     }
+}
+
+fn misconfigured(err: &ConfigError) -> Exit {
+    tracing::error!(error = %err, "wrong configuration");
+    Exit::Misconfigured
 }

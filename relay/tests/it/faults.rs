@@ -6,6 +6,7 @@ use e2e::{Db, Flavor};
 use sqlx::{AssertSqlSafe, Connection as _};
 
 use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
+use crate::rows::wait_log;
 
 const FROM_BINLOG: &str = "outbox_relay_confirmed_total{source=\"binlog\"}";
 
@@ -144,4 +145,48 @@ async fn without_an_order_too_a_changed_table_is_learned_again() {
         .await;
         assert_eq!(rig.count(&format!("exchange <> '{EXCHANGE}'")).await, 0);
     }
+}
+
+#[tokio::test]
+async fn a_standby_tries_the_broker_at_its_start_and_is_not_ended_by_it_when_it_is_needed() {
+    let mut rig = Rig::new(e2e::shared::mariadb().await).await;
+    let active = rig.tailing().await;
+    let (right, wrong) = (
+        rig.env["AMQP_URL"].clone(),
+        rig.rabbit.amqp_url("not-there"),
+    );
+    let admin = format!("127.0.0.1:{}", e2e::port::free().unwrap());
+    rig.set("ADMIN_ADDR", &admin).set("AMQP_URL", &wrong);
+    let refused = rig.relay();
+    let status = refused.wait_exit(SOON).await.unwrap();
+    assert_eq!(status.code(), Some(64), "{}", refused.log());
+
+    rig.set("AMQP_URL", &right);
+    let standby = rig.relay();
+    wait_log(&standby, "the broker was tried").await;
+    let broker = rig.rabbit.management().unwrap();
+    let vhost = format!("vhosts/{}", rig.vhost.name);
+    assert!(broker.delete(&vhost).await.unwrap());
+    active.kill().unwrap();
+    wait_log(&standby, "check the vhost").await;
+    broker.put(&vhost, &serde_json::json!({})).await.unwrap();
+    broker
+        .set_permissions(&rig.vhost.name, e2e::rabbit::ADMIN, [".*"; 3])
+        .await
+        .unwrap();
+    // A quorum queue of the same name that was just deleted with its vhost may find no leader.
+    let vhost = &rig.vhost.name;
+    let arguments = serde_json::json!({});
+    broker.declare_queue(vhost, QUEUE, arguments).await.unwrap();
+    broker
+        .declare_exchange(vhost, EXCHANGE, "topic")
+        .await
+        .unwrap();
+    broker
+        .bind(vhost, EXCHANGE, QUEUE, "order.*")
+        .await
+        .unwrap();
+    rig.insert(1).await;
+    rig.wait_sent(1).await;
+    assert!(standby.ended().unwrap().is_none(), "{}", standby.log());
 }
