@@ -1,10 +1,13 @@
 //! Certificates for tests of TLS: a private authority, and what it signs.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, date_time_ymd,
 };
+use time::OffsetDateTime;
 
 /// A private authority.
 pub struct Authority {
@@ -30,6 +33,8 @@ pub enum Validity {
     Expired,
     /// Until the first day of this year: a server does not take one that has expired already.
     Until(i32),
+    /// For so much longer: for a test that waits until it has expired.
+    Briefly(Duration),
 }
 
 impl Authority {
@@ -57,12 +62,13 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let until = match validity {
             Validity::Now => None,
-            Validity::Expired => Some(2021),
-            Validity::Until(year) => Some(year),
+            Validity::Expired => Some(date_time_ymd(2021, 1, 1)),
+            Validity::Until(year) => Some(date_time_ymd(year, 1, 1)),
+            Validity::Briefly(time) => Some(OffsetDateTime::now_utc() + time),
         };
-        if let Some(year) = until {
+        if let Some(until) = until {
             params.not_before = date_time_ymd(2020, 1, 1);
-            params.not_after = date_time_ymd(year, 1, 1);
+            params.not_after = until;
         }
         self.sign(&params)
     }

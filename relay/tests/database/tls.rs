@@ -3,11 +3,15 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use e2e::certificates::{Authority, Identity, Validity};
 use e2e::{Clock, DbOptions, Flavor};
 use futures::future::join_all;
+use relay::binlog::connect;
+use relay::binlog::position::Position;
+use sqlx::Row;
+use svc_kit::database::DatabaseUrl;
 
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::{OwnDb, flavors};
@@ -91,6 +95,62 @@ impl Secured {
         }
         assert!(!log.contains(":pw@"), "{log}");
     }
+}
+
+/// Opens a binlog stream as the relay does, with its URL; the error when that fails.
+async fn stream(secured: &Secured) -> Result<(), String> {
+    let url = DatabaseUrl::parse(&secured.rig.env["DATABASE_URL"]).unwrap();
+    let mut admin = secured.rig.db.admin().await.unwrap();
+    let logs = sqlx::query("SHOW BINARY LOGS").fetch_one(&mut admin);
+    let file: String = logs.await.unwrap().get(0);
+    let opened = connect::try_out(&url, &Position::new(file, 4)).await;
+    opened.map_err(|err| format!("{err:?}"))
+}
+
+async fn stream_refused(secured: &Secured, text: &str) {
+    let refused = stream(secured).await.unwrap_err();
+    assert!(refused.contains(text), "{text}: {refused}");
+}
+
+/// The relay's SQL meets a wrong certificate first, so what the stream does with one is asked of the
+/// stream alone: it is another library, with settings of its own.
+#[tokio::test]
+async fn the_binlog_stream_checks_the_certificate_by_itself() {
+    svc_kit::boot::install_crypto();
+    let each = flavors().await.into_iter().map(async |flavor| {
+        let mut secured = Secured::start(flavor).await;
+        for host in ["127.0.0.1", "localhost"] {
+            secured.verified(host);
+            stream(&secured).await.unwrap();
+        }
+        let other = Authority::new("another authority").unwrap();
+        let path = secured.db.dir().join("other.pem");
+        fs::write(&path, other.pem()).unwrap();
+        let parameters = format!("ssl-mode=VERIFY_IDENTITY&ssl-ca={}", path.display());
+        secured.url("127.0.0.1", &parameters);
+        stream_refused(&secured, "UnknownIssuer").await;
+        secured.url("127.0.0.1", "ssl-mode=VERIFY_IDENTITY");
+        stream_refused(&secured, "UnknownIssuer").await;
+        // Who asks for no check gets none.
+        secured.url("127.0.0.1", "ssl-mode=REQUIRED");
+        stream(&secured).await.unwrap();
+
+        secured.verified("127.0.0.1");
+        let authority = &secured.authority;
+        let elsewhere = authority.server(&["db.example"], Validity::Now).unwrap();
+        secured.present(&elsewhere).await;
+        stream_refused(&secured, "NotValidForName").await;
+        // Both servers take it while it holds, and present it afterwards.
+        let brief = Validity::Briefly(Duration::from_secs(15));
+        let brief = authority.server(&["127.0.0.1"], brief).unwrap();
+        secured.present(&brief).await;
+        e2e::wait::until("the certificate to have expired", LATER, async || {
+            let opened = stream(&secured).await;
+            opened.is_err_and(|refused| refused.contains("Expired"))
+        })
+        .await;
+    });
+    join_all(each).await;
 }
 
 /// The relay works with everything verified, by this host name.
