@@ -1,6 +1,7 @@
 //! Two relays: whatever becomes of the one that works, the other goes on within 10 s, none is lost,
 //! and the old one publishes nothing beside it.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use e2e::Db;
@@ -12,7 +13,7 @@ use svc_kit::database::DatabaseUrl;
 use crate::pair::{Trace, Twin, settled};
 use crate::rig::{Deliveries, LATER, QUEUE, Rig};
 use crate::world::{FLOWS_WITHIN, assert_complete, probe, stop};
-use crate::writers::{Writers, tell};
+use crate::writers::{Writers, backlog, tell};
 
 /// What becomes of the relay that works.
 #[derive(Clone, Copy, Debug)]
@@ -138,6 +139,60 @@ async fn a_relay_that_was_suspended_or_cut_off_publishes_nothing_when_it_comes_b
             .map(nothing_beside),
     )
     .await;
+}
+
+/// Two small lanes, so that the bound is far below what the relay has taken in.
+const LANES: usize = 2;
+const BATCH: usize = 8;
+
+/// Suspended with thousands of rows taken in. Only batches that were already with the broker's
+/// client go out after the wake, one a lane, and no row that was committed after the stop.
+async fn little_beside(db: &'static Db) {
+    let mut rig = Rig::new(db).await;
+    rig.set("RELAY_LANES", &LANES.to_string())
+        .set("RELAY_BATCH_MAX", &BATCH.to_string());
+    let deliveries = rig.consume(QUEUE).await;
+    let trace = Trace::start(&rig).await;
+    let twins = twins(&rig).await;
+    for _ in 0..2 {
+        let (active, _) = settled(&twins).await;
+        probe(&rig, &deliveries).await;
+        let from = trace.len();
+        let mut load = backlog(&rig, 4_000).await;
+        e2e::wait::until("the load", LATER, async || trace.len() > from + 100).await;
+        active.process.pause().unwrap();
+        let left = rig.count("status = 1").await;
+        assert!(left > 1_000, "{left} rows are no load");
+        let during = rig.insert(20).await;
+        load.extend(during.iter().cloned());
+        wait_delivered(&deliveries, &load).await;
+        // The broker has long read what the old one had sent before the stop.
+        trace.wait_for(during.last().unwrap()).await;
+
+        let woken = trace.len();
+        active.process.resume().unwrap();
+        active.wait_role("standby").await;
+        for id in &rig.insert(5).await {
+            trace.wait_for(id).await;
+        }
+        let all = trace.all();
+        let late = all.iter().skip(woken).filter(|p| p.user == active.user);
+        let late = late.count();
+        tell(&format!("{:?}: {late} published late", db.flavor()));
+        assert!(late <= LANES * BATCH, "{late}: {}", active.process.log());
+        let by_old = all.iter().filter(|p| p.user == active.user);
+        let by_old: HashSet<&String> = by_old.map(|p| &p.message_id).collect();
+        assert!(!during.iter().any(|id| by_old.contains(id)));
+    }
+    for twin in &twins {
+        stop(&twin.process).await;
+    }
+}
+
+#[tokio::test]
+async fn a_relay_suspended_under_load_publishes_at_most_its_batches_when_it_wakes() {
+    let servers = e2e::shared::databases().await.into_iter();
+    join_all(servers.map(little_beside)).await;
 }
 
 /// Under load: the server frees the lock at once, while the old relay has all its connections but
