@@ -66,7 +66,7 @@ async fn hot(db: &'static e2e::Db, rows: usize) -> String {
     );
     tell(&figures);
     assert!(
-        delays.len() > 20,
+        delays.len() >= 5,
         "the hot key was too fast to delay anybody"
     );
     // With the queue full of the hot key's rows it was half of the time that these took.
