@@ -108,7 +108,12 @@ async fn paused_whole(db: &'static Db) {
     let (code, told) = command(&rig, &["resume"]).await;
     assert_eq!(code, 1, "{told}");
     assert!(told.contains("the relay is not paused"), "{told}");
-    let audit = audit(&rig).await;
+    assert_audit(&rig).await;
+}
+
+/// Both commands are on record, with the state before and after.
+async fn assert_audit(rig: &Rig) {
+    let audit = audit(rig).await;
     assert_eq!(audit.len(), 2, "{audit:?}");
     let text = |text: &str| text.to_owned();
     let reason = Some(text("broker upgrade"));
