@@ -10,9 +10,11 @@ pub mod relay;
 pub mod server;
 
 pub mod intake;
+mod jam;
 pub mod outflow;
 mod room;
 pub mod session;
+mod told;
 pub mod wires;
 
 pub mod binlog;

@@ -18,9 +18,10 @@ use crate::table::PING_EVERY;
 pub const MARK_MAX: usize = 512;
 /// `last_error` and `outbox_attempts.error` hold this many characters.
 const ERROR_MAX: usize = 1000;
-/// InnoDB's smallest wait for a lock, in seconds: what is locked is put off.
+/// The servers' smallest wait for a lock, in seconds, be it a row's or the table's (LOCK TABLES, or an
+/// ALTER that copies): what is locked is put off.
 const LOCK_WAIT_S: u32 = 1;
-/// Between two tries of what is put off: each may wait for a lock again.
+/// From a lock that was met to the next try of what is put off: it may wait for a lock again.
 const LOCKED_AGAIN: Duration = Duration::from_secs(5);
 /// Writes put off; with more of them no new ones are taken, and intake stops behind.
 const LOCKED_MAX: usize = 256;
@@ -57,10 +58,13 @@ struct Marker {
     table: String,
     locked: VecDeque<Write>,
     try_locked_at: Instant,
+    /// It is the table that is locked, so no new write could pass either.
+    table_locked: bool,
 }
 
 /// Writes until `writes` is closed, reporting each write once it is committed. A locked row waits by
-/// itself, for as long as the lock is held, and keeps no other from being written.
+/// itself, for as long as the lock is held, and keeps no other from being written; a locked table
+/// keeps all of them, and then no more are taken.
 ///
 /// # Errors
 /// The first database error that does not pass by itself: the session then starts again.
@@ -72,7 +76,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     minimal_image(&mut connection).await;
     sqlx::query(AssertSqlSafe(format!(
-        "SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}"
+        "SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}, lock_wait_timeout = {LOCK_WAIT_S}"
     )))
     .execute(&mut connection)
     .await?;
@@ -82,6 +86,7 @@ pub async fn run(
         table,
         locked,
         try_locked_at: Instant::now(),
+        table_locked: false,
     };
     loop {
         let done = match marker.next(&mut writes).await? {
@@ -101,19 +106,18 @@ impl Marker {
         loop {
             let due = !self.locked.is_empty() && Instant::now() >= self.try_locked_at;
             if let Some(locked) = self.locked.pop_front_if(|_| due) {
-                self.try_locked_at = Instant::now() + LOCKED_AGAIN;
                 return Ok(Some(locked));
             }
-            if self.locked.len() >= LOCKED_MAX {
+            if self.table_locked || self.locked.len() >= LOCKED_MAX {
                 tokio::time::sleep_until(self.try_locked_at.into()).await;
                 continue;
             }
-            let wait = if self.locked.is_empty() {
-                PING_EVERY
+            let until = if self.locked.is_empty() {
+                Instant::now() + PING_EVERY
             } else {
-                LOCKED_AGAIN
+                self.try_locked_at
             };
-            match tokio::time::timeout(wait, writes.recv()).await {
+            match tokio::time::timeout_at(until.into(), writes.recv()).await {
                 Ok(write) => return Ok(write),
                 Err(_) => tokio::time::timeout(WRITE_TIMEOUT, self.connection.ping()).await??,
             }
@@ -121,6 +125,7 @@ impl Marker {
     }
 
     async fn write(&mut self, write: Write) -> Result<Written, sqlx::Error> {
+        self.table_locked = false;
         let Self {
             connection, table, ..
         } = self;
@@ -128,12 +133,19 @@ impl Marker {
             Err(err) if matches!(classify(&err), Fault::Busy) => err,
             outcome => return outcome,
         };
-        tracing::warn!(error = %err, "somebody else holds a lock on a row that is to be marked");
+        tracing::warn!(error = %err, "somebody else holds a lock on what is to be marked");
         let Write::Sent(marks) = write else {
             self.put_off(write);
             return Ok(Written::default());
         };
-        let free = unlocked(connection, table, &marks).await?;
+        let free = match unlocked(connection, table, &marks).await {
+            Err(err) if matches!(classify(&err), Fault::Busy) => {
+                self.table_locked = true;
+                self.put_off(Write::Sent(marks));
+                return Ok(Written::default());
+            }
+            outcome => outcome?,
+        };
         let (free, locked): (Vec<_>, Vec<_>) = marks
             .into_iter()
             .partition(|mark| free.contains(&mark.id.id));
@@ -155,6 +167,7 @@ impl Marker {
         Ok(written)
     }
 
+    /// Only this makes what is put off wait: once a lock is gone, all of it follows at once.
     fn put_off(&mut self, write: Write) {
         self.locked.push_back(write);
         self.try_locked_at = Instant::now() + LOCKED_AGAIN;

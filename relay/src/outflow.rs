@@ -36,23 +36,45 @@ impl Session<'_> {
         Ok(())
     }
 
-    pub(crate) fn feed_marker(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn feed_marker(&mut self) {
         while !(self.failures.is_empty() && self.marks.is_empty()) {
             let permit = match self.wires.writes.try_reserve() {
                 Ok(permit) => permit,
-                Err(mpsc::error::TrySendError::Full(())) => return Ok(()),
-                Err(mpsc::error::TrySendError::Closed(())) => {
-                    return Err(anyhow!("the marker is gone"));
+                // If the marker is gone, its task tells why.
+                Err(
+                    mpsc::error::TrySendError::Full(()) | mpsc::error::TrySendError::Closed(()),
+                ) => {
+                    return;
                 }
             };
-            let write = self.failures.pop_front().unwrap_or_else(|| {
-                let rest = self.marks.split_off(self.marks.len().min(MARK_MAX));
+            let marks = self.marks.len();
+            let failure = self
+                .failures
+                .pop_front_if(|_| !self.mark_is_next || marks == 0);
+            self.mark_is_next = failure.is_some();
+            let write = failure.unwrap_or_else(|| {
+                let rest = self.marks.split_off(marks.min(MARK_MAX));
                 Write::Sent(std::mem::replace(&mut self.marks, rest))
             });
             permit.send(write);
             self.writing += 1;
         }
-        Ok(())
+    }
+
+    /// Orders can't flow while nothing can be marked: what is sent would have to be remembered.
+    pub(crate) fn show_jam(&mut self, now: Instant) {
+        let rows = self.unwritten();
+        match self.jam.look(rows >= MARKS_MAX, now) {
+            Some(true) => {
+                let why = format!(
+                    "{rows} rows are confirmed and can't be marked, is the table locked? intake stops"
+                );
+                tracing::error!("{why}");
+                self.readiness.set("database", false, why);
+            }
+            Some(false) => self.readiness.set("database", true, "connected"),
+            None => {}
+        }
     }
 
     pub(crate) fn on_done(&mut self, done: Done, now: Instant) {
@@ -101,16 +123,23 @@ impl Session<'_> {
                 let took = now.saturating_duration_since(committed).as_secs_f64();
                 self.metrics.commit_to_confirm.observe(took);
             }
+            self.told.forget(mark.id);
             self.marks.push(mark);
         }
         for failure in effects.failed {
             self.metrics.failed(failure.reason);
+            self.told.forget(failure.row.id);
             let (id, reason) = (failure.row.id.id, failure.reason.name());
             tracing::warn!(id, reason, attempts = failure.attempts, next = ?failure.next,
                 error = failure.text, "a message failed");
             self.failures.push_back(Write::Failed(failure));
         }
         for sample in effects.samples {
+            // One that waits by itself must be written for its time.
+            let row = sample.row.id;
+            if !self.told.is_news(row, sample.reason, &sample.text) && sample.wait.is_none() {
+                continue;
+            }
             let (id, reason) = (sample.row.id.id, sample.reason.name());
             tracing::warn!(
                 id,
@@ -124,6 +153,9 @@ impl Session<'_> {
 
     pub(crate) fn on_written(&mut self, written: Written, now: Instant) {
         self.writing -= written.finished;
+        if written.finished > 0 || !written.rows.is_empty() {
+            self.jam.written();
+        }
         self.metrics.marked.inc_by(written.marked);
         self.metrics.unmarked.inc_by(written.missed);
         self.dispatch.written(written.rows, now);

@@ -10,6 +10,7 @@ use anyhow::anyhow;
 use svc_kit::admin::Readiness;
 use svc_kit::database::{Fault, classify};
 use svc_kit::tasks::{Ended, TaskError};
+use tokio::sync::mpsc;
 
 use crate::binlog::stream::Arrival;
 use crate::broker::BrokerNews;
@@ -18,6 +19,7 @@ use crate::dispatch::Dispatch;
 use crate::effects::Mark;
 use crate::gauges::TailLag;
 use crate::intake::Intake;
+use crate::jam::Jam;
 use crate::lane::Done;
 use crate::lease::{Clock, Leadership};
 use crate::mark::{Write, Written};
@@ -26,6 +28,7 @@ use crate::pass::{Passes, Progress};
 use crate::pauses::{INTAKE, Pauses};
 use crate::table::Answer;
 use crate::tail::{Tail, TailState};
+use crate::told::Told;
 use crate::wires::{End, Outside, Wires};
 
 /// Confirmed rows that wait to be marked, and failures; above it nothing new is taken in.
@@ -70,8 +73,11 @@ pub struct Session<'a> {
     pub(crate) intake: Intake,
     pub(crate) wires: Wires,
     pub(crate) marks: Vec<Mark>,
-    /// Failures and samples: few, and before any mark.
+    /// Failures and samples: they and the marks take turns.
     pub(crate) failures: VecDeque<Write>,
+    pub(crate) mark_is_next: bool,
+    pub(crate) told: Told,
+    pub(crate) jam: Jam,
     pub(crate) writing: usize,
     pub(crate) blocked: bool,
     pub(crate) pauses: Pauses,
@@ -104,6 +110,9 @@ impl<'a> Session<'a> {
             wires,
             marks: Vec::new(),
             failures: VecDeque::new(),
+            mark_is_next: false,
+            told: Told::default(),
+            jam: Jam::default(),
             writing: 0,
             blocked: false,
             pauses: Pauses::default(),
@@ -117,7 +126,9 @@ impl<'a> Session<'a> {
 
     /// Runs until something ends it.
     pub async fn run(&mut self, outside: &mut Outside) -> End {
-        self.take_clock(outside);
+        if let Some(why) = self.take_clock(outside) {
+            return End::LeaseLost(why);
+        }
         self.show_way("");
         let pauses = std::mem::take(&mut self.wires.pauses);
         self.take_pauses(pauses, Instant::now());
@@ -177,6 +188,8 @@ impl<'a> Session<'a> {
             told = outside.leadership.changed() => {
                 told.map_or(Event::KeeperGone, |()| Event::Leadership)
             }
+            // Before what the others say: without one of its tasks the session knows no better.
+            Some(ended) = tasks.join_next() => Event::TaskEnded(ended),
             Some(told) = news.recv() => Event::News(told),
             Some(batch) = done.recv() => Event::Done(batch),
             Some(write) = written.recv() => Event::Written(write),
@@ -186,7 +199,6 @@ impl<'a> Session<'a> {
                 arrival.map_or_else(Event::TailEnded, |arrival| Event::Arrival(Box::new(arrival)))
             }
             () = moves.next(), if verifying => Event::TailMoved,
-            Some(ended) = tasks.join_next() => Event::TaskEnded(ended),
             () = tokio::time::sleep_until(wake.into()) => Event::Timer,
         }
     }
@@ -245,7 +257,7 @@ impl<'a> Session<'a> {
     /// Everything that follows from the state: batches, writes, the next page, the next pass.
     fn advance(&mut self, now: Instant, outside: &Outside) -> anyhow::Result<()> {
         self.feed_lanes()?;
-        self.feed_marker()?;
+        self.feed_marker();
         if self.takes_in() {
             self.check_tail(now);
             self.advance_pass(now)?;
@@ -256,6 +268,7 @@ impl<'a> Session<'a> {
             outside.lag.send_replace(self.tail_lag());
             outside.tell_turn(self.metrics, self.readiness);
             self.metrics.set_waiting(&self.dispatch.held.waiting());
+            self.show_jam(now);
         }
         self.metrics
             .in_flight
@@ -285,8 +298,13 @@ impl<'a> Session<'a> {
                 Progress::Wait => return Ok(()),
                 Progress::Ask(ask) => {
                     self.note_tail_position();
-                    let sent = self.wires.asks.try_send(ask);
-                    return sent.map_err(|_| anyhow!("the table reader is gone"));
+                    return match self.wires.asks.try_send(ask) {
+                        Err(mpsc::error::TrySendError::Full(_)) => {
+                            Err(anyhow!("the table reader is asked twice"))
+                        }
+                        // If it is gone, its task tells why.
+                        Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+                    };
                 }
                 Progress::Ended(summary) => self.on_pass_ended(*summary, now),
             }
@@ -302,6 +320,10 @@ impl<'a> Session<'a> {
 
     fn take_clock(&mut self, outside: &mut Outside) -> Option<String> {
         match &*outside.leadership.borrow_and_update() {
+            // The lock was lost and won again, elsewhere, while the others were connected.
+            Leadership::Leader { server, .. } if *server != self.wires.server => {
+                Some(format!("the lock is on another server now: {server}"))
+            }
             Leadership::Leader { clock, .. } => {
                 self.clock = Some(*clock);
                 None

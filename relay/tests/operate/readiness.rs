@@ -1,13 +1,16 @@
 //! Readiness is false exactly when orders can't flow, and says why.
 
+use std::collections::HashSet;
+
 use e2e::proxy::Proxy;
 use e2e::{Flavor, Rabbit, RabbitOptions};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use crate::hands::{broker_address, readiness, wait_condition};
+use crate::hands::{broker_address, done, readiness, wait_condition};
+use crate::rig::rows::{assert_calm, wait_log};
 use crate::rig::servers::OwnDb;
-use crate::rig::{LATER, Rig};
+use crate::rig::{LATER, QUEUE, Rig};
 
 async fn wait_role(rig: &Rig, status: u16, role: &str) {
     let what = format!("{status} and the role {role}");
@@ -167,4 +170,35 @@ async fn shut_routes_parked_rows_and_an_unreadable_binlog_leave_it_true() {
     rig.wait_status(&flows, 2).await;
     let (code, body) = readiness(&rig).await.unwrap();
     assert_eq!((code, &body["ready"]), (200, &Value::Bool(true)));
+}
+
+/// The lock lets the relay read and send, and keeps it from marking what it has sent.
+#[tokio::test]
+async fn while_nothing_can_be_marked_it_is_false_and_nothing_goes_twice() {
+    // More than may be confirmed and unmarked.
+    const ROWS: usize = 12_000;
+    for db in e2e::shared::databases().await {
+        let rig = Rig::new(db).await;
+        let deliveries = rig.consume(QUEUE).await;
+        let relay = rig.tailing().await;
+        done(&rig, &["pause", "--reason", "rows pile up"]).await;
+        wait_condition(&rig, 503, ("intake", false), "").await;
+        let keys = (0..ROWS).map(|number| (format!("k{number}"), "order.pay"));
+        rig.insert_all(keys).await;
+        let mut other = rig.database.connect().await.unwrap();
+        other.execute("LOCK TABLES outbox READ").await.unwrap();
+        done(&rig, &["resume", "--reason", "there are enough"]).await;
+        wait_log(&relay, "somebody else holds a lock").await;
+        wait_condition(&rig, 503, ("database", false), "can't be marked").await;
+        let sent = deliveries.count();
+        assert!(sent < ROWS, "intake did not stop: {sent}");
+
+        other.execute("UNLOCK TABLES").await.unwrap();
+        rig.wait_sent(i64::try_from(ROWS).unwrap()).await;
+        wait_condition(&rig, 200, ("database", true), "connected").await;
+        let ids = deliveries.ids();
+        let once: HashSet<&String> = ids.iter().collect();
+        assert_eq!((ids.len(), once.len()), (ROWS, ROWS));
+        assert_calm(&relay);
+    }
 }
