@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use lapin::options::ExchangeDeclareOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{FieldTable, ShortString};
@@ -22,12 +23,22 @@ pub enum BrokerNews {
     Lost(String),
 }
 
+/// A connection, and what it tells.
+pub struct Link {
+    /// The connection itself.
+    pub connection: Arc<Connection>,
+    /// Everything since it was made: lapin drops what nobody listens to.
+    pub events: BoxStream<'static, Event>,
+}
+
 /// Connects; publishing has a connection of its own, because a blocked one takes no writes at all.
 ///
 /// # Errors
 /// lapin's.
-pub async fn connect(amqp: &Amqp, name: &str) -> Result<Arc<Connection>, lapin::Error> {
-    Ok(Arc::new(amqp.connect(&format!("relay {name}")).await?))
+pub async fn connect(amqp: &Amqp, name: &str) -> Result<Link, lapin::Error> {
+    let connection = Arc::new(amqp.connect(&format!("relay {name}")).await?);
+    let events = connection.events_listener().boxed();
+    Ok(Link { connection, events })
 }
 
 /// Makes sure that `exchange` is there: looks first, declares it only when it is absent, and never
@@ -80,17 +91,29 @@ fn is_soft(err: &lapin::Error, wanted: AMQPSoftError) -> bool {
     matches!(amqp.kind(), AMQPErrorKind::Soft(soft) if *soft == wanted)
 }
 
-/// Passes on what the connection tells until it is lost. `events` is its listener, made before the
-/// connection is used: lapin drops what nobody listens to.
+/// Passes on what the connection has told since it was made, and goes on until nobody listens. What
+/// came before the listener is seen in the connection's state.
 ///
 /// # Errors
 /// Never; the type is that of a task.
-pub async fn listen(
-    connection: Arc<Connection>,
-    events: impl Stream<Item = Event>,
-    news: mpsc::Sender<BrokerNews>,
-) -> anyhow::Result<()> {
-    let mut events = std::pin::pin!(events);
+pub async fn listen(link: Link, news: mpsc::Sender<BrokerNews>) -> anyhow::Result<()> {
+    let Link {
+        connection,
+        mut events,
+    } = link;
+    let status = connection.status();
+    let before = if !status.connected() {
+        Some(BrokerNews::Lost("lost before it was used".into()))
+    } else if status.blocked() {
+        Some(BrokerNews::Blocked("since it was connected".into()))
+    } else {
+        None
+    };
+    if let Some(before) = before
+        && news.send(before).await.is_err()
+    {
+        return Ok(());
+    }
     while let Some(event) = events.next().await {
         let told = match event {
             Event::ConnectionBlocked(reason) => BrokerNews::Blocked(reason),

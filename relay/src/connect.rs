@@ -12,6 +12,7 @@ use svc_kit::boot::ConfigError;
 use svc_kit::tasks::Tasks;
 use tokio::sync::mpsc;
 
+use crate::broker::Link;
 use crate::lane::Done;
 use crate::lease::Lease;
 use crate::pauses::{self, Pauses, Watch};
@@ -42,8 +43,8 @@ impl Relay {
     async fn connect(&self, lease: &Lease, server: ServerId) -> Result<Connected, NotConnected> {
         let mut reader = self.on_server("table reader", &server).await?;
         let pauses = self.pauses(&mut reader).await?;
-        let connection = match self.connect_broker().await {
-            Ok(connection) => connection,
+        let link = match self.connect_broker().await {
+            Ok(link) => link,
             Err(err) => {
                 // A server logs a connection that goes without a word.
                 drop(tokio::time::timeout(CLOSE_TIMEOUT, reader.close()).await);
@@ -56,7 +57,8 @@ impl Relay {
             server,
             pauses,
         };
-        let wires = self.wire(lease, &connection, database).await?;
+        let connection = Arc::clone(&link.connection);
+        let wires = self.wire(lease, link, database).await?;
         self.readiness.set("database", true, "connected");
         Ok(Connected { wires, connection })
     }
@@ -67,9 +69,9 @@ impl Relay {
     /// What no waiting can mend; a broker that is away is none.
     pub(crate) async fn try_broker(&self) -> Result<(), ConfigError> {
         match broker::connect(&self.config.amqp, &self.config.name).await {
-            Ok(connection) => {
+            Ok(link) => {
                 tracing::info!("the broker was tried, standing by");
-                let closing = connection.close(200, "standing by".into());
+                let closing = link.connection.close(200, "standing by".into());
                 drop(tokio::time::timeout(CLOSE_TIMEOUT, closing).await);
                 Ok(())
             }
@@ -93,10 +95,10 @@ impl Relay {
         Ok(pauses)
     }
 
-    async fn connect_broker(&self) -> Result<Arc<Connection>, NotConnected> {
+    async fn connect_broker(&self) -> Result<Link, NotConnected> {
         let config = &self.config;
-        let connection = match broker::connect(&config.amqp, &config.name).await {
-            Ok(connection) => connection,
+        let link = match broker::connect(&config.amqp, &config.name).await {
+            Ok(link) => link,
             Err(err) => {
                 let fault = svc_kit::amqp::classify(&err);
                 self.readiness.set("broker", false, err.to_string());
@@ -107,13 +109,13 @@ impl Relay {
             }
         };
         let ready = match &config.declare_exchange {
-            Some(exchange) => broker::declare_exchange(&connection, exchange).await?,
+            Some(exchange) => broker::declare_exchange(&link.connection, exchange).await?,
             None => Ok(()),
         };
         let detail = ready.err().unwrap_or_else(|| "connected".into());
         self.readiness.set("broker", true, detail);
         self.metrics.broker_connected.set(1);
-        Ok(connection)
+        Ok(link)
     }
 
     /// A connection to the server that holds the lock.
@@ -131,12 +133,7 @@ impl Relay {
         }
     }
 
-    async fn wire(
-        &self,
-        lease: &Lease,
-        connection: &Arc<Connection>,
-        database: Database,
-    ) -> anyhow::Result<Wires> {
+    async fn wire(&self, lease: &Lease, link: Link, database: Database) -> anyhow::Result<Wires> {
         let config = &self.config;
         let Database {
             mut reader,
@@ -144,52 +141,34 @@ impl Relay {
             server,
             pauses,
         } = database;
+        let queries = Queries::discover(&mut reader, &config.table).await?;
+        let name = config.table.name.clone();
         let broker = lane::Broker {
-            connection: Arc::clone(connection),
+            connection: Arc::clone(&link.connection),
             lease: lease.clone(),
             confirm_timeout: config.confirm_timeout,
         };
+
         let mut tasks = Tasks::new();
         let (news_in, news) = mpsc::channel(16);
-        tasks.spawn(
-            "broker events",
-            broker::listen(
-                Arc::clone(connection),
-                connection.events_listener(),
-                news_in,
-            ),
-        );
-
+        tasks.spawn("broker events", broker::listen(link, news_in));
         let (lanes, done) = start_lanes(&mut tasks, config.lanes, broker);
+
         let (writes, writes_out) = mpsc::channel(1);
         let (written_in, written) = mpsc::channel(1);
-        let name = config.table.name.clone();
-        tasks.spawn(
-            "marker",
-            mark::run(marker, name.clone(), writes_out, written_in),
-        );
+        let marker = mark::run(marker, name.clone(), writes_out, written_in);
+        tasks.spawn("marker", marker);
 
-        let queries = Queries::discover(&mut reader, &config.table).await?;
         let (asks, asks_out) = mpsc::channel(1);
         let (answers_in, answers) = mpsc::channel(1);
-        tasks.spawn(
-            "reader",
-            table::serve(
-                reader,
-                queries,
-                Watch::new(pauses.clone()),
-                asks_out,
-                answers_in,
-            ),
-        );
+        let watch = Watch::new(pauses.clone());
+        let reader = table::serve(reader, queries, watch, asks_out, answers_in);
+        tasks.spawn("reader", reader);
 
         if !config.retention.is_zero() {
-            let pool = config.table.url.pool(1);
-            let metrics = self.metrics.clone();
-            tasks.spawn(
-                "clean-up",
-                cleanup::run(pool, name, config.retention, metrics),
-            );
+            let (pool, metrics) = (config.table.url.pool(1), self.metrics.clone());
+            let cleanup = cleanup::run(pool, name, config.retention, metrics);
+            tasks.spawn("clean-up", cleanup);
         }
         Ok(Wires {
             tasks,

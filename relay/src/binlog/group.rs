@@ -12,7 +12,7 @@ use outbox::row::Row;
 
 use super::decode::Columns;
 use super::event::{Prepared, commit_time, decode_rows, names_table, prepared, table_id};
-use super::open::{Open, ROW_OVERHEAD};
+use super::open::{Open, memory_of};
 use super::position::Position;
 use super::reader::{Layout, Library, guarded};
 use super::statement::Statement;
@@ -261,12 +261,14 @@ impl Grouper {
                 for (mut row, deferred) in rows {
                     if deferred {
                         // The table serves it: its key and route are all that is wanted here.
-                        row.payload = Vec::new();
-                        open.deferred.push(row);
-                    } else {
-                        open.bytes += row.payload.len() + ROW_OVERHEAD;
-                        open.rows.push(row);
+                        (row.payload, row.headers) = (Vec::new(), None);
                     }
+                    open.bytes += memory_of(&row);
+                    let rows = match deferred {
+                        true => &mut open.deferred,
+                        false => &mut open.rows,
+                    };
+                    rows.push(row);
                 }
                 if open.bytes > self.bytes_max {
                     self.doubt(Doubt::TooLarge);

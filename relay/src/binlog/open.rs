@@ -4,8 +4,15 @@ use outbox::row::Row;
 
 use super::group::{Committed, Doubt, Group};
 
-/// What a row costs in memory besides its payload, in bytes (measured, rounded up).
-pub const ROW_OVERHEAD: usize = 512;
+/// What a row costs in memory besides its payload and headers, in bytes (measured, rounded up). The
+/// other columns are short.
+const ROW_OVERHEAD: usize = 512;
+
+/// What a row costs in memory, in bytes.
+pub fn memory_of(row: &Row) -> usize {
+    let headers = row.headers.as_ref().map_or(0, Vec::len);
+    row.payload.len() + headers + ROW_OVERHEAD
+}
 
 /// A transaction whose end has not come yet.
 pub(super) struct Open {

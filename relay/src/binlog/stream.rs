@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::connect::HEARTBEAT;
 use super::group::{Group, Grouper};
-use super::open::ROW_OVERHEAD;
+use super::open::memory_of;
 use super::position::Position;
 use super::reader::Events;
 
@@ -93,11 +93,8 @@ async fn share_of(
     budget: &Arc<Semaphore>,
     group: &Group,
 ) -> anyhow::Result<Option<OwnedSemaphorePermit>> {
-    let bytes: usize = group
-        .rows
-        .iter()
-        .map(|row| row.payload.len() + ROW_OVERHEAD)
-        .sum();
+    let rows = group.rows.iter().chain(&group.deferred);
+    let bytes: usize = rows.map(memory_of).sum();
     if bytes == 0 {
         return Ok(None);
     }

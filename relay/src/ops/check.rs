@@ -121,8 +121,8 @@ fn unreachable_database(err: &sqlx::Error) -> Condition {
 }
 
 async fn broker(config: &Config) -> Condition {
-    let connection = match broker::connect(&config.amqp, &config.name).await {
-        Ok(connection) => connection,
+    let link = match broker::connect(&config.amqp, &config.name).await {
+        Ok(link) => link,
         Err(err) => {
             return match svc_kit::amqp::classify(&err) {
                 svc_kit::amqp::BrokerFault::Misconfigured(wrong) => {
@@ -140,7 +140,7 @@ async fn broker(config: &Config) -> Condition {
     let Some(exchange) = &config.declare_exchange else {
         return Condition::ok("broker", format!("{}, no exchange to declare", config.amqp));
     };
-    match broker::declare_exchange(&connection, exchange).await {
+    match broker::declare_exchange(&link.connection, exchange).await {
         Ok(Ok(())) => Condition::ok("broker", format!("{}, exchange {exchange}", config.amqp)),
         Ok(Err(why)) => Condition::not(
             State::Warning,

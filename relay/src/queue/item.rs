@@ -65,7 +65,7 @@ pub const PROBE_LANES: usize = PROMPT_LANES + SLOW_LANES;
 impl Item {
     /// Bytes that count against the buffer's bound.
     pub fn bytes(&self) -> usize {
-        self.row.payload.len() + crate::binlog::open::ROW_OVERHEAD
+        crate::binlog::open::memory_of(&self.row)
     }
 
     /// It goes alone in the whole process.
