@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use e2e::{Db, Flavor, Rabbit};
 
+use crate::rig::ops::MISSED;
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::OwnDb;
 use crate::world::{
@@ -165,7 +166,6 @@ async fn stopped(rig: &Rig, rabbit: &Rabbit, time: Duration) {
     figure(rig, &what, took);
     wait_ready(rig).await;
     assert_nobody_blamed(rig).await;
-    let missed = "outbox_relay_missed_by_binlog_total";
-    assert_eq!(rig.metric(missed).await, Some(0.0), "{}", relay.log());
+    assert_eq!(rig.metric(MISSED).await, Some(0.0), "{}", relay.log());
     assert_complete(rig, Some(writers), None, ON_THEIR_WAY).await;
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use e2e::{Flavor, Rabbit};
 
 use crate::rig::Rig;
+use crate::rig::ops::MISSED;
 use crate::servers::OwnDb;
 use crate::world::{
     BLOCKED, CONNECTED, ON_THEIR_WAY, assert_complete, assert_nobody_blamed, figure, flows,
@@ -77,8 +78,7 @@ async fn alarm(rig: &Rig, rabbit: &Rabbit, time: Duration) {
     wait_ready(rig).await;
     assert_eq!(rig.metric(BLOCKED).await, Some(0.0));
     assert_eq!(rig.metric(TIMED_OUT).await, Some(0.0), "{}", relay.log());
-    let missed = "outbox_relay_missed_by_binlog_total";
-    assert_eq!(rig.metric(missed).await, Some(0.0), "{}", relay.log());
+    assert_eq!(rig.metric(MISSED).await, Some(0.0), "{}", relay.log());
     place(rig, "after", 100, "order.pay").await;
     assert_nobody_blamed(rig).await;
     assert_complete(rig, Some(writers), None, ON_THEIR_WAY).await;

@@ -9,6 +9,7 @@ use e2e::{Db, Proxy, Rabbit, RabbitOptions};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
+use crate::rig::ops::readiness;
 use crate::rig::{Deliveries, Delivery, EXCHANGE, LATER, QUEUE, Rig};
 use crate::writers::{Writers, tell};
 
@@ -53,26 +54,20 @@ pub(crate) async fn topology(rig: &Rig) {
     declare_on(rig, EXCHANGE, QUEUE, "order.*", json!({})).await;
 }
 
-/// Status and text of `/readyz`.
-pub(crate) async fn readiness(rig: &Rig) -> (u16, String) {
-    let url = format!("http://{}/readyz", rig.env["ADMIN_ADDR"]);
-    let Ok(answer) = reqwest::get(url).await else {
-        return (0, String::new());
-    };
-    let status = answer.status().as_u16();
-    (status, answer.text().await.unwrap_or_default())
-}
-
 pub(crate) async fn wait_unready(rig: &Rig, text: &str) {
     e2e::wait::until(&format!("unready, {text:?}"), LATER, async || {
-        let (status, said) = readiness(rig).await;
-        status == 503 && said.contains(text)
+        let told = readiness(rig).await;
+        told.is_some_and(|(status, said)| status == 503 && said.to_string().contains(text))
     })
     .await;
 }
 
 pub(crate) async fn wait_ready(rig: &Rig) {
-    e2e::wait::until("readiness", LATER, async || readiness(rig).await.0 == 200).await;
+    e2e::wait::until("readiness", LATER, async || {
+        let told = readiness(rig).await;
+        told.is_some_and(|(status, _)| status == 200)
+    })
+    .await;
 }
 
 /// Rows flow again before `since` is [`FLOWS_WITHIN`] ago. Returns how long one takes that is

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use e2e::{Clock, DbOptions, Flavor};
 use futures::future::{Either, join_all, select};
 
+use crate::rig::ops::{TAILING, assert_complete, stop};
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::{OwnDb, flavors};
-use crate::world::{TAILING, assert_complete, probe, stop};
+use crate::world::probe;
 use crate::writers::{Writers, tell};
 
 const JUMP: i64 = 300;

@@ -10,11 +10,12 @@ use relay::lease::lock_name;
 use sqlx::MySqlConnection;
 use svc_kit::database::DatabaseUrl;
 
+use crate::rig::ops::{TAILING, assert_complete, own_user, stop};
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::{OwnDb, flavors};
 #[cfg(feature = "long")]
 use crate::world::record;
-use crate::world::{TAILING, assert_complete, flows, own_user, probe, put_between, stop};
+use crate::world::{flows, probe, put_between};
 use crate::writers::Writers;
 
 /// Tail, lock, table reader and marker stay; gauges and clean-up come and go.

@@ -7,11 +7,12 @@ use e2e::{Db, Flavor};
 use futures::future::join_all;
 use sqlx::{AssertSqlSafe, Row};
 
+use crate::rig::ops::{FROM_BINLOG, TAILING, stop};
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::{OwnDb, flavors};
 #[cfg(feature = "long")]
 use crate::world::record;
-use crate::world::{FROM_BINLOG, TAILING, address, flows, probe, put_between, stop};
+use crate::world::{address, flows, probe, put_between};
 
 const REPLICATOR: &str = "replicator";
 

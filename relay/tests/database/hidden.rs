@@ -6,13 +6,13 @@ use futures::future::join_all;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
+use crate::rig::ops::{MISSED, TAILING, assert_complete, own_user, stop, wait_live};
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::{OwnDb, flavors};
-use crate::world::{FROM_BINLOG, TAILING, assert_complete, own_user, probe, stop};
+use crate::world::probe;
 use crate::writers::{Writers, tell};
 
 const UNDECODABLE: &str = "outbox_relay_undecodable_events_total";
-const MISSED: &str = "outbox_relay_missed_by_binlog_total";
 
 async fn run(connection: &mut MySqlConnection, sql: &str) {
     let statement = sqlx::raw_sql(AssertSqlSafe(sql));
@@ -29,18 +29,6 @@ fn insert() -> String {
         "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, routing_key, \
          payload) VALUES ('{id}', 'order', 'probe {id}', 'order.placed.v1', 'order.pay', '1')"
     )
-}
-
-/// Rows that are written now come by the binlog.
-async fn wait_live(rig: &Rig) {
-    let before = rig.metric(FROM_BINLOG).await;
-    e2e::wait::until("rows by the binlog", LATER, async || {
-        let id = uuid::Uuid::now_v7();
-        rig.insert_one(&format!("probe {id}"), "order.pay", b"1")
-            .await;
-        rig.metric(FROM_BINLOG).await > before
-    })
-    .await;
 }
 
 /// The image of such an INSERT has the named columns alone, so the decoder can't make a row of it.
@@ -74,22 +62,6 @@ async fn a_row_the_decoder_fails_on_is_delivered_and_told_and_the_tail_goes_on()
         stop(&relay).await;
     });
     join_all(each).await;
-}
-
-async fn kill_dump(rig: &Rig) {
-    let mut admin = rig.db.admin().await.unwrap();
-    let ids: Vec<i64> = sqlx::query_scalar(
-        "SELECT CAST(ID AS SIGNED) FROM information_schema.PROCESSLIST \
-         WHERE USER = ? AND COMMAND LIKE 'Binlog Dump%'",
-    )
-    .bind(rig.user())
-    .fetch_all(&mut admin)
-    .await
-    .unwrap();
-    for id in ids {
-        // It may have gone by itself.
-        drop(rig.db.execute(&format!("KILL {id}")).await);
-    }
 }
 
 /// All of it under load, again and again.
@@ -127,7 +99,7 @@ async fn hide(flavor: Flavor, args: &[&str], rounds: usize) {
         probe(&rig, &deliveries).await;
         // Where the tail was is gone when it comes back.
         run(&mut owner, "FLUSH BINARY LOGS").await;
-        kill_dump(&rig).await;
+        rig.kill_dump().await;
         run(
             &mut owner,
             "PURGE BINARY LOGS BEFORE NOW() + INTERVAL 1 DAY",

@@ -5,18 +5,13 @@ use std::time::{Duration, Instant};
 use e2e::Flavor;
 use futures::future::join_all;
 
+use crate::rig::ops::{TAILING, assert_complete, own_user, readiness, stop};
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::{OwnDb, flavors};
 #[cfg(feature = "long")]
 use crate::world::record;
-use crate::world::{FLOWS_WITHIN, TAILING, assert_complete, flows, own_user, probe, stop};
+use crate::world::{FLOWS_WITHIN, flows, probe};
 use crate::writers::Writers;
-
-/// What `/readyz` says of the lock, and the relay's role.
-async fn readiness(rig: &Rig) -> String {
-    let url = format!("http://{}/readyz", rig.env["ADMIN_ADDR"]);
-    reqwest::get(url).await.unwrap().text().await.unwrap()
-}
 
 async fn wait_not_leading(rig: &Rig) -> Duration {
     let began = Instant::now();
@@ -43,7 +38,7 @@ async fn demote(flavor: Flavor, rounds: usize) -> (Flavor, Vec<Duration>) {
         let noticed = wait_not_leading(&rig).await;
         assert!(noticed < FLOWS_WITHIN, "{noticed:?}");
         e2e::wait::until("readiness says why", LATER, async || {
-            let text = readiness(&rig).await;
+            let text = readiness(&rig).await.unwrap().1.to_string();
             text.contains("read-only") && text.contains(r#""role":"undecided""#)
         })
         .await;

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use e2e::Flavor;
 use futures::future::join_all;
 
+use crate::rig::ops::{TAILING, assert_complete, stop};
 use crate::rig::{LATER, QUEUE};
 use crate::servers::{OwnDb, flavors};
 #[cfg(feature = "long")]
 use crate::world::record;
-use crate::world::{TAILING, assert_complete, flows, probe, put_between, stop};
+use crate::world::{flows, probe, put_between};
 use crate::writers::Writers;
 
 #[derive(Clone, Copy, Debug)]

@@ -11,8 +11,9 @@ use relay::lease::lock_name;
 use svc_kit::database::DatabaseUrl;
 
 use crate::pair::{Trace, Twin, settled};
-use crate::rig::{Deliveries, LATER, QUEUE, Rig};
-use crate::world::{FLOWS_WITHIN, assert_complete, probe, stop};
+use crate::rig::ops::{assert_complete, stop, wait_delivered};
+use crate::rig::{LATER, QUEUE, Rig};
+use crate::world::{FLOWS_WITHIN, probe};
 use crate::writers::{Writers, backlog, tell};
 
 /// What becomes of the relay that works.
@@ -120,14 +121,6 @@ async fn nothing_beside(db: &'static Db) {
         stop(&twin.process).await;
     }
     assert_eq!(deliveries.count(), deliveries.first().len());
-}
-
-async fn wait_delivered(deliveries: &Deliveries, ids: &[String]) {
-    e2e::wait::until(&format!("{} messages", ids.len()), LATER, async || {
-        let arrived = deliveries.ids();
-        ids.iter().all(|id| arrived.contains(id))
-    })
-    .await;
 }
 
 #[tokio::test]

@@ -13,9 +13,10 @@ use relay::binlog::position::Position;
 use sqlx::Row;
 use svc_kit::database::DatabaseUrl;
 
+use crate::rig::ops::{FROM_BINLOG, TAILING, own_user, stop};
 use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::{OwnDb, flavors};
-use crate::world::{FROM_BINLOG, TAILING, flows, probe, stop};
+use crate::world::{flows, probe};
 
 /// A server with a certificate of `authority`, and a rig whose user must come by TLS.
 struct Secured {
@@ -46,7 +47,7 @@ impl Secured {
         };
         let db = OwnDb::with(flavor, options).await;
         let mut rig = db.rig().await;
-        crate::world::own_user(&mut rig).await;
+        own_user(&mut rig).await;
         let user = rig.user();
         db.execute(&format!("ALTER USER '{user}'@'%' REQUIRE SSL"))
             .await
@@ -278,7 +279,7 @@ async fn a_fresh_mysql_user_works_over_tls_and_without_it_is_told_what_to_do() {
         return;
     };
     let mut rig = Rig::new(db).await;
-    crate::world::own_user(&mut rig).await;
+    own_user(&mut rig).await;
     let plain = format!("{}?ssl-mode=DISABLED", rig.env["DATABASE_URL"]);
     let preferred = rig.env["DATABASE_URL"].clone();
     rig.set("DATABASE_URL", &plain);

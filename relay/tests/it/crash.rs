@@ -16,7 +16,8 @@ use relay::queue::Item;
 use sqlx::Executor;
 use tokio::sync::mpsc;
 
-use crate::rig::{Deliveries, EXCHANGE, LATER, QUEUE, Rig, SOON};
+use crate::rig::ops::wait_delivered;
+use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
 use crate::writers::{backlog, tell, wait_all_delivered};
 
 const KILLS: usize = 20;
@@ -26,18 +27,6 @@ const BATCH: usize = 256;
 const MARK_MISSED: &str = "outbox_relay_mark_missed_total";
 /// A standby works at most this long after the active one went silent.
 const TAKEOVER_MAX: Duration = Duration::from_secs(10);
-
-fn twice(deliveries: &Deliveries) -> usize {
-    deliveries.count() - deliveries.first().len()
-}
-
-async fn wait_delivered(deliveries: &Deliveries, ids: &[String]) {
-    e2e::wait::until(&format!("{} messages", ids.len()), LATER, async || {
-        let arrived = deliveries.ids();
-        ids.iter().all(|id| arrived.contains(id))
-    })
-    .await;
-}
 
 async fn drained(relay: &Process) {
     let status = relay.wait_exit(LATER).await.unwrap();
@@ -89,7 +78,7 @@ async fn kills(db: &'static Db) {
     placed.sort();
     assert_eq!(placed.len(), ORDERS);
     assert!(arrived == placed, "{} of {ORDERS}", arrived.len());
-    let twice = twice(&deliveries);
+    let twice = deliveries.twice();
     let bound = KILLS * (LANES * BATCH + relay::session::MARKS_MAX);
     tell(&format!(
         "{:?}: {twice} duplicate deliveries after {KILLS} kills, bound {bound}",
@@ -256,7 +245,7 @@ async fn a_standby_publishes_within_10_s_after_the_active_relay_was_killed() {
         let took = killed.elapsed();
         tell(&format!("{:?}: SIGKILL to delivery {took:?}", db.flavor()));
         assert!(took < TAKEOVER_MAX, "{took:?}");
-        assert_eq!(twice(&deliveries), 0);
+        assert_eq!(deliveries.twice(), 0);
         standby.terminate().unwrap();
         drained(&standby).await;
     }
@@ -288,7 +277,7 @@ async fn a_suspended_relay_is_replaced_within_10_s_and_publishes_nothing_when_it
             relay.terminate().unwrap();
             drained(relay).await;
         }
-        assert_eq!(twice(&deliveries), 0, "{}", active.log());
+        assert_eq!(deliveries.twice(), 0, "{}", active.log());
     }
 }
 
@@ -379,6 +368,6 @@ async fn a_relay_told_to_stop_under_load_drains_and_nothing_is_delivered_twice()
         relay.terminate().unwrap();
         drained(&relay).await;
         assert_eq!(deliveries.first().len(), written.len() + 1);
-        assert_eq!(twice(&deliveries), 0);
+        assert_eq!(deliveries.twice(), 0);
     }
 }

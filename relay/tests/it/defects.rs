@@ -10,6 +10,7 @@ use relay::table::Queries;
 use sqlx::{AssertSqlSafe, Executor as _};
 use svc_kit::database::DatabaseUrl;
 
+use crate::rig::ops::FROM_BINLOG;
 use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
 use crate::rows::assert_calm;
 
@@ -270,9 +271,8 @@ async fn p8_a_writer_whose_clock_or_zone_is_hours_off_is_served_at_once() {
             writer.execute(AssertSqlSafe(insert)).await.unwrap();
         }
         rig.wait_sent(6).await;
-        let by_binlog = "outbox_relay_confirmed_total{source=\"binlog\"}";
         assert_eq!(
-            rig.metric(by_binlog).await,
+            rig.metric(FROM_BINLOG).await,
             Some(6.0),
             "none waited for a sweep"
         );

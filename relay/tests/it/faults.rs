@@ -2,13 +2,11 @@
 
 use std::collections::HashMap;
 
-use e2e::{Db, Flavor};
-use sqlx::{AssertSqlSafe, Connection as _};
+use sqlx::Connection as _;
 
+use crate::rig::ops::{FROM_BINLOG, binlog_rights, own_user};
 use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
 use crate::rows::wait_log;
-
-const FROM_BINLOG: &str = "outbox_relay_confirmed_total{source=\"binlog\"}";
 
 #[tokio::test]
 async fn a_row_that_somebody_has_locked_keeps_no_other_from_being_marked() {
@@ -60,31 +58,19 @@ async fn a_binlog_that_is_refused_while_the_relay_works_is_polled_around_until_i
 {
     for db in e2e::shared::databases().await {
         let mut rig = Rig::new(db).await;
-        let user = format!("r{}", &rig.database.name[20..]);
-        let (slave, client) = match db.flavor() {
-            Flavor::MariaDb => ("REPLICATION SLAVE", "BINLOG MONITOR"),
-            Flavor::MySql => ("REPLICATION SLAVE", "REPLICATION CLIENT"),
-        };
-        let grants = [
-            format!("ALL PRIVILEGES ON `{}`.*", rig.database.name),
-            format!("{slave}, {client} ON *.*"),
-        ];
-        db.create_user(&user, "pw", &grants).await.unwrap();
-        let url = db.user_url(&user, "pw", &rig.database.name);
-        rig.set("DATABASE_URL", &url);
+        let user = own_user(&mut rig).await;
+        let rights = binlog_rights(&rig);
         let _relay = rig.tailing().await;
 
-        db.execute(&format!(
-            "REVOKE {slave}, {client} ON *.* FROM '{user}'@'%'"
-        ))
-        .await
-        .unwrap();
-        kill_dump(db, &user).await;
+        db.execute(&format!("REVOKE {rights} ON *.* FROM '{user}'@'%'"))
+            .await
+            .unwrap();
+        rig.kill_dump().await;
         rig.wait_phase("polling").await;
         rig.insert(20).await;
         rig.wait_sent(20).await;
 
-        db.execute(&format!("GRANT {slave}, {client} ON *.* TO '{user}'@'%'"))
+        db.execute(&format!("GRANT {rights} ON *.* TO '{user}'@'%'"))
             .await
             .unwrap();
         rig.wait_phase("tailing").await;
@@ -93,22 +79,6 @@ async fn a_binlog_that_is_refused_while_the_relay_works_is_polled_around_until_i
         rig.wait_sent(25).await;
         assert_eq!(rig.metric(FROM_BINLOG).await, before.map(|rows| rows + 5.0));
     }
-}
-
-async fn kill_dump(db: &Db, user: &str) {
-    let mut admin = db.admin().await.unwrap();
-    let id: i64 = sqlx::query_scalar(
-        "SELECT CAST(ID AS SIGNED) FROM information_schema.PROCESSLIST \
-         WHERE COMMAND LIKE 'Binlog Dump%' AND USER = ?",
-    )
-    .bind(user)
-    .fetch_one(&mut admin)
-    .await
-    .unwrap();
-    sqlx::raw_sql(AssertSqlSafe(format!("KILL {id}")))
-        .execute(&mut admin)
-        .await
-        .unwrap();
 }
 
 #[tokio::test]

@@ -4,13 +4,12 @@
 use e2e::Db;
 use e2e::product::Process;
 
+use crate::rig::ops::{FROM_BINLOG, MISSED};
 use crate::rig::{LATER, QUEUE, Rig, SOON};
 use crate::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
 
 const KEYS: usize = 50;
 const WRITERS: usize = 3;
-const MISSED: &str = "outbox_relay_missed_by_binlog_total";
-const FROM_BINLOG: &str = "outbox_relay_confirmed_total{source=\"binlog\"}";
 
 #[tokio::test]
 async fn the_order_per_key_survives_100_restarts_and_the_binlog_misses_nothing() {

@@ -1,5 +1,6 @@
 //! The whole path: committed row, binlog, broker, mark.
 
+use crate::rig::ops::{FROM_BINLOG, MISSED};
 use crate::rig::{LATER, QUEUE, Rig, SOON};
 
 #[tokio::test]
@@ -18,15 +19,8 @@ async fn what_is_committed_arrives_once_and_is_marked_sent() {
         let mut written = [before, after].concat();
         written.sort();
         assert_eq!(arrived, written);
-        assert_eq!(
-            rig.metric("outbox_relay_confirmed_total{source=\"binlog\"}")
-                .await,
-            Some(20.0)
-        );
-        assert_eq!(
-            rig.metric("outbox_relay_missed_by_binlog_total").await,
-            Some(0.0)
-        );
+        assert_eq!(rig.metric(FROM_BINLOG).await, Some(20.0));
+        assert_eq!(rig.metric(MISSED).await, Some(0.0));
 
         relay.terminate().unwrap();
         let status = relay.wait_exit(LATER).await.unwrap();

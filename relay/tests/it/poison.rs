@@ -4,6 +4,7 @@
 use sqlx::{AssertSqlSafe, Executor as _};
 use uuid::Uuid;
 
+use crate::rig::ops::MISSED;
 use crate::rig::{LATER, QUEUE, Rig, SOON};
 use crate::rows::assert_calm;
 
@@ -300,8 +301,7 @@ async fn a_delayed_row_goes_when_it_is_due_and_the_rows_behind_it_wait() {
                 .map(|delivery| delivery.message_id)
                 .collect();
             assert_eq!(arrived, ids);
-            let missed = "outbox_relay_missed_by_binlog_total";
-            assert_eq!(rig.metric(missed).await, Some(0.0));
+            assert_eq!(rig.metric(MISSED).await, Some(0.0));
             assert_calm(&relay);
         }
     }
@@ -414,8 +414,7 @@ async fn a_row_set_back_by_hand_goes_again_within_a_sweep() {
         .await;
         rig.wait_sent(5).await;
         assert_eq!(deliveries.count(), 6);
-        let missed = "outbox_relay_missed_by_binlog_total";
-        assert_eq!(rig.metric(missed).await, Some(0.0), "by hand is no miss");
+        assert_eq!(rig.metric(MISSED).await, Some(0.0), "by hand is no miss");
         assert_calm(&relay);
     }
 }

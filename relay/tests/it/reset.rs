@@ -6,13 +6,12 @@ use e2e::Flavor;
 use e2e::product::Process;
 use futures::future::join_all;
 
-use crate::rig::{Deliveries, LATER, QUEUE, Rig};
+use crate::rig::ops::{FROM_BINLOG, MISSED, assert_complete, stop, wait_live};
+use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::{OwnDb, flavors};
-use crate::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use crate::writers::{Writers, tell, wait_all_delivered};
 
-const FROM_BINLOG: &str = "outbox_relay_confirmed_total{source=\"binlog\"}";
 const FROM_SWEEP: &str = "outbox_relay_confirmed_total{source=\"sweep\"}";
-const MISSED: &str = "outbox_relay_missed_by_binlog_total";
 const DUMP_CONNECTION: &str = "SELECT CAST(ID AS SIGNED) FROM information_schema.PROCESSLIST \
                                WHERE COMMAND LIKE 'Binlog Dump%'";
 /// A sweep interval, the wait for a tail that may be slow only, and a catch-up.
@@ -23,16 +22,6 @@ fn reset(flavor: Flavor) -> &'static str {
         Flavor::MariaDb => "RESET MASTER",
         Flavor::MySql => "RESET BINARY LOGS AND GTIDS",
     }
-}
-
-/// Waits until the binlog brings rows that are written now.
-async fn wait_live(rig: &Rig) {
-    let before = rig.metric(FROM_BINLOG).await;
-    e2e::wait::until("rows by the binlog", LATER, async || {
-        rig.insert_one("probe", "order.pay", b"1").await;
-        rig.metric(FROM_BINLOG).await > before
-    })
-    .await;
 }
 
 async fn wait_by_binlog(rig: &Rig, rows: f64) {
@@ -49,19 +38,6 @@ fn streams(relay: &Process) -> usize {
 
 async fn wait_another_stream(relay: &Process, opened: usize) {
     e2e::wait::until("another stream", LATER, async || streams(relay) > opened).await;
-}
-
-async fn stop(relay: &Process) {
-    relay.terminate().unwrap();
-    let status = relay.wait_exit(LATER).await.unwrap();
-    assert_eq!(status.code(), Some(0), "{}", relay.log());
-}
-
-/// Everything that the writers committed has arrived, in the order of each key.
-async fn assert_complete(rig: &Rig, writers: Writers, deliveries: &Deliveries) {
-    let committed = writers.stop(rig).await;
-    wait_all_delivered(rig, deliveries).await;
-    assert_eq!(assert_first_deliveries_in_order(deliveries), committed);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use e2e::Db;
 use serde_json::json;
 
+use crate::rig::ops::{FROM_BINLOG, MISSED};
 use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
 use crate::rows::assert_calm;
 
@@ -59,8 +60,7 @@ async fn unroutable_among_routable(db: &'static Db) {
         let unbound = api.unbind(&rig.vhost.name, EXCHANGE, QUEUE, "late.*").await;
         assert!(unbound.unwrap());
     }
-    let missed = "outbox_relay_missed_by_binlog_total";
-    assert_eq!(rig.metric(missed).await, Some(0.0));
+    assert_eq!(rig.metric(MISSED).await, Some(0.0));
     assert!(
         !relay.log().contains("BasicReturnMessage"),
         "no payload in the log"
@@ -263,8 +263,7 @@ async fn a_shut_route_does_not_slow_another() {
             "{alone:?} {beside:?}"
         );
         // None of them had to wait for a sweep.
-        let by_binlog = "outbox_relay_confirmed_total{source=\"binlog\"}";
-        assert_eq!(rig.metric(by_binlog).await, Some(6000.0));
+        assert_eq!(rig.metric(FROM_BINLOG).await, Some(6000.0));
         assert_calm(&relay);
     }
 }

@@ -7,6 +7,7 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 use uuid::Uuid;
 
+use crate::rig::ops::{FROM_BINLOG, MISSED, stop, wait_delivered};
 use crate::rig::{Deliveries, LATER, QUEUE, Rig, SOON};
 use crate::servers::{OwnDb, flavors};
 
@@ -35,20 +36,6 @@ fn insert_into(table: &str, key: &str) -> (String, String) {
 
 fn insert(key: &str) -> (String, String) {
     insert_into("outbox", key)
-}
-
-async fn wait_delivered(deliveries: &Deliveries, ids: &[String]) {
-    e2e::wait::until(&format!("{} deliveries", ids.len()), LATER, async || {
-        let arrived = deliveries.ids();
-        ids.iter().all(|id| arrived.contains(id))
-    })
-    .await;
-}
-
-async fn stop(relay: &Process) {
-    relay.terminate().unwrap();
-    let status = relay.wait_exit(LATER).await.unwrap();
-    assert_eq!(status.code(), Some(0), "{}", relay.log());
 }
 
 /// Message ids of everything that was ever published.
@@ -223,9 +210,7 @@ async fn xa_transactions_of_other_tables_cost_no_pass() {
             "{flavor:?}: {}",
             relay.log()
         );
-        let from_binlog = rig
-            .metric("outbox_relay_confirmed_total{source=\"binlog\"}")
-            .await;
+        let from_binlog = rig.metric(FROM_BINLOG).await;
         assert_eq!(from_binlog, Some(1.0), "{flavor:?}");
         stop(&relay).await;
     }
@@ -372,9 +357,7 @@ async fn compressed_transactions_of_mysql_come_from_the_binlog() {
     wait_delivered(&deliveries, &written).await;
     rig.wait_sent(11).await;
 
-    let from_binlog = rig
-        .metric("outbox_relay_confirmed_total{source=\"binlog\"}")
-        .await;
+    let from_binlog = rig.metric(FROM_BINLOG).await;
     assert_eq!(from_binlog, Some(11.0), "{}", relay.log());
     let hidden = rig.metric("outbox_relay_undecodable_events_total").await;
     assert_eq!(hidden, Some(0.0));
@@ -397,10 +380,7 @@ async fn compressed_events_of_mariadb_are_counted_and_the_rows_delivered_by_a_pa
     assert_eq!(deliveries.ids(), written, "the order of their key");
     let hidden = rig.metric("outbox_relay_undecodable_events_total").await;
     assert!(hidden.is_some_and(|events| events > 0.0), "{hidden:?}");
-    assert_eq!(
-        rig.metric("outbox_relay_missed_by_binlog_total").await,
-        Some(0.0)
-    );
+    assert_eq!(rig.metric(MISSED).await, Some(0.0));
     stop(&relay).await;
 }
 
@@ -440,14 +420,10 @@ async fn nothing_is_lost_while_the_outbox_gets_another_column() {
         wait_delivered(&deliveries, &written).await;
         assert_eq!(deliveries.ids(), written, "{flavor:?}: once each, in order");
         // The tail reads the new shape.
-        let before = rig
-            .metric("outbox_relay_confirmed_total{source=\"binlog\"}")
-            .await;
+        let before = rig.metric(FROM_BINLOG).await;
         e2e::wait::until("a row by the binlog", LATER, async || {
             rig.insert(1).await;
-            rig.metric("outbox_relay_confirmed_total{source=\"binlog\"}")
-                .await
-                > before
+            rig.metric(FROM_BINLOG).await > before
         })
         .await;
         stop(&relay).await;

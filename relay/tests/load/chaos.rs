@@ -6,12 +6,12 @@ use e2e::Db;
 use e2e::product::Process;
 use serde_json::json;
 
+use crate::rig::ops::MISSED;
 use crate::rig::{EXCHANGE, LATER, QUEUE, Rig};
 use crate::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
 
 const KEYS: usize = 200;
 const WRITERS: usize = 3;
-const MISSED: &str = "outbox_relay_missed_by_binlog_total";
 
 #[tokio::test]
 async fn order_per_key_through_nacks_returns_reconnects_kills_and_sweeps() {

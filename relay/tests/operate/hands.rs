@@ -2,8 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use serde_json::Value;
-
+use crate::rig::ops::readiness;
 use crate::rig::{LATER, Rig, SOON};
 
 /// Exit code and output of a command that has ended.
@@ -20,13 +19,6 @@ pub(crate) async fn done(rig: &Rig, args: &[&str]) -> String {
     let (code, told) = command(rig, args).await;
     assert_eq!(code, 0, "{args:?}: {told}");
     told
-}
-
-/// Status and body of `/readyz`; `None` when nobody answers.
-pub(crate) async fn readiness(rig: &Rig) -> Option<(u16, Value)> {
-    let url = format!("http://{}/readyz", rig.env["ADMIN_ADDR"]);
-    let answer = reqwest::get(url).await.ok()?;
-    Some((answer.status().as_u16(), answer.json().await.ok()?))
 }
 
 /// Waits until `/readyz` answers `status` and the condition holds or not, and says this.

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use e2e::Db;
 
 use crate::hands::{command, done, sum, wait_condition};
+use crate::rig::ops::wait_delivered;
 use crate::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
-use crate::rig::{Deliveries, LATER, QUEUE, Rig};
+use crate::rig::{LATER, QUEUE, Rig};
 
 const PUBLISHED: &str = "outbox_relay_published_total";
 const PAUSED: &str = "outbox_relay_paused";
@@ -26,10 +27,6 @@ async fn wait_pending(rig: &Rig, more_than: i64) {
         rig.count("status = 1").await > more_than
     })
     .await;
-}
-
-fn twice(deliveries: &Deliveries) -> usize {
-    deliveries.count() - deliveries.first().len()
 }
 
 async fn nothing_was_missed_or_failed(rig: &Rig) {
@@ -102,7 +99,7 @@ async fn paused_whole(db: &'static Db) {
     let written = writers.stop(&rig).await;
     wait_all_delivered(&rig, &deliveries).await;
     assert_eq!(assert_first_deliveries_in_order(&deliveries), written);
-    assert_eq!(twice(&deliveries), 0);
+    assert_eq!(deliveries.twice(), 0);
     nothing_was_missed_or_failed(&rig).await;
 
     let (code, told) = command(&rig, &["resume"]).await;
@@ -168,14 +165,6 @@ impl Pairs {
     }
 }
 
-async fn wait_arrived(deliveries: &Deliveries, ids: &[String]) {
-    e2e::wait::until(&format!("{} messages", ids.len()), LATER, async || {
-        let arrived = deliveries.ids();
-        ids.iter().all(|id| arrived.contains(id))
-    })
-    .await;
-}
-
 /// Rows of 10 keys that nothing holds.
 async fn insert_others(rig: &Rig, name: &str) -> Vec<String> {
     let rows = (0..10).map(|key| (format!("{name}{key}"), "order.pay"));
@@ -205,9 +194,9 @@ async fn paused_route(db: &'static Db, order: &str) {
     .await;
 
     let pairs = Pairs::insert(&rig).await;
-    wait_arrived(&deliveries, &insert_others(&rig, "before").await).await;
+    wait_delivered(&deliveries, &insert_others(&rig, "before").await).await;
     if !keyed {
-        wait_arrived(&deliveries, &pairs.behind).await;
+        wait_delivered(&deliveries, &pairs.behind).await;
     }
     wait_waiting(&rig).await;
     let told = "\"order.slow\" is paused by ann";
@@ -219,17 +208,17 @@ async fn paused_route(db: &'static Db, order: &str) {
     assert_eq!(pending, if keyed { 60 } else { 30 });
     relay.start_again().unwrap();
     rig.wait_phase("tailing").await;
-    wait_arrived(&deliveries, &insert_others(&rig, "after").await).await;
+    wait_delivered(&deliveries, &insert_others(&rig, "after").await).await;
     wait_waiting(&rig).await;
     let arrived = deliveries.ids();
     assert!(pairs.waiting.iter().all(|id| !arrived.contains(id)));
     assert_eq!(sum(&rig, PUBLISHED).await, 10.0, "a probe");
 
     done(&rig, &[&["resume"], &route[..]].concat()).await;
-    wait_arrived(&deliveries, &pairs.waiting).await;
+    wait_delivered(&deliveries, &pairs.waiting).await;
     rig.wait_sent(80).await;
-    wait_arrived(&deliveries, &pairs.behind).await;
-    assert_eq!(twice(&deliveries), 0);
+    wait_delivered(&deliveries, &pairs.behind).await;
+    assert_eq!(deliveries.twice(), 0);
     if keyed {
         pairs.assert_in_order(&deliveries.ids());
     }

@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use e2e::proxy::Proxy;
 use e2e::{Flavor, Rabbit, RabbitOptions};
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Executor as _};
+use sqlx::Executor as _;
 
-use crate::hands::{broker_address, done, readiness, wait_condition};
+use crate::hands::{broker_address, done, wait_condition};
+use crate::rig::ops::{binlog_rights, own_user, readiness};
 use crate::rig::rows::{assert_calm, wait_log};
 use crate::rig::servers::OwnDb;
 use crate::rig::{LATER, QUEUE, Rig};
@@ -115,19 +116,6 @@ async fn a_standby_is_ready_and_without_the_database_nobody_is() {
     }
 }
 
-/// A user of the relay's own, whose rights the test may take away.
-async fn own_user(rig: &mut Rig) -> String {
-    let user = format!("o{}", &rig.database.name[20..]);
-    let grants = [
-        format!("ALL PRIVILEGES ON `{}`.*", rig.database.name),
-        "REPLICATION SLAVE, BINLOG MONITOR ON *.*".to_owned(),
-    ];
-    rig.db.create_user(&user, "pw", &grants).await.unwrap();
-    let url = rig.db.user_url(&user, "pw", &rig.database.name);
-    rig.set("DATABASE_URL", &url);
-    user
-}
-
 #[tokio::test]
 async fn shut_routes_parked_rows_and_an_unreadable_binlog_leave_it_true() {
     let db = e2e::shared::mariadb().await;
@@ -143,22 +131,11 @@ async fn shut_routes_parked_rows_and_an_unreadable_binlog_leave_it_true() {
     rig.wait_waiting("nobody.listens", 1).await;
     wait_condition(&rig, 200, ("broker", true), "connected").await;
 
-    let rights = "REPLICATION SLAVE, BINLOG MONITOR ON *.*";
-    db.execute(&format!("REVOKE {rights} FROM '{user}'@'%'"))
+    let rights = binlog_rights(&rig);
+    db.execute(&format!("REVOKE {rights} ON *.* FROM '{user}'@'%'"))
         .await
         .unwrap();
-    let mut admin = db.admin().await.unwrap();
-    let dumps = "SELECT ID FROM information_schema.PROCESSLIST \
-         WHERE COMMAND LIKE 'Binlog Dump%' AND USER = ?";
-    let dump: i64 = sqlx::query_scalar(dumps)
-        .bind(&user)
-        .fetch_one(&mut admin)
-        .await
-        .unwrap();
-    admin
-        .execute(AssertSqlSafe(format!("KILL {dump}")))
-        .await
-        .unwrap();
+    rig.kill_dump().await;
     wait_condition(
         &rig,
         200,

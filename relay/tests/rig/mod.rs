@@ -5,6 +5,7 @@
     reason = "each binary uses another part of it, so an expectation would fail in some"
 )]
 
+pub(crate) mod ops;
 pub(crate) mod rows;
 pub(crate) mod servers;
 pub(crate) mod writers;
@@ -65,6 +66,14 @@ impl Deliveries {
     pub(crate) fn ids(&self) -> Vec<String> {
         let deliveries = self.0.lock().unwrap();
         deliveries.iter().map(|d| d.message_id.clone()).collect()
+    }
+
+    /// Deliveries of what had been delivered before.
+    pub(crate) fn twice(&self) -> usize {
+        let all = self.all();
+        let ids: std::collections::HashSet<&str> =
+            all.iter().map(|d| d.message_id.as_str()).collect();
+        all.len() - ids.len()
     }
 
     /// Message ids in the order of their first delivery.
