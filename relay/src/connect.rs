@@ -26,6 +26,7 @@ use crate::{broker, cleanup, lane, mark};
 /// For broker, exchange, reader and marker together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Relay {
     /// A broker or a database that accepts and then says nothing must not hold the relay.
@@ -63,21 +64,26 @@ impl Relay {
         Ok(Connected { wires, connection })
     }
 
-    /// Connects to the broker and leaves it again.
+    /// Connects to the broker and leaves it again. True when it was there.
     ///
     /// # Errors
     /// What no waiting can mend; a broker that is away is none.
-    pub(crate) async fn try_broker(&self) -> Result<(), ConfigError> {
-        match broker::connect(&self.config.amqp, &self.config.name).await {
+    pub(crate) async fn try_broker(&self) -> Result<bool, ConfigError> {
+        let connecting = broker::connect(&self.config.amqp, &self.config.name);
+        // Not longer: the lock may be free meanwhile.
+        let Ok(connected) = tokio::time::timeout(TRY_TIMEOUT, connecting).await else {
+            return Ok(false);
+        };
+        match connected {
             Ok(link) => {
                 tracing::info!("the broker was tried, standing by");
                 let closing = link.connection.close(200, "standing by".into());
                 drop(tokio::time::timeout(CLOSE_TIMEOUT, closing).await);
-                Ok(())
+                Ok(true)
             }
             Err(err) => match svc_kit::amqp::classify(&err) {
                 BrokerFault::Misconfigured(config) => Err(config),
-                BrokerFault::Away(_) => Ok(()),
+                BrokerFault::Away(_) => Ok(false),
             },
         }
     }

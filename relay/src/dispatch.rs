@@ -25,7 +25,7 @@ pub struct Head {
     pub route: Route,
     /// `next_attempt_at` as time still to wait at the moment of reading; `None` is due.
     pub wait: Option<Duration>,
-    /// Payload bytes.
+    /// Bytes of payload and headers.
     pub bytes: usize,
     /// It has been tried, sent or delayed before: that the binlog did not bring it as a new row is
     /// no wonder.

@@ -35,6 +35,8 @@ pub const CONDITIONS: [&str; 5] = ["lease", "database", "broker", "binlog", INTA
 const UNDECIDED: &str = "undecided";
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
+/// A standby's tries to reach the broker for the first time.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A session that lived this long was sound: the next retry starts small again.
 const SOUND_AFTER: Duration = Duration::from_secs(10);
@@ -188,6 +190,7 @@ impl Relay {
         first_contact: &mut bool,
     ) -> Result<Option<ServerId>, ConfigError> {
         let drain = outside.stop.drain.clone();
+        let mut tried: Option<Instant> = None;
         let wait = async {
             loop {
                 let told = outside.leadership.borrow_and_update().clone();
@@ -200,8 +203,9 @@ impl Relay {
                     Leadership::Standby(why) => {
                         self.readiness.set("lease", false, why);
                         self.readiness.set_role(STANDBY);
-                        if std::mem::take(first_contact) {
-                            self.try_broker().await?;
+                        if *first_contact && tried.is_none_or(|at| at.elapsed() > TRY_AGAIN) {
+                            tried = Some(Instant::now());
+                            *first_contact = !self.try_broker().await?;
                         }
                     }
                     Leadership::Unknown(why) => {

@@ -224,7 +224,7 @@ impl Queries {
         format!(
             "SELECT id, message_id, aggregate_type, aggregate_id, exchange, routing_key, \
              TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), next_attempt_at), \
-             OCTET_LENGTH(payload), \
+             OCTET_LENGTH(payload) + COALESCE(OCTET_LENGTH(headers), 0), \
              attempts > 0 OR sent_at IS NOT NULL OR last_error IS NOT NULL \
              OR next_attempt_at IS NOT NULL \
              FROM {} {} WHERE status = 1 AND id > ? AND id <= ? ORDER BY id LIMIT ?",
