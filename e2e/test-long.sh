@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make test-long`: the long forms of the fault tests, on real servers, one binary after the other.
-# ONLY=broker runs those whose names begin with long_broker.
+# ONLY=broker runs those of one test binary, whose names begin with long_broker_.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -79,7 +79,7 @@ pub struct RunArgs {
     #[arg(long, env = "RELAY_BATCH_MAX", default_value_t = 256,
           value_parser = clap::value_parser!(u32).range(1..=65_535))]
     pub batch_max: u32,
-    /// Payload bytes in one batch; a single larger message goes alone
+    /// Bytes in one batch, as a number; a single larger message goes alone
     #[arg(long, env = "RELAY_BATCH_BYTES", default_value_t = 4 << 20,
           value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     pub batch_bytes: u64,
@@ -93,7 +93,7 @@ pub struct RunArgs {
     /// Time between two sweeps of rows that are still pending
     #[arg(long, env = "RELAY_SWEEP_INTERVAL", default_value = "10s", value_parser = duration)]
     pub sweep_interval: Duration,
-    /// Bytes of messages in memory, between binlog or table and broker
+    /// Bytes of messages in memory, as a number, between binlog or table and broker
     #[arg(long, env = "RELAY_BUFFER_BYTES", default_value_t = 32 << 20,
           value_parser = clap::value_parser!(u64).range(65_536..=1 << 34))]
     pub buffer_bytes: u64,

@@ -55,7 +55,7 @@ async fn tables(connection: &mut MySqlConnection, table: &OutboxTable) -> Condit
             State::Wrong,
             name,
             problem,
-            "add the column: see the table in README",
+            "add the column: `relay migrate --print` shows the table",
         );
     }
     for companion in [

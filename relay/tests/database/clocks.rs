@@ -153,7 +153,7 @@ async fn nothing_is_lost_and_no_age_is_absurd_when_the_databases_clock_jumps() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_the_databases_clock_jumps_again_and_again() {
+async fn long_database_the_databases_clock_jumps_again_and_again() {
     let offsets = [JUMP, 0, -JUMP, 0, 3600, -3600, JUMP, -JUMP, 0];
     let each = flavors().await.into_iter();
     join_all(each.map(|flavor| jumps(flavor, &offsets))).await;

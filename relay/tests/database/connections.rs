@@ -119,7 +119,7 @@ async fn each_connection_killed_alone_costs_no_row_and_no_order() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_each_connection_killed_alone_again_and_again() {
+async fn long_database_each_connection_killed_alone_again_and_again() {
     let servers = e2e::shared::databases().await;
     let took = join_all(servers.into_iter().map(|db| kill_each(db, 10))).await;
     record("connections killed under load, one at a time", took);
@@ -180,7 +180,7 @@ async fn a_relay_that_is_cut_from_the_database_alone_goes_on_when_it_is_back() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_a_relay_that_is_cut_from_the_database_20_times() {
+async fn long_database_a_relay_that_is_cut_from_the_database_20_times() {
     let servers = e2e::shared::databases().await;
     let took = join_all(servers.into_iter().map(|db| cut(db, 20))).await;
     record("cut from the database under load", took);

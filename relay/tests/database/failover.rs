@@ -209,7 +209,7 @@ async fn orders_of_a_promoted_replica_flow_within_10_s_when_nobody_told_the_prim
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_three_failovers_in_a_row_of_each_kind() {
+async fn long_database_three_failovers_in_a_row_of_each_kind() {
     for old in [Old::Dead, Old::Demoted, Old::Forgotten] {
         let each = flavors().await.into_iter();
         let took = join_all(each.map(|flavor| fail_over(flavor, old, 3))).await;

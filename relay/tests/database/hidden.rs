@@ -125,7 +125,7 @@ async fn nothing_is_lost_while_rows_are_hidden_the_table_altered_and_the_binlog_
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_rows_hidden_in_every_way_on_servers_that_compress_and_on_others() {
+async fn long_database_rows_hidden_in_every_way_on_servers_that_compress_and_on_others() {
     let compressed: [(Flavor, &[&str]); 2] = [
         (
             Flavor::MariaDb,

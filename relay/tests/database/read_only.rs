@@ -62,7 +62,7 @@ async fn a_primary_that_turns_read_only_under_load_loses_the_relay_until_it_is_w
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_a_primary_turns_read_only_10_times() {
+async fn long_database_a_primary_turns_read_only_10_times() {
     let took = join_all(flavors().await.into_iter().map(|flavor| demote(flavor, 10))).await;
     record("read-only and writable again under load", took);
 }

@@ -68,7 +68,7 @@ async fn a_server_that_stalls_without_closing_is_left_and_found_again() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_a_server_that_stalls_for_90_s() {
+async fn long_database_a_server_that_stalls_for_90_s() {
     let each = flavors().await.into_iter().flat_map(|flavor| {
         [Way::Stopped, Way::Silent].map(|way| stall(flavor, way, Duration::from_secs(90)))
     });

@@ -271,7 +271,7 @@ async fn no_message_is_lost_over_take_overs_of_every_kind() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_50_take_overs_in_a_row() {
+async fn long_database_50_take_overs_in_a_row() {
     let servers = e2e::shared::databases().await;
     let all = join_all(servers.iter().map(|db| take_overs(db, 50))).await;
     let flavors = servers.iter().map(|db| db.flavor());

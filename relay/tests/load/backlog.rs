@@ -24,7 +24,7 @@ async fn a_backlog_is_drained_in_bounded_memory_while_orders_are_placed() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_backlog_of_a_million_rows() {
+async fn long_load_backlog_of_a_million_rows() {
     for flavor in crate::servers::flavors().await {
         for order in ["key", "none"] {
             let figures = backlog(flavor, 1_000_000, order).await;

@@ -20,7 +20,7 @@ async fn order_per_key_through_nacks_returns_reconnects_kills_and_sweeps() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_order_per_key_through_everything() {
+async fn long_load_order_per_key_through_everything() {
     for db in e2e::shared::databases().await {
         let figures = chaos(db, 500).await;
         let name = format!(

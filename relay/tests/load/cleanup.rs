@@ -22,7 +22,7 @@ async fn clean_up_deletes_expired_sent_rows_alone_and_no_order_waits() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_clean_up_of_two_million_rows() {
+async fn long_load_clean_up_of_two_million_rows() {
     for flavor in crate::servers::flavors().await {
         let figures = clean_up(flavor, 2_000_000).await;
         let name = format!("clean-up of 2,000,000 rows, {flavor:?}");

@@ -14,7 +14,7 @@ async fn a_hot_key_does_not_keep_the_others_waiting() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_hot_key_of_10000_rows() {
+async fn long_load_hot_key_of_10000_rows() {
     for db in e2e::shared::databases().await {
         let figures = hot(db, 10_000).await;
         e2e::figures::record(

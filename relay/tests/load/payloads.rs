@@ -20,7 +20,7 @@ async fn memory_is_bounded_with_payloads_of_8_mib() {
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_payloads_of_8_mib() {
+async fn long_load_payloads_of_8_mib() {
     for db in e2e::shared::databases().await {
         let figures = payloads(db, 200).await;
         let name = format!("2 × 200 payloads of 8 MiB, {:?}", db.flavor());

@@ -21,7 +21,7 @@ async fn a_route_with_many_waiting_rows_opens_by_itself_within_a_probe_interval(
 
 #[cfg(feature = "long")]
 #[tokio::test]
-async fn long_route_with_a_million_waiting_rows() {
+async fn long_load_route_with_a_million_waiting_rows() {
     for db in e2e::shared::databases().await {
         for keys in [1_000, 1_000_000] {
             let figures = shut(db, 1_000_000, keys).await;
