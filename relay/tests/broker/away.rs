@@ -9,7 +9,7 @@ use crate::rig::{LATER, QUEUE, Rig};
 use crate::servers::OwnDb;
 use crate::world::{
     CONNECTED, ON_THEIR_WAY, assert_complete, assert_nobody_blamed, figure, flows, fragile,
-    lasting, place, put_between, wait_ready, wait_unready,
+    lasting, place, place_large, put_between, wait_ready, wait_unready,
 };
 use crate::writers::Writers;
 
@@ -149,15 +149,7 @@ async fn stopped(rig: &Rig, rabbit: &Rabbit, time: Duration) {
     let relay = rig.tailing().await;
     let writers = Writers::start(rig, 4, 40).await;
     rabbit.pause().unwrap();
-    let stopped = Instant::now();
-    let payload = vec![b'1'; 100_000];
-    let mut large = 0;
-    while stopped.elapsed() < time {
-        let key = format!("large {large}");
-        rig.insert_one(&key, "order.pay", &payload).await;
-        large += 1;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let large = place_large(rig, time).await;
     wait_unready(rig, "broker").await;
     rabbit.resume().unwrap();
     let what =

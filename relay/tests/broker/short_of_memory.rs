@@ -9,7 +9,7 @@ use crate::rig::ops::MISSED;
 use crate::servers::OwnDb;
 use crate::world::{
     BLOCKED, CONNECTED, ON_THEIR_WAY, assert_complete, assert_nobody_blamed, figure, flows,
-    fragile, lasting, place, wait_ready, wait_unready,
+    fragile, lasting, place, place_large, wait_ready, wait_unready,
 };
 use crate::writers::Writers;
 
@@ -52,15 +52,7 @@ async fn alarm(rig: &Rig, rabbit: &Rabbit, time: Duration) {
     rig.wait_metric(BLOCKED, 1.0).await;
     wait_unready(rig, "blocked by the broker").await;
     assert_eq!(rig.metric(CONNECTED).await, Some(1.0));
-    let blocked = Instant::now();
-    let payload = vec![b'1'; 100_000];
-    let mut large = 0;
-    while blocked.elapsed() < time {
-        let key = format!("large {large}");
-        rig.insert_one(&key, "order.pay", &payload).await;
-        large += 1;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let large = place_large(rig, time).await;
     assert!(rig.metric(PENDING).await > Some(0.0));
     let lag = rig.metric("outbox_relay_binlog_lag_seconds").await;
     assert!(

@@ -247,3 +247,18 @@ pub(crate) async fn close_relays_connection(rig: &Rig) {
     })
     .await;
 }
+
+/// Places rows of 100 kB, twenty a second, for so long; returns how many.
+pub(crate) async fn place_large(rig: &Rig, time: Duration) -> usize {
+    let payload = vec![b'1'; 100_000];
+    let begun = Instant::now();
+    let mut pace = tokio::time::interval(Duration::from_millis(50));
+    let mut placed = 0;
+    while begun.elapsed() < time {
+        pace.tick().await;
+        let key = format!("large {placed}");
+        rig.insert_one(&key, "order.pay", &payload).await;
+        placed += 1;
+    }
+    placed
+}
