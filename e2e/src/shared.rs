@@ -36,6 +36,29 @@ pub async fn mysql() -> Option<&'static Db> {
     Some(database(&SERVER, Flavor::MySql).await)
 }
 
+/// The kind of server for tests that need one of the two: MariaDB, or MySQL with `TEST_DB=mysql`.
+///
+/// # Panics
+/// With any other value.
+pub fn flavor() -> Flavor {
+    match std::env::var("TEST_DB").as_deref() {
+        Err(_) | Ok("" | "mariadb") => Flavor::MariaDb,
+        Ok("mysql") => Flavor::MySql,
+        Ok(other) => panic!("TEST_DB={other}: it is mariadb or mysql"),
+    }
+}
+
+/// The shared server of [`flavor`].
+///
+/// # Panics
+/// With the reason when it can't be started, or is MySQL and can't be had.
+pub async fn either() -> &'static Db {
+    match flavor() {
+        Flavor::MariaDb => mariadb().await,
+        Flavor::MySql => mysql().await.expect("TEST_DB=mysql needs MySQL"),
+    }
+}
+
 /// Every database server that can be had: MariaDB always, MySQL by [`mysql`].
 pub async fn databases() -> Vec<&'static Db> {
     [Some(mariadb().await), mysql().await]

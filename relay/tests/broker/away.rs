@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{Db, Flavor, Rabbit};
+use e2e::{Db, Rabbit};
 
 use crate::rig::ops::MISSED;
 use crate::rig::{LATER, QUEUE, Rig};
@@ -19,7 +19,7 @@ const HEARTBEAT: &str = "?heartbeat=2";
 #[tokio::test]
 async fn a_killed_broker_is_waited_for_and_nothing_is_lost() {
     let (rabbit, _turn) = fragile().await;
-    killed(e2e::shared::mariadb().await, rabbit, 1).await;
+    killed(e2e::shared::either().await, rabbit, 1).await;
 }
 
 #[cfg(feature = "long")]
@@ -56,7 +56,7 @@ async fn killed(db: &'static Db, rabbit: &'static Rabbit, kills: usize) {
 
 #[tokio::test]
 async fn a_connection_cut_in_the_middle_of_batches_loses_nothing() {
-    let mut rig = Rig::new(e2e::shared::mariadb().await).await;
+    let mut rig = Rig::new(e2e::shared::either().await).await;
     let proxy = put_between(&mut rig, "");
     cut(&rig, &proxy, 8).await;
 }
@@ -93,7 +93,7 @@ async fn cut(rig: &Rig, proxy: &e2e::Proxy, cuts: usize) {
 
 #[tokio::test]
 async fn a_broker_that_stalls_without_closing_is_noticed_by_its_heartbeat() {
-    let mut rig = Rig::new(e2e::shared::mariadb().await).await;
+    let mut rig = Rig::new(e2e::shared::either().await).await;
     let proxy = put_between(&mut rig, HEARTBEAT);
     let relay = rig.tailing().await;
     let deliveries = rig.consume(QUEUE).await;
@@ -126,7 +126,7 @@ async fn a_broker_that_stalls_without_closing_is_noticed_by_its_heartbeat() {
 #[tokio::test]
 async fn a_broker_stopped_longer_than_net_write_timeout_loses_nothing() {
     let (rabbit, _turn) = fragile().await;
-    let own = OwnDb::start(Flavor::MariaDb, &["--net-write-timeout=2"]).await;
+    let own = OwnDb::start(e2e::shared::flavor(), &["--net-write-timeout=2"]).await;
     let mut rig = lasting(own.server(), rabbit).await;
     let url = format!("{}{HEARTBEAT}", rig.env["AMQP_URL"]);
     rig.set("AMQP_URL", &url);

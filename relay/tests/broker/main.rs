@@ -15,4 +15,5 @@ mod away;
 mod refused;
 mod short_of_memory;
 mod shut;
+mod slow;
 mod tls;

@@ -19,7 +19,7 @@ const WAITING: &str =
 
 #[tokio::test]
 async fn an_exchange_deleted_under_load_holds_its_rows_until_it_is_there_again() {
-    let rig = Rig::new(e2e::shared::mariadb().await).await;
+    let rig = Rig::new(e2e::shared::either().await).await;
     let relay = rig.tailing().await;
     let deliveries = rig.consume(QUEUE).await;
     let writers = Writers::start(&rig, 4, 40).await;
@@ -68,7 +68,7 @@ async fn flows_after_probe(rig: &Rig) {
 
 #[tokio::test]
 async fn all_rights_revoked_and_given_back() {
-    let mut rig = Rig::new(e2e::shared::mariadb().await).await;
+    let mut rig = Rig::new(e2e::shared::either().await).await;
     let user = own_user(&mut rig).await;
     let _relay = rig.tailing().await;
     let deliveries = rig.consume(QUEUE).await;
@@ -99,7 +99,7 @@ async fn all_rights_revoked_and_given_back() {
 
 #[tokio::test]
 async fn a_wrong_vhost_is_refused_at_first_and_waited_for_later() {
-    let mut rig = Rig::without_queue(e2e::shared::mariadb().await).await;
+    let mut rig = Rig::without_queue(e2e::shared::either().await).await;
     topology(&rig).await;
     let right = rig.env["AMQP_URL"].clone();
     let wrong = rig.rabbit.amqp_url("not-there");
@@ -139,7 +139,7 @@ async fn a_wrong_vhost_is_refused_at_first_and_waited_for_later() {
 /// One message in a batch of many makes the broker close the channel: it is found, and the others
 /// are sent.
 pub(crate) async fn one_message_too_large(rabbit: &'static Rabbit, limit: usize) {
-    let mut rig = Rig::on(e2e::shared::mariadb().await, rabbit).await;
+    let mut rig = Rig::on(e2e::shared::either().await, rabbit).await;
     topology(&rig).await;
     rig.set_backoff("200ms", "400ms")
         .set("RELAY_MAX_ATTEMPTS", "2");
@@ -176,7 +176,7 @@ pub(crate) async fn one_message_too_large(rabbit: &'static Rabbit, limit: usize)
 #[tokio::test]
 async fn a_message_that_closes_the_whole_connection_is_found_and_parked_alone() {
     const POISON: &[u8] = b"<spoil the byte after this>";
-    let mut rig = Rig::new(e2e::shared::mariadb().await).await;
+    let mut rig = Rig::new(e2e::shared::either().await).await;
     let proxy = put_between(&mut rig, "");
     proxy.spoil_after(Some(POISON));
     rig.set_backoff("200ms", "400ms")

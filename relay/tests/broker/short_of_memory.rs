@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{Flavor, Rabbit};
+use e2e::Rabbit;
 
 use crate::rig::Rig;
 use crate::rig::ops::MISSED;
@@ -28,7 +28,7 @@ async fn watermark(rabbit: &Rabbit, value: &[&str]) {
 #[tokio::test]
 async fn a_memory_alarm_stops_intake_and_blames_nobody() {
     let (rabbit, _turn) = fragile().await;
-    let own = OwnDb::start(Flavor::MariaDb, &["--net-write-timeout=2"]).await;
+    let own = OwnDb::start(e2e::shared::flavor(), &["--net-write-timeout=2"]).await;
     let mut rig = lasting(own.server(), rabbit).await;
     rig.set("RELAY_CONFIRM_TIMEOUT", "2s");
     alarm(&rig, rabbit, Duration::from_secs(8)).await;

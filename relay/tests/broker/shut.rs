@@ -95,7 +95,7 @@ const ANSWERED: [Shut; 4] = [
 /// At the same time, each with a relay of its own: they wait for the most part.
 #[tokio::test]
 async fn a_route_that_refuses_slows_no_other_and_opens_by_itself() {
-    let db = e2e::shared::mariadb().await;
+    let db = e2e::shared::either().await;
     let kinds = ANSWERED.map(|kind| shut_and_open(db, kind, 200));
     futures::future::join_all(kinds).await;
 }
@@ -103,7 +103,7 @@ async fn a_route_that_refuses_slows_no_other_and_opens_by_itself() {
 /// As of a quorum queue that has lost its majority: no confirm, no nack, no return.
 #[tokio::test]
 async fn a_route_that_keeps_silent_slows_no_other_and_opens_by_itself() {
-    shut_and_open(e2e::shared::mariadb().await, Shut::Silent, 400).await;
+    shut_and_open(e2e::shared::either().await, Shut::Silent, 400).await;
 }
 
 #[cfg(feature = "long")]

@@ -104,7 +104,7 @@ fn trust(rig: &mut Rig, secured: &Secured, authority: &Authority) {
 }
 
 async fn rig(secured: &'static Secured) -> Rig {
-    let mut rig = Rig::on(e2e::shared::mariadb().await, &secured.rabbit).await;
+    let mut rig = Rig::on(e2e::shared::either().await, &secured.rabbit).await;
     topology(&rig).await;
     trust(&mut rig, secured, &secured.authority);
     rig

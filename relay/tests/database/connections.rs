@@ -175,7 +175,7 @@ async fn cut(db: &'static Db, times: usize) -> (Flavor, Vec<Duration>) {
 
 #[tokio::test]
 async fn a_relay_that_is_cut_from_the_database_alone_goes_on_when_it_is_back() {
-    cut(e2e::shared::mariadb().await, 2).await;
+    cut(e2e::shared::either().await, 2).await;
 }
 
 #[cfg(feature = "long")]

@@ -266,7 +266,7 @@ async fn take_overs(db: &'static Db, count: usize) -> Vec<Duration> {
 
 #[tokio::test]
 async fn no_message_is_lost_over_take_overs_of_every_kind() {
-    take_overs(e2e::shared::mariadb().await, WAYS.len()).await;
+    take_overs(e2e::shared::either().await, WAYS.len()).await;
 }
 
 #[cfg(feature = "long")]

@@ -18,7 +18,7 @@ const OVERTAKEN_BY_MAX: f64 = 2_000.0;
 #[tokio::test]
 async fn a_backlog_is_drained_in_bounded_memory_while_orders_are_placed() {
     for order in ["key", "none"] {
-        backlog(Flavor::MariaDb, 50_000, order).await;
+        backlog(e2e::shared::flavor(), 50_000, order).await;
     }
 }
 

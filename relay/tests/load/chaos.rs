@@ -15,7 +15,7 @@ const WRITERS: usize = 3;
 
 #[tokio::test]
 async fn order_per_key_through_nacks_returns_reconnects_kills_and_sweeps() {
-    chaos(e2e::shared::mariadb().await, 50).await;
+    chaos(e2e::shared::either().await, 50).await;
 }
 
 #[cfg(feature = "long")]

@@ -17,7 +17,7 @@ const ONE_KEPT_IN: usize = 10;
 
 #[tokio::test]
 async fn clean_up_deletes_expired_sent_rows_alone_and_no_order_waits() {
-    clean_up(Flavor::MariaDb, 20_000).await;
+    clean_up(e2e::shared::flavor(), 20_000).await;
 }
 
 #[cfg(feature = "long")]

@@ -9,7 +9,7 @@ use crate::writers::tell;
 /// The hot key's rows go one a round trip; others must not wait for that.
 #[tokio::test]
 async fn a_hot_key_does_not_keep_the_others_waiting() {
-    hot(e2e::shared::mariadb().await, 4_000).await;
+    hot(e2e::shared::either().await, 4_000).await;
 }
 
 #[cfg(feature = "long")]

@@ -15,7 +15,7 @@ const MEMORY_MAX_MIB: f64 = 160.0;
 
 #[tokio::test]
 async fn memory_is_bounded_with_payloads_of_8_mib() {
-    payloads(e2e::shared::mariadb().await, 24).await;
+    payloads(e2e::shared::either().await, 24).await;
 }
 
 #[cfg(feature = "long")]

@@ -15,7 +15,7 @@ const PROBE_MAX: std::time::Duration = relay::shut::PROBE_MAX;
 async fn a_route_with_many_waiting_rows_opens_by_itself_within_a_probe_interval() {
     // Few keys, so that each is far behind its head; and as many keys as rows.
     for keys in [1_000, 30_000] {
-        shut(e2e::shared::mariadb().await, 30_000, keys).await;
+        shut(e2e::shared::either().await, 30_000, keys).await;
     }
 }
 

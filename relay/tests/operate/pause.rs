@@ -136,7 +136,7 @@ const SLOW_WAITING: &str =
 
 #[tokio::test]
 async fn the_rows_of_a_paused_route_wait_and_the_others_flow() {
-    let db = e2e::shared::mariadb().await;
+    let db = e2e::shared::either().await;
     futures::future::join_all(["key", "none"].map(|order| paused_route(db, order))).await;
 }
 
@@ -228,7 +228,7 @@ async fn paused_route(db: &'static Db, order: &str) {
 
 #[tokio::test]
 async fn what_can_not_be_paused_is_refused_with_64_and_the_mend() {
-    let rig = Rig::without_queue(e2e::shared::mariadb().await).await;
+    let rig = Rig::without_queue(e2e::shared::either().await).await;
     let long = "x".repeat(1001);
     let wrong: [(&[&str], &str); 8] = [
         (&["pause"], "--reason <TEXT>"),
@@ -278,7 +278,7 @@ async fn what_can_not_be_paused_is_refused_with_64_and_the_mend() {
 
 #[tokio::test]
 async fn a_relay_on_the_tables_of_an_older_release_works_and_says_that_nothing_can_be_paused() {
-    let mut rig = Rig::new(e2e::shared::mariadb().await).await;
+    let mut rig = Rig::new(e2e::shared::either().await).await;
     rig.sql("DROP TABLE outbox_pauses").await;
     rig.sql("DELETE FROM _outbox_migrations WHERE version = 6")
         .await;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use e2e::proxy::Proxy;
-use e2e::{Flavor, Rabbit, RabbitOptions};
+use e2e::{Rabbit, RabbitOptions};
 use serde_json::Value;
 use sqlx::Executor as _;
 
@@ -24,7 +24,7 @@ async fn wait_role(rig: &Rig, status: u16, role: &str) {
 
 #[tokio::test]
 async fn before_the_first_contact_it_is_false_and_says_what_is_waited_for() {
-    let db = e2e::shared::mariadb().await;
+    let db = e2e::shared::either().await;
     let mut rig = Rig::without_queue(db).await;
     let good = rig.env["DATABASE_URL"].clone();
     let port = e2e::port::free().unwrap();
@@ -51,7 +51,7 @@ async fn before_the_first_contact_it_is_false_and_says_what_is_waited_for() {
 
 #[tokio::test]
 async fn without_the_broker_it_is_false_until_the_broker_is_back() {
-    let mut rig = Rig::new(e2e::shared::mariadb().await).await;
+    let mut rig = Rig::new(e2e::shared::either().await).await;
     let proxy = Proxy::start(broker_address(&rig)).unwrap();
     let url = proxy.url(&rig.env["AMQP_URL"]);
     rig.set("AMQP_URL", &url);
@@ -77,7 +77,7 @@ async fn while_the_broker_blocks_it_is_false() {
         ..RabbitOptions::default()
     };
     let rabbit: &'static Rabbit = Box::leak(Box::new(Rabbit::start(alarmed).await.unwrap()));
-    let rig = Rig::on(e2e::shared::mariadb().await, rabbit).await;
+    let rig = Rig::on(e2e::shared::either().await, rabbit).await;
     let _relay = rig.tailing().await;
     wait_condition(&rig, 200, ("broker", true), "connected").await;
     // The broker says it to whoever publishes.
@@ -88,7 +88,7 @@ async fn while_the_broker_blocks_it_is_false() {
 
 #[tokio::test]
 async fn a_standby_is_ready_and_without_the_database_nobody_is() {
-    let db = OwnDb::start(Flavor::MariaDb, &[]).await;
+    let db = OwnDb::start(e2e::shared::flavor(), &[]).await;
     let rig = db.rig().await;
     let _active = rig.tailing().await;
     let mut beside = db.rig().await;
@@ -118,7 +118,7 @@ async fn a_standby_is_ready_and_without_the_database_nobody_is() {
 
 #[tokio::test]
 async fn shut_routes_parked_rows_and_an_unreadable_binlog_leave_it_true() {
-    let db = e2e::shared::mariadb().await;
+    let db = e2e::shared::either().await;
     let mut rig = Rig::new(db).await;
     let user = own_user(&mut rig).await;
     rig.set_backoff("100ms", "1s");

@@ -51,7 +51,7 @@ async fn rounds(db: &'static Db, rounds: usize) -> String {
 
 #[tokio::test]
 async fn pauses_under_load_keep_the_order_of_each_key_and_repeat_nothing() {
-    rounds(e2e::shared::mariadb().await, 3).await;
+    rounds(e2e::shared::either().await, 3).await;
 }
 
 #[cfg(feature = "long")]

@@ -112,7 +112,7 @@ async fn in_trouble(db: &'static Db) {
 
 #[tokio::test]
 async fn a_drain_that_can_not_end_is_cut_off_with_1_and_nothing_is_lost() {
-    in_trouble(e2e::shared::mariadb().await).await;
+    in_trouble(e2e::shared::either().await).await;
 }
 
 #[cfg(feature = "long")]
@@ -127,7 +127,7 @@ async fn long_operate_a_drain_that_can_not_end_is_cut_off_with_1_and_nothing_is_
 
 #[tokio::test]
 async fn a_relay_that_has_nothing_on_its_way_stops_at_once_with_0() {
-    let mut rig = Rig::new(e2e::shared::mariadb().await).await;
+    let mut rig = Rig::new(e2e::shared::either().await).await;
     let active = rig.tailing().await;
     let admin = |rig: &mut Rig| {
         let port = e2e::port::free().unwrap();

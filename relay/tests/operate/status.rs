@@ -111,7 +111,7 @@ fn assert_json(status: &Value) {
 
 #[tokio::test]
 async fn what_can_not_be_asked_is_said_and_without_the_database_the_code_is_1() {
-    let mut rig = Rig::new(e2e::shared::mariadb().await).await;
+    let mut rig = Rig::new(e2e::shared::either().await).await;
     rig.insert(3).await;
     let screen = done(&rig, &["status"]).await;
     assert!(
@@ -211,7 +211,7 @@ async fn timed(db: &'static Db, rows: u64) -> Duration {
 
 #[tokio::test]
 async fn a_full_table_is_not_counted_to_its_end() {
-    let took = timed(e2e::shared::mariadb().await, 110_000).await;
+    let took = timed(e2e::shared::either().await, 110_000).await;
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 

@@ -96,7 +96,7 @@ fn with_socket(rig: &mut Rig, told: &Told) {
 
 #[tokio::test]
 async fn systemd_is_told_of_start_work_and_stop_and_of_nothing_while_the_relay_is_stopped() {
-    let mut rig = Rig::new(e2e::shared::mariadb().await).await;
+    let mut rig = Rig::new(e2e::shared::either().await).await;
     let told = Told::listen("active");
     with_socket(&mut rig, &told);
     let relay = rig.tailing().await;
@@ -130,7 +130,7 @@ async fn systemd_is_told_of_start_work_and_stop_and_of_nothing_while_the_relay_i
 
 #[tokio::test]
 async fn a_relay_that_waits_for_its_database_asks_for_time_and_is_not_up_yet() {
-    let mut rig = Rig::without_queue(e2e::shared::mariadb().await).await;
+    let mut rig = Rig::without_queue(e2e::shared::either().await).await;
     let told = Told::listen("waiting");
     with_socket(&mut rig, &told);
     let port = e2e::port::free().unwrap();
@@ -157,7 +157,7 @@ struct Settings {
 #[tokio::test]
 async fn a_machine_that_hangs_feeds_no_watchdog_though_its_process_lives() {
     svc_kit::boot::install_crypto();
-    let rig = Rig::new(e2e::shared::mariadb().await).await;
+    let rig = Rig::new(e2e::shared::either().await).await;
     let told = Told::listen("hung");
     let (database, broker) = (&rig.env["DATABASE_URL"], &rig.env["AMQP_URL"]);
     let args = ["relay", "--database-url", database, "--amqp-url", broker];
