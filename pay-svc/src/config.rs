@@ -1,9 +1,11 @@
 //! The settings: parsed once, checked together, never read again from the environment.
 
+mod provider;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use svc_kit::amqp::{Amqp, AmqpArgs};
 use svc_kit::boot::ConfigError;
 use svc_kit::database::DatabaseUrl;
@@ -11,8 +13,11 @@ use svc_kit::ops::Tokens;
 use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
 use svc_kit::telemetry::LogArgs;
 
+use self::provider::ProviderArgs;
 use crate::consumer;
+use crate::ignore::IgnoredTypes;
 use crate::provider::SimulatedSettings;
+use crate::retention;
 use crate::schedule::Policy;
 use crate::worker;
 
@@ -61,6 +66,8 @@ pub struct RunArgs {
     #[command(flatten)]
     work: WorkArgs,
     #[command(flatten)]
+    retention: RetentionArgs,
+    #[command(flatten)]
     provider: ProviderArgs,
     /// Time to finish what is in hand after SIGTERM
     #[arg(long, env = "PAY_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "25s",
@@ -98,38 +105,28 @@ struct WorkArgs {
     #[arg(long, env = "PAY_MAX_AGE", value_name = "DURATION", default_value = "24h",
           value_parser = duration)]
     max_age: Duration,
+    /// Event types that are none of this service's business, e.g. stock.*,order.cancelled.*; their
+    /// messages are counted and processed as ignored
+    #[arg(
+        long,
+        env = "PAY_IGNORE_TYPES",
+        value_name = "LIST",
+        default_value = ""
+    )]
+    ignore_types: String,
 }
 
 #[derive(Debug, Args)]
-struct ProviderArgs {
-    /// Who takes the money
-    #[arg(long, env = "PAY_PROVIDER", value_enum, default_value_t = ProviderKind::Simulated)]
-    provider: ProviderKind,
-    /// A charge without an answer by then has failed
-    #[arg(long, env = "PAY_PROVIDER_TIMEOUT", value_name = "DURATION", default_value = "10s",
+struct RetentionArgs {
+    /// Processed and discarded messages are deleted after it; 0s keeps them. At least
+    /// PAY_REPLAY_WINDOW + 7d in the broker's queue + PAY_MAX_AGE
+    #[arg(long, env = "PAY_RETENTION", value_name = "DURATION", default_value = "30d",
           value_parser = duration)]
-    provider_timeout: Duration,
-    /// Share of simulated charges that fail, 0.0 to 1.0
-    #[arg(
-        long,
-        env = "PAY_SIMULATED_FAILURE_RATE",
-        value_name = "SHARE",
-        default_value_t = 0.0
-    )]
-    simulated_failure_rate: f64,
-    /// How long a simulated charge takes
-    #[arg(long, env = "PAY_SIMULATED_LATENCY", value_name = "DURATION", default_value = "0ms",
+    retention: Duration,
+    /// How long a sent outbox row can be replayed: the relay's RELAY_RETENTION
+    #[arg(long, env = "PAY_REPLAY_WINDOW", value_name = "DURATION", default_value = "7d",
           value_parser = duration)]
-    simulated_latency: Duration,
-}
-
-/// Who takes the money.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ProviderKind {
-    /// Nobody: for a demo or a first installation
-    Simulated,
-    /// A provider behind a URL; not in this version
-    Http,
+    replay_window: Duration,
 }
 
 /// The settings of `migrate`.
@@ -167,6 +164,8 @@ pub struct Config {
     pub workers: u32,
     /// How to work.
     pub work: worker::Settings,
+    /// How long processed and discarded messages stay; `None` keeps them.
+    pub retention: Option<Duration>,
     /// How the provider behaves.
     pub provider: SimulatedSettings,
     /// Time to finish what is in hand.
@@ -189,6 +188,11 @@ impl RunArgs {
             intake: self.intake.resolve()?,
             workers: within("PAY_WORKERS", self.work.workers, 1, 256)?,
             work: self.resolve_work()?,
+            retention: retention::check(
+                self.retention.retention,
+                self.retention.replay_window,
+                self.work.max_age,
+            )?,
             provider: self.provider.resolve()?,
             drain_timeout: self.drain_timeout,
         })
@@ -200,6 +204,7 @@ impl RunArgs {
             backoff_min,
             backoff_max,
             max_age,
+            ref ignore_types,
             ..
         } = self.work;
         if backoff_min.is_zero() || backoff_min > backoff_max {
@@ -210,18 +215,14 @@ impl RunArgs {
                 "set it to e.g. 1s",
             ));
         }
-        let timeout = self.provider.provider_timeout;
-        if timeout.is_zero() || timeout > Duration::from_secs(300) {
-            let problem = format!("{timeout:?} is not between 1ms and 5m");
-            return Err(ConfigError::new(
-                "PAY_PROVIDER_TIMEOUT",
-                problem,
-                "set it to e.g. 10s",
-            ));
-        }
+        let ignored = IgnoredTypes::parse(ignore_types).map_err(|problem| {
+            let mend = "name types as stock.*,order.cancelled.v1, or leave it empty";
+            ConfigError::new("PAY_IGNORE_TYPES", problem, mend)
+        })?;
         Ok(worker::Settings {
             claim_max: usize::from(self.intake.batch_max),
-            provider_timeout: timeout,
+            provider_timeout: self.provider.timeout()?,
+            ignored,
             policy: Policy {
                 attempts_max: within("PAY_MAX_ATTEMPTS", max_attempts, 1, 1_000_000)?,
                 backoff_min,
@@ -256,36 +257,6 @@ impl IntakeArgs {
     }
 }
 
-impl ProviderArgs {
-    fn resolve(&self) -> Result<SimulatedSettings, ConfigError> {
-        match self.provider {
-            ProviderKind::Simulated => {}
-            ProviderKind::Http => {
-                let problem = "http is not available in this version";
-                return Err(ConfigError::new(
-                    "PAY_PROVIDER",
-                    problem,
-                    "set it to simulated",
-                ));
-            }
-        }
-        let rate = self.simulated_failure_rate;
-        if !(0.0..=1.0).contains(&rate) {
-            let problem = format!("{rate} is not a share");
-            let mend = "set it between 0.0 and 1.0";
-            return Err(ConfigError::new(
-                "PAY_SIMULATED_FAILURE_RATE",
-                problem,
-                mend,
-            ));
-        }
-        Ok(SimulatedSettings {
-            failure_rate: rate,
-            latency: self.simulated_latency,
-        })
-    }
-}
-
 fn within(field: &str, value: u32, min: u32, max: u32) -> Result<u32, ConfigError> {
     if (min..=max).contains(&value) {
         return Ok(value);
@@ -299,58 +270,4 @@ fn within(field: &str, value: u32, min: u32, max: u32) -> Result<u32, ConfigErro
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn resolve(args: &[&str]) -> Result<Config, ConfigError> {
-        let url = "mysql://pay:secret@db/payments";
-        let mut all = vec!["pay-svc", "run", "--database-url", url];
-        all.extend(["--amqp-url", "amqp://pay:secret@mq/%2F"]);
-        all.extend(args);
-        match Cli::try_parse_from(all).unwrap().command {
-            Command::Run(args) => args.resolve(),
-            Command::Migrate(_) => panic!("run was asked for"),
-        }
-    }
-
-    #[test]
-    fn the_defaults_are_those_of_the_contract() {
-        let config = resolve(&[]).unwrap();
-        assert_eq!(config.listen_addr.to_string(), "127.0.0.1:8762");
-        assert_eq!(config.admin_addr.to_string(), "127.0.0.1:9762");
-        assert_eq!(
-            usize::from(config.intake.prefetch),
-            2 * config.intake.batch_max
-        );
-        assert_eq!(config.work.policy.attempts_max, 10);
-        assert_eq!(config.work.policy.age_max, Duration::from_secs(24 * 3600));
-        assert_eq!(config.work.provider_timeout, Duration::from_secs(10));
-    }
-
-    #[test]
-    fn each_setting_that_cannot_work_is_named_with_its_mend() {
-        for (args, field) in [
-            (["--provider", "http"], "PAY_PROVIDER"),
-            (
-                ["--simulated-failure-rate", "1.5"],
-                "PAY_SIMULATED_FAILURE_RATE",
-            ),
-            (
-                ["--simulated-failure-rate", "NaN"],
-                "PAY_SIMULATED_FAILURE_RATE",
-            ),
-            (["--prefetch", "0"], "PAY_PREFETCH"),
-            (["--batch-max", "0"], "PAY_BATCH_MAX"),
-            (["--workers", "0"], "PAY_WORKERS"),
-            (["--max-attempts", "0"], "PAY_MAX_ATTEMPTS"),
-            (["--backoff-min", "10m"], "PAY_BACKOFF_MIN"),
-            (["--backoff-min", "0s"], "PAY_BACKOFF_MIN"),
-            (["--provider-timeout", "0s"], "PAY_PROVIDER_TIMEOUT"),
-            (["--ops-tokens", "ann"], "OPS_TOKENS"),
-        ] {
-            let err = resolve(&args).unwrap_err();
-            assert_eq!(err.field, field, "{args:?}");
-            assert!(!err.mend.is_empty() && !err.problem.is_empty());
-        }
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@
 //! In the order a message meets them: [`consumer`] (on the [`topology`] it needs) or [`http`] hand
 //! it to the [`store`], which commits it before anything is acknowledged; a [`worker`] takes it with
 //! a [`claim`], reads it as a [`payment`], asks the [`provider`] and [`settle`]s; what fails is
-//! tried again as [`schedule`] decides. [`service`] puts them together.
+//! tried again as [`schedule`] decides. When it is long done it is [`prune`]d. [`service`] puts them together.
 
 pub mod config;
 pub mod service;
@@ -15,11 +15,15 @@ pub mod topology;
 pub mod store;
 
 pub mod claim;
+pub mod ignore;
 pub mod payment;
 pub mod provider;
 pub mod schedule;
 pub mod settle;
 pub mod worker;
+
+pub mod prune;
+pub mod retention;
 
 pub mod http;
 pub mod openapi;

@@ -12,6 +12,7 @@ const RECEIVED: &str = "inbox_received_total";
 const DUPLICATES: &str = "inbox_duplicates_total";
 const PROCESSED: &str = "inbox_processed_total";
 const FAILED: &str = "inbox_failed_total";
+const PRUNED: &str = "inbox_pruned_total";
 const PENDING_ROWS: &str = "inbox_pending_rows";
 const PARKED_ROWS: &str = "inbox_parked_rows";
 const OLDEST_PENDING: &str = "inbox_oldest_pending_age_seconds";
@@ -37,6 +38,8 @@ pub struct Metrics {
     pub processed: IntCounterVec,
     /// Failed tries, by class; also messages that were stored already parked.
     pub failed: IntCounterVec,
+    /// Processed and discarded messages deleted after their retention.
+    pub pruned: IntCounter,
     /// Rows with status 1.
     pub pending_rows: IntGauge,
     /// Rows with status 3.
@@ -80,6 +83,13 @@ impl Metrics {
                         "Failed tries, and messages that were stored parked.",
                     ),
                     &[LABEL_CLASS],
+                )?,
+            )?,
+            pruned: add(
+                registry,
+                IntCounter::new(
+                    PRUNED,
+                    "Processed and discarded messages deleted after PAY_RETENTION.",
                 )?,
             )?,
             pending_rows: add(

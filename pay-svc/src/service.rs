@@ -20,6 +20,7 @@ use crate::gauges;
 use crate::http::{self, Api};
 use crate::metrics::Metrics;
 use crate::provider::{Provider, Simulated};
+use crate::prune;
 use crate::store::Store;
 use crate::worker::Worker;
 
@@ -139,6 +140,13 @@ impl Service {
             "gauges",
             gauges::run(database, self.metrics.clone(), drain.clone()),
         );
+        if let Some(retention) = self.config.retention {
+            let (database, metrics) = (Arc::clone(&self.database), self.metrics.clone());
+            tasks.spawn(
+                "prune",
+                prune::run(database, metrics, retention, drain.clone()),
+            );
+        }
         self.spawn_workers(&mut tasks, &shutdown);
         let consumer = Consumer {
             amqp: self.config.amqp.clone(),
@@ -163,7 +171,7 @@ impl Service {
             metrics: self.metrics.clone(),
             work: Arc::clone(&self.store.work),
             turn: Arc::new(Mutex::new(())),
-            settings: self.config.work,
+            settings: self.config.work.clone(),
         };
         for _ in 0..self.config.workers {
             tasks.spawn("worker", worker.clone().run(shutdown.drain.clone()));

@@ -36,6 +36,8 @@ pub enum Verdict {
     },
     /// The order has a payment already; there was nothing to do.
     AlreadyPaid,
+    /// Its type is not this service's business.
+    Ignored,
     /// It failed.
     Failed {
         /// How.
@@ -62,6 +64,8 @@ pub enum Written {
 
 /// The outcome of a message whose order had been paid by another message.
 pub const ALREADY_PAID: &str = "already_paid";
+/// The outcome of a message of a type in `PAY_IGNORE_TYPES`.
+pub const IGNORED: &str = "ignored";
 
 /// Writes all settlements in one transaction, each only while its lease holds. The answers are in
 /// the order of the settlements.
@@ -169,7 +173,7 @@ async fn write_payments(
         .iter()
         .filter_map(|s| match &s.verdict {
             Verdict::Charged { order, receipt } => Some((&s.due, order, receipt)),
-            Verdict::AlreadyPaid | Verdict::Failed { .. } => None,
+            Verdict::AlreadyPaid | Verdict::Ignored | Verdict::Failed { .. } => None,
         })
         .collect();
     if charged.is_empty() {
@@ -210,6 +214,7 @@ async fn write_payments(
 fn written(settlement: &Settlement, paid: &HashMap<String, Paid>) -> Written {
     match &settlement.verdict {
         Verdict::AlreadyPaid => Written::Processed(ALREADY_PAID),
+        Verdict::Ignored => Written::Processed(IGNORED),
         Verdict::Charged { order, receipt } => match paid.get(&order.order_id.to_string()) {
             Some(row) if row.message_id == settlement.due.message_id => {
                 Written::Processed(receipt.outcome.name())

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::claim::{self, Claimed, Due, Lease};
 use crate::database::Database;
+use crate::ignore::IgnoredTypes;
 use crate::metrics::Metrics;
 use crate::payment::{self, PlacedOrder};
 use crate::provider::{Charge, Provider};
@@ -31,7 +32,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// How a worker works.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Rows claimed, and charged, at once.
     pub claim_max: usize,
@@ -39,6 +40,8 @@ pub struct Settings {
     pub provider_timeout: Duration,
     /// When to try again.
     pub policy: Policy,
+    /// What is not this service's business.
+    pub ignored: IgnoredTypes,
 }
 
 /// One of several equal workers.
@@ -166,9 +169,13 @@ impl Worker {
     /// further messages of the same orders: by then they are paid already, or it is their turn.
     async fn round(&self, lease: &Lease, rows: Vec<Due>) -> Result<Vec<Due>, WorkError> {
         let mut orders = HashSet::new();
-        let mut later = Vec::new();
-        let mut now = Vec::new();
+        let (mut later, mut now, mut ignored) = (Vec::new(), Vec::new(), Vec::new());
         for due in rows {
+            if self.settings.ignored.contains(due.event_type.as_deref()) {
+                let verdict = Verdict::Ignored;
+                ignored.push(Settlement { due, verdict });
+                continue;
+            }
             let occurred_at = due.occurred_at();
             let read = payment::read(
                 due.event_type.as_deref(),
@@ -180,6 +187,9 @@ impl Worker {
                 Ok(_) | Err(_) => now.push((due, read)),
             }
         }
+        if !ignored.is_empty() {
+            self.write(lease, ignored).await?;
+        }
         let orders: Vec<_> = orders.into_iter().collect();
         let paid = in_time(settle::paid(self.database.pool(), &orders)).await?;
         let mut verdicts: FuturesUnordered<_> = now
@@ -189,7 +199,7 @@ impl Worker {
                     let verdict = Verdict::AlreadyPaid;
                     futures::future::ready(Settlement { due, verdict }).boxed()
                 }
-                Ok(order) => self.charge(due, order),
+                Ok(order) => self.charge(lease, due, order),
                 Err(unpayable) => {
                     let verdict = self.failed(&due, unpayable.class, unpayable.text);
                     futures::future::ready(Settlement { due, verdict }).boxed()
@@ -207,18 +217,31 @@ impl Worker {
         Ok(later)
     }
 
-    fn charge(&self, due: Due, order: PlacedOrder) -> BoxFuture<'_, Settlement> {
+    /// Never under way when the lease ends: then the order may be somebody else's to charge.
+    fn charge<'a>(
+        &'a self,
+        lease: &Lease,
+        due: Due,
+        order: PlacedOrder,
+    ) -> BoxFuture<'a, Settlement> {
+        let limit = self.settings.provider_timeout;
+        let ends = lease.expires.min(Instant::now() + limit);
         async move {
             let charge = Charge {
                 order_id: order.order_id,
                 amount_minor: order.amount_minor,
                 currency: order.currency.clone(),
             };
-            let limit = self.settings.provider_timeout;
-            let verdict = match tokio::time::timeout(limit, self.provider.charge(&charge)).await {
-                Ok(Ok(receipt)) => Verdict::Charged { order, receipt },
-                Ok(Err(err)) => self.failed(&due, err.class(), err.to_string()),
-                Err(_elapsed) => {
+            let answer = tokio::select! {
+                biased;
+                // First: a process that was stopped wakes up late, and must not ask then.
+                () = tokio::time::sleep_until(ends.into()) => None,
+                answer = self.provider.charge(&charge) => Some(answer),
+            };
+            let verdict = match answer {
+                Some(Ok(receipt)) => Verdict::Charged { order, receipt },
+                Some(Err(err)) => self.failed(&due, err.class(), err.to_string()),
+                None => {
                     let text = format!("the provider did not answer within {limit:?}");
                     self.failed(&due, Class::ProviderTimeout, text)
                 }
@@ -309,7 +332,7 @@ impl Worker {
                 {
                     self.observe(order);
                 }
-                Verdict::Charged { .. } | Verdict::AlreadyPaid => {}
+                Verdict::Charged { .. } | Verdict::AlreadyPaid | Verdict::Ignored => {}
                 Verdict::Failed { class, text, .. } => {
                     self.metrics.failed.with_label_values(&[class.name()]).inc();
                     let (id, class, parked) = (due.id(), class.name(), *written == Written::Parked);

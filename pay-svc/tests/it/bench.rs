@@ -7,6 +7,7 @@ use e2e::{Db, TestDatabase};
 use outbox::inbox::Claim;
 use outbox::message::Received;
 use pay_svc::database::Database;
+use pay_svc::ignore::IgnoredTypes;
 use pay_svc::metrics::Metrics;
 use pay_svc::provider::Provider;
 use pay_svc::schedule::Policy;
@@ -82,6 +83,7 @@ impl Bench {
 
 fn settings() -> Settings {
     Settings {
+        ignored: IgnoredTypes::parse("stock.*").unwrap(),
         claim_max: 50,
         provider_timeout: Duration::from_secs(2),
         policy: Policy {

@@ -13,6 +13,7 @@ mod intake;
 mod intake_faults;
 mod payments_api;
 mod process;
+mod prune;
 mod redelivery;
 mod work;
 mod work_faults;

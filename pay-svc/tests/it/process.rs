@@ -64,6 +64,13 @@ async fn wrong_configuration_is_one_line_with_the_mend_and_exit_64() {
             "PAY_SIMULATED_FAILURE_RATE: ",
         ),
         ("PAY_BACKOFF_MIN", "soon", "--backoff-min"),
+        ("PAY_RETENTION", "14d", "PAY_RETENTION: 14d is too short"),
+        (
+            "PAY_REPLAY_WINDOW",
+            "25d",
+            "PAY_REPLAY_WINDOW (25d) + 7d in the broker's queue + PAY_MAX_AGE (1d) = 33d",
+        ),
+        ("PAY_IGNORE_TYPES", "order.*", "PAY_IGNORE_TYPES: "),
     ] {
         let mut env = vec![
             ("DATABASE_URL", tables.url.as_str()),

@@ -274,6 +274,34 @@ async fn what_can_never_be_processed_is_parked_at_once() {
 }
 
 #[tokio::test]
+async fn a_type_that_is_none_of_its_business_is_counted_and_processed() {
+    for db in e2e::shared::databases().await {
+        let provider = Scripted::always(Act::Capture);
+        let bench = Bench::new(db, handle(&provider)).await;
+        let mut ignored = received("m-1", "no order at all");
+        ignored.event_type = Some("stock.low.v1".to_owned());
+        bench.take_in(ignored.clone()).await;
+        bench
+            .take_in(received("m-2", &order_payload(Uuid::now_v7())))
+            .await;
+
+        assert_eq!(bench.worker.step().await.unwrap(), Step::Worked(2));
+
+        for id in ["m-1", "m-2"] {
+            let row = inbox_row(&bench.pool, id).await.unwrap();
+            assert_eq!((row.status, row.attempts, row.last_error), (2, 0, None));
+            assert!(classes(&bench.pool, id).await.is_empty());
+        }
+        for outcome in ["ignored", "captured"] {
+            let counter = bench.worker.metrics.processed.with_label_values(&[outcome]);
+            assert_eq!(counter.get(), 1, "{outcome}");
+        }
+        assert_eq!(provider.all_calls(), 1);
+        assert_eq!(bench.take_in(ignored).await, Claim::Duplicate);
+    }
+}
+
+#[tokio::test]
 async fn a_person_can_send_a_parked_message_round_again() {
     let db = e2e::shared::mariadb().await;
     let script = |_: &_, call| if call <= 3 { Act::Fail } else { Act::Capture };

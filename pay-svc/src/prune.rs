@@ -1,0 +1,299 @@
+//! Deleting processed and discarded messages, with their attempts, after `PAY_RETENTION`. Payments
+//! stay: whatever else is gone, an order that is paid is not charged again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outbox::row::InboxStatus;
+use sqlx::{AssertSqlSafe, Connection as _, MySql, MySqlPool, Transaction};
+use svc_kit::database::{Fault, classify};
+use time::PrimitiveDateTime;
+use time::macros::datetime;
+use tokio_util::sync::CancellationToken;
+
+use crate::claim::placeholders;
+use crate::database::{Database, retire_if_read_only};
+use crate::metrics::Metrics;
+
+/// Messages that are looked at together.
+const PAGE: usize = 500;
+/// Attempts deleted in one transaction, at most: a message may have hundreds after an outage.
+const ATTEMPTS_MAX: usize = 2000;
+/// A page is a few hundred rows by primary key.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two rounds.
+const IDLE: Duration = Duration::from_mins(1);
+/// The least rest between two pages. A page rests as long as it took, so that deletes take half of
+/// one connection's time at the most, and less of a server that is busy.
+const PACE_MIN: Duration = Duration::from_millis(10);
+
+/// Prunes until `stop`.
+///
+/// # Errors
+/// None; the signature is that of a task.
+pub async fn run(
+    database: Arc<Database>,
+    metrics: Metrics,
+    retention: Duration,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut round = Round::default();
+    while !stop.is_cancelled() {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = database.up() => {}
+        }
+        let begun = Instant::now();
+        let rest = match step(&database, &metrics, retention, &mut round).await {
+            Some(Step::More) => begun.elapsed().max(PACE_MIN),
+            Some(Step::Done) | None => IDLE,
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(rest) => {}
+        }
+    }
+    Ok(())
+}
+
+/// One page; `None` when it failed. Nothing that pays may suffer from what only tidies up.
+async fn step(
+    database: &Database,
+    metrics: &Metrics,
+    retention: Duration,
+    round: &mut Round,
+) -> Option<Step> {
+    let page = page(database.pool(), retention, round);
+    match tokio::time::timeout(PAGE_TIMEOUT, page).await {
+        Ok(Ok(page)) => {
+            metrics.pruned.inc_by(page.deleted);
+            Some(page.step)
+        }
+        Ok(Err(err)) if matches!(classify(&err), Fault::Busy) => Some(Step::More),
+        Ok(Err(err)) => {
+            tracing::warn!(error = %err, "could not prune the inbox, trying again in a while");
+            database.suspect(&err);
+            None
+        }
+        Err(_elapsed) => {
+            tracing::warn!("pruning a page of the inbox took over {PAGE_TIMEOUT:?}");
+            None
+        }
+    }
+}
+
+/// A walk through the messages of one status after the other, from the one received first.
+#[derive(Debug, Clone)]
+pub struct Round {
+    status: InboxStatus,
+    received_at: PrimitiveDateTime,
+    message_id: Vec<u8>,
+}
+
+impl Default for Round {
+    fn default() -> Self {
+        Self::of(InboxStatus::Processed)
+    }
+}
+
+impl Round {
+    fn of(status: InboxStatus) -> Self {
+        Self {
+            status,
+            received_at: datetime!(1000-01-01 00:00),
+            message_id: Vec::new(),
+        }
+    }
+
+    /// To the next status. `Done` when there is none: the next round begins.
+    fn turn(&mut self) -> Step {
+        let (next, step) = match self.status {
+            InboxStatus::Processed => (InboxStatus::Discarded, Step::More),
+            _ => (InboxStatus::Processed, Step::Done),
+        };
+        *self = Self::of(next);
+        step
+    }
+}
+
+/// What follows a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Another page.
+    More,
+    /// The round is over.
+    Done,
+}
+
+/// What a page came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// Messages deleted.
+    pub deleted: u64,
+    /// What follows.
+    pub step: Step,
+}
+
+#[derive(sqlx::FromRow)]
+struct Candidate {
+    message_id: Vec<u8>,
+    received_at: PrimitiveDateTime,
+    /// Microseconds since it was received.
+    received_ago: i64,
+    /// Microseconds since it was processed or discarded, as far as that is known.
+    done_ago: i64,
+}
+
+/// Deletes what has expired of the next page.
+///
+/// Ages are looked at here and not in SQL, and the delete is by primary keys: a range that finds
+/// nothing reads everything, and one that deletes locks what it does not delete.
+///
+/// # Errors
+/// The database's.
+pub async fn page(
+    pool: &MySqlPool,
+    retention: Duration,
+    round: &mut Round,
+) -> Result<Page, sqlx::Error> {
+    let candidates = candidates(pool, round).await?;
+    let limit = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
+    // A message is done after it was received: from the first young one on, all are.
+    let last_page =
+        candidates.len() < PAGE || candidates.iter().any(|row| row.received_ago <= limit);
+    let expired: Vec<&[u8]> = candidates
+        .iter()
+        .filter(|row| row.done_ago > limit)
+        .map(|row| row.message_id.as_slice())
+        .collect();
+    let deleted = if expired.is_empty() {
+        Some(0)
+    } else {
+        delete(pool, round.status, &expired).await?
+    };
+    let Some(deleted) = deleted else {
+        // Some of their attempts are gone: the same page again.
+        return Ok(Page {
+            deleted: 0,
+            step: Step::More,
+        });
+    };
+    let step = match candidates.last() {
+        Some(last) if !last_page => {
+            round.received_at = last.received_at;
+            round.message_id.clone_from(&last.message_id);
+            Step::More
+        }
+        Some(_) | None => round.turn(),
+    };
+    Ok(Page { deleted, step })
+}
+
+async fn candidates(pool: &MySqlPool, round: &Round) -> Result<Vec<Candidate>, sqlx::Error> {
+    let sql = format!(
+        "SELECT message_id, received_at, \
+         CAST(TIMESTAMPDIFF(MICROSECOND, received_at, UTC_TIMESTAMP(6)) AS SIGNED) AS received_ago, \
+         CAST(TIMESTAMPDIFF(MICROSECOND, COALESCE(processed_at, received_at), UTC_TIMESTAMP(6)) \
+         AS SIGNED) AS done_ago \
+         FROM inbox FORCE INDEX (inbox_status_received_at) \
+         WHERE status = ? AND received_at >= ? AND (received_at > ? OR message_id > ?) \
+         ORDER BY received_at, message_id LIMIT {PAGE}"
+    );
+    sqlx::query_as(AssertSqlSafe(sql))
+        .bind(round.status.code())
+        .bind(round.received_at)
+        .bind(round.received_at)
+        .bind(&round.message_id)
+        .fetch_all(pool)
+        .await
+}
+
+/// Deletes messages that still have `status`, and their attempts, in one transaction. `None`: they
+/// have more attempts than one transaction takes; only attempts were deleted.
+async fn delete(
+    pool: &MySqlPool,
+    status: InboxStatus,
+    ids: &[&[u8]],
+) -> Result<Option<u64>, sqlx::Error> {
+    let mut connection = pool.acquire().await?;
+    let outcome = async {
+        let mut tx = connection.begin().await?;
+        let locked = lock(&mut tx, status, ids).await?;
+        let deleted = if locked.is_empty() {
+            Some(0)
+        } else if delete_attempts(&mut tx, &locked).await? {
+            Some(delete_messages(&mut tx, &locked).await?)
+        } else {
+            None
+        };
+        tx.commit().await?;
+        Ok(deleted)
+    }
+    .await;
+    if let Err(err) = &outcome {
+        retire_if_read_only(&mut connection, err);
+    }
+    outcome
+}
+
+/// Those that an operator has not restored meanwhile, and that nobody is at.
+async fn lock(
+    tx: &mut Transaction<'_, MySql>,
+    status: InboxStatus,
+    ids: &[&[u8]],
+) -> Result<Vec<Vec<u8>>, sqlx::Error> {
+    let sql = format!(
+        "SELECT message_id FROM inbox FORCE INDEX (PRIMARY) WHERE message_id IN ({}) \
+         AND status = ? FOR UPDATE SKIP LOCKED",
+        placeholders(ids.len())
+    );
+    let mut query = sqlx::query_scalar(AssertSqlSafe(sql));
+    for id in ids {
+        query = query.bind(*id);
+    }
+    query.bind(status.code()).fetch_all(&mut **tx).await
+}
+
+/// Are all of them gone?
+async fn delete_attempts(
+    tx: &mut Transaction<'_, MySql>,
+    ids: &[Vec<u8>],
+) -> Result<bool, sqlx::Error> {
+    let sql = format!(
+        "SELECT id FROM inbox_attempts FORCE INDEX (inbox_attempts_message_id) \
+         WHERE message_id IN ({}) LIMIT {ATTEMPTS_MAX}",
+        placeholders(ids.len())
+    );
+    let mut query = sqlx::query_scalar(AssertSqlSafe(sql));
+    for id in ids {
+        query = query.bind(id);
+    }
+    let attempts: Vec<u64> = query.fetch_all(&mut **tx).await?;
+    if !attempts.is_empty() {
+        let sql = format!(
+            "DELETE FROM inbox_attempts WHERE id IN ({})",
+            placeholders(attempts.len())
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for attempt in &attempts {
+            query = query.bind(attempt);
+        }
+        query.execute(&mut **tx).await?;
+    }
+    Ok(attempts.len() < ATTEMPTS_MAX)
+}
+
+async fn delete_messages(
+    tx: &mut Transaction<'_, MySql>,
+    ids: &[Vec<u8>],
+) -> Result<u64, sqlx::Error> {
+    let sql = format!(
+        "DELETE FROM inbox WHERE message_id IN ({})",
+        placeholders(ids.len())
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for id in ids {
+        query = query.bind(id);
+    }
+    Ok(query.execute(&mut **tx).await?.rows_affected())
+}
