@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint up down
+.PHONY: help demo test test-ui test-long lint up down
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -20,6 +20,9 @@ demo: ## Run the whole path on private servers, break it, and print a ledger
 
 test: ## Run all tests on real servers
 	@e2e/test.sh
+
+test-ui: ## Drive the operators' page in a real browser, fuzz every HTTP contract; pictures: target/ui
+	@e2e/test-ui.sh
 
 test-long: ## Run the long forms of the fault tests (hours); their figures: target/long/figures.md
 	@e2e/test-long.sh

@@ -15,6 +15,11 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(30);
 
+/// The token of an operator of relay and pay-svc.
+pub const OPERATOR_TOKEN: &str = "stage-operator-0123456789abcdef";
+/// The token of a viewer of relay and pay-svc.
+pub const VIEWER_TOKEN: &str = "stage-viewer-0123456789abcdef";
+
 /// A running service.
 pub struct Service {
     /// Its program's name.
@@ -61,6 +66,7 @@ impl Stage {
         let order_url = Account::ORDER.create(&db).await?;
         let relay_url = Account::RELAY.create(&db).await?;
         let pay_url = Account::PAY.create(&db).await?;
+        let tokens = format!("ann:operator:{OPERATOR_TOKEN},bob:viewer:{VIEWER_TOKEN}");
         let order = Service::start("order-svc", &[("DATABASE_URL", &order_url)])?;
         let relay = Service::start(
             "relay",
@@ -69,11 +75,16 @@ impl Stage {
                 ("AMQP_URL", &amqp),
                 // Rows set back by hand go out with the next sweep: not ten seconds later here.
                 ("RELAY_SWEEP_INTERVAL", "2s"),
+                ("OPS_TOKENS", &tokens),
             ],
         )?;
         let pay = Service::start(
             "pay-svc",
-            &[("DATABASE_URL", &pay_url), ("AMQP_URL", &amqp)],
+            &[
+                ("DATABASE_URL", &pay_url),
+                ("AMQP_URL", &amqp),
+                ("OPS_TOKENS", &tokens),
+            ],
         )?;
         let stage = Self {
             order,

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use utoipa::openapi::OpenApi as Document;
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi, ToSchema};
 
@@ -47,7 +48,16 @@ pub(crate) struct PutIn {
     #[serde(rename = "type")]
     event_type: String,
     /// The body: an object as it is to be stored, or a string with it, byte for byte.
+    #[schema(schema_with = object_or_string)]
     payload: serde_json::Value,
+}
+
+fn object_or_string() -> Schema {
+    let either = OneOfBuilder::new()
+        .item(ObjectBuilder::new().schema_type(Type::Object))
+        .item(ObjectBuilder::new().schema_type(Type::String))
+        .build();
+    Schema::OneOf(either)
 }
 
 /// RFC 9457; `code` is stable.
