@@ -1,6 +1,7 @@
 //! The settings: parsed once, checked together, never read again from the environment.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -9,8 +10,14 @@ use svc_kit::database::DatabaseUrl;
 use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
 use svc_kit::telemetry::LogArgs;
 
+use crate::batch::Bounds;
+use crate::commit;
+
 const LISTEN_PORT: u16 = 8763;
 const ADMIN_PORT: u16 = 9763;
+
+/// Below it, a commit on a busy disk would not be waited for.
+const REQUEST_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
 /// order-svc takes orders over HTTP; one transaction writes the order and its event.
 #[derive(Debug, Parser)]
@@ -44,7 +51,7 @@ pub struct RunArgs {
     #[arg(long, env = "LISTEN_ADDR", value_name = "IP:PORT",
           default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, LISTEN_PORT)))]
     listen_addr: SocketAddr,
-    /// Connections to the database, at most
+    /// Connections for reading orders, at most
     #[arg(
         long,
         env = "ORDER_CONNECTIONS",
@@ -52,10 +59,43 @@ pub struct RunArgs {
         default_value_t = 32
     )]
     connections: u32,
+    #[command(flatten)]
+    commit: CommitArgs,
     /// Time to finish what is in hand after SIGTERM
     #[arg(long, env = "ORDER_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "25s",
           value_parser = duration)]
     drain_timeout: Duration,
+}
+
+/// How orders are gathered and committed.
+#[derive(Debug, Args)]
+struct CommitArgs {
+    /// Transactions that place orders at once, each on a connection of its own
+    #[arg(long, env = "ORDER_COMMITTERS", value_name = "N", default_value_t = 4)]
+    committers: usize,
+    /// Orders that share a transaction, at most
+    #[arg(long, env = "ORDER_BATCH_MAX", value_name = "N", default_value_t = 128)]
+    batch_max: usize,
+    /// Bytes of orders that share a transaction; the one that reaches it is the last
+    #[arg(
+        long,
+        env = "ORDER_BATCH_BYTES",
+        value_name = "BYTES",
+        default_value_t = 512 * 1024
+    )]
+    batch_bytes: usize,
+    /// Orders that wait to be committed, at most; further ones are answered 503 at once
+    #[arg(
+        long,
+        env = "ORDER_QUEUE_MAX",
+        value_name = "N",
+        default_value_t = 1024
+    )]
+    queue_max: usize,
+    /// Time for the answer to a request; after it, 503
+    #[arg(long, env = "ORDER_REQUEST_TIMEOUT", value_name = "DURATION", default_value = "15s",
+          value_parser = duration)]
+    request_timeout: Duration,
 }
 
 /// The settings of `migrate`.
@@ -77,8 +117,10 @@ pub struct MigrateArgs {
 pub struct Config {
     /// Where the orders are.
     pub database: DatabaseUrl,
-    /// Connections to it, at most.
+    /// Connections to read orders with, at most.
     pub connections: u32,
+    /// How orders are gathered and committed.
+    pub commit: commit::Settings,
     /// Address of the orders API.
     pub listen_addr: SocketAddr,
     /// Address of the admin listener.
@@ -95,19 +137,48 @@ impl RunArgs {
     pub fn resolve(&self) -> Result<Config, ConfigError> {
         // Nothing is behind a token here, but a list that can't be parsed is a mistake all the same.
         self.admin.ops_tokens()?;
-        if !(1..=1000).contains(&self.connections) {
-            let problem = format!("{} is out of range", self.connections);
-            let mend = "set it between 1 and 1000";
-            return Err(ConfigError::new("ORDER_CONNECTIONS", problem, mend));
-        }
+        within("ORDER_CONNECTIONS", self.connections as usize, 1..=1000)?;
         Ok(Config {
             database: self.database.resolve()?,
             connections: self.connections,
+            commit: self.commit.resolve()?,
             listen_addr: self.listen_addr,
             admin_addr: self.admin.admin_addr,
             drain_timeout: self.drain_timeout,
         })
     }
+}
+
+impl CommitArgs {
+    fn resolve(&self) -> Result<commit::Settings, ConfigError> {
+        within("ORDER_COMMITTERS", self.committers, 1..=100)?;
+        within("ORDER_BATCH_MAX", self.batch_max, 1..=1000)?;
+        within("ORDER_BATCH_BYTES", self.batch_bytes, 1..=16 * 1024 * 1024)?;
+        within("ORDER_QUEUE_MAX", self.queue_max, 1..=100_000)?;
+        if self.request_timeout < REQUEST_TIMEOUT_MIN {
+            let problem = format!("{:?} is too short", self.request_timeout);
+            let mend = "set it to 100ms or more";
+            return Err(ConfigError::new("ORDER_REQUEST_TIMEOUT", problem, mend));
+        }
+        Ok(commit::Settings {
+            committers: self.committers,
+            bounds: Bounds {
+                orders: self.batch_max,
+                bytes: self.batch_bytes,
+            },
+            queue: self.queue_max,
+            timeout: self.request_timeout,
+        })
+    }
+}
+
+fn within(field: &str, value: usize, range: RangeInclusive<usize>) -> Result<(), ConfigError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let problem = format!("{value} is out of range");
+    let mend = format!("set it between {} and {}", range.start(), range.end());
+    Err(ConfigError::new(field, problem, mend))
 }
 
 #[cfg(test)]
@@ -136,6 +207,12 @@ mod tests {
         let with = |args: &[&str]| resolve(&[&url, args].concat()).unwrap_err().field;
         assert_eq!(resolve(&[]).unwrap_err().field, "DATABASE_URL");
         assert_eq!(with(&["--connections", "0"]), "ORDER_CONNECTIONS");
+        assert_eq!(with(&["--committers", "0"]), "ORDER_COMMITTERS");
+        assert_eq!(with(&["--batch-max", "1001"]), "ORDER_BATCH_MAX");
+        assert_eq!(with(&["--batch-bytes", "0"]), "ORDER_BATCH_BYTES");
+        assert_eq!(with(&["--queue-max", "0"]), "ORDER_QUEUE_MAX");
+        let too_short = ["--request-timeout", "99ms"];
+        assert_eq!(with(&too_short), "ORDER_REQUEST_TIMEOUT");
         assert_eq!(with(&["--ops-tokens", "ann"]), "OPS_TOKENS");
     }
 }

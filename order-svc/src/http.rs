@@ -1,25 +1,30 @@
 //! The orders API. Handlers only translate: requests to orders, outcomes to answers.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::header::{CONTENT_TYPE, LOCATION};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use prometheus::Registry;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::MySqlPool;
-use svc_kit::http::{Problem, database_problem, http_metrics, in_own_task, internal, unreadable};
+use svc_kit::http::{
+    Problem, database_problem, http_metrics, in_own_task, internal, unavailable, unreadable,
+};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::batch::{Placed, Wanted};
+use crate::commit::{NotPlaced, Orders};
 use crate::idempotency::{BadKey, IdempotencyKey};
-use crate::metrics::Metrics;
 use crate::openapi;
 use crate::order::{Order, rfc3339};
-use crate::place::{self, Found, PlaceError, Placed};
+use crate::place::{self, Found};
 use crate::request::{OrderRequest, RequestError};
 
 /// The longest body, in bytes.
@@ -27,13 +32,16 @@ pub const BODY_MAX: usize = 64 * 1024;
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
+/// A full queue is empty again within a second, unless the database is away.
+const RETRY_AFTER_OVERLOAD: Duration = Duration::from_secs(1);
+
 /// What the handlers need.
 #[derive(Debug, Clone)]
 pub struct Api {
-    /// Connections to the orders.
+    /// Connections to read orders with.
     pub pool: MySqlPool,
-    /// What is counted.
-    pub metrics: Metrics,
+    /// Where new orders are handed in.
+    pub orders: Orders,
 }
 
 /// The routes, with metrics for each.
@@ -158,33 +166,44 @@ fn read(headers: &HeaderMap, body: &[u8]) -> Result<OrderRequest, Problem> {
 async fn answer(api: Api, headers: &HeaderMap, request: OrderRequest) -> Result<Response, Problem> {
     let key = idempotency_key(headers)?;
     let order = Order::new(Uuid::now_v7(), OffsetDateTime::now_utc(), request);
-    let work = async move {
-        let placed = place::place(&api.pool, &order, key.as_ref()).await;
-        if let Ok(Placed::New(_)) = &placed {
-            api.metrics.orders_placed.inc();
-        }
-        placed
-    };
-    match in_own_task(work).await?.map_err(|err| not_placed(&err))? {
-        Placed::New(receipt) | Placed::Again(receipt) => Ok(created(receipt)),
-        Placed::KeyReused => Err(Problem::new(
+    match api.orders.place(Wanted::new(order, key)).await {
+        Ok(Placed::New(receipt) | Placed::Again(receipt)) => Ok(created(receipt)),
+        Ok(Placed::KeyReused) => Err(Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "idempotency_key_reused",
             "The Idempotency-Key belongs to another request",
         )),
+        Err(NotPlaced::Overloaded) => Err(overloaded()),
+        Err(NotPlaced::Unavailable) => Err(unavailable()),
+        Err(NotPlaced::Refused) => Err(internal()),
     }
+}
+
+fn overloaded() -> Problem {
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    Problem::new(
+        status,
+        "overloaded",
+        "Too many orders are waiting; nothing was done",
+    )
+    .retry_after(RETRY_AFTER_OVERLOAD)
 }
 
 /// The receipt as it was stored, byte for byte, so that a repeated request has an equal answer.
 fn created(receipt: String) -> Response {
-    let order_id = serde_json::from_str::<serde_json::Value>(&receipt)
-        .ok()
-        .and_then(|receipt| Some(receipt.get("order_id")?.as_str()?.to_owned()))
-        .unwrap_or_default();
+    #[derive(Deserialize)]
+    struct Head<'a> {
+        order_id: &'a str,
+    }
+    let order_id = serde_json::from_str::<Head<'_>>(&receipt).map_or("", |head| head.order_id);
     // Relative, so that it is right behind a gateway that strips a prefix as well.
+    let location = format!("orders/{order_id}");
     let headers = [
-        (CONTENT_TYPE, "application/json".to_owned()),
-        (LOCATION, format!("orders/{order_id}")),
+        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (
+            LOCATION,
+            HeaderValue::try_from(location).unwrap_or_else(|_| HeaderValue::from_static("orders")),
+        ),
     ];
     (StatusCode::CREATED, headers, receipt).into_response()
 }
@@ -280,14 +299,4 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Proble
         )
         .detail(err.to_string())
     })
-}
-
-fn not_placed(err: &PlaceError) -> Problem {
-    match err {
-        PlaceError::Database(err) => database_problem(err),
-        PlaceError::Event(err) => {
-            tracing::error!(error = %err, "event can't be written");
-            internal()
-        }
-    }
 }

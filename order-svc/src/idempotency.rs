@@ -1,12 +1,16 @@
 //! Idempotency keys: the same key and request get the same answer, and one order.
 
-use sqlx::{MySql, Transaction};
+use std::collections::HashMap;
+
+use sqlx::{AssertSqlSafe, MySql, Transaction};
+
+use crate::batch::{self, Key, Wanted};
 
 /// The longest key, in bytes.
 pub const KEY_MAX: usize = 128;
 
 /// A client's `Idempotency-Key`: 1 to 128 bytes of 0x21–0x7E.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IdempotencyKey(String);
 
 /// A header that is not a key.
@@ -34,52 +38,92 @@ impl IdempotencyKey {
     }
 }
 
-/// What a key says about a request.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// The key is new; it commits or rolls back with the caller's transaction.
-    First,
-    /// The same request was answered before, with this body.
-    Answered(String),
-    /// The key belongs to another request.
-    Reused,
+/// What the table has under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Digest of the request that was answered.
+    pub digest: [u8; 32],
+    /// The answer's body.
+    pub response: String,
 }
 
-/// Takes the key for a request that will be answered with `response`. While another transaction
-/// holds the same key this waits until that one has ended, so of two at once one is first.
+/// Takes the keys of these orders for the caller's transaction, and gives those that are known
+/// already. No two of the orders may have one key, and they must be sorted by it. While another
+/// transaction holds a key this waits until that one has ended, so of two at once one is first.
 ///
 /// # Errors
 /// The database's; a deadlock is possible when the first of several is rolled back.
 pub async fn claim(
     tx: &mut Transaction<'_, MySql>,
-    key: &IdempotencyKey,
-    digest: &[u8; 32],
-    response: &str,
-) -> Result<Claim, sqlx::Error> {
-    let inserted = sqlx::query(
-        "INSERT INTO idempotency_keys (idempotency_key, request_sha256, response) VALUES (?, ?, ?)",
-    )
-    .bind(key.as_bytes())
-    .bind(digest.as_slice())
-    .bind(response)
-    .execute(&mut **tx)
-    .await;
-    match inserted {
-        Ok(_) => return Ok(Claim::First),
-        Err(sqlx::Error::Database(err)) if err.is_unique_violation() => {}
-        Err(err) => return Err(err),
+    wanted: &[&Wanted],
+) -> Result<HashMap<IdempotencyKey, Known>, sqlx::Error> {
+    let claims: Vec<(&Key, &str)> = wanted
+        .iter()
+        .filter_map(|wanted| Some((wanted.key.as_ref()?, wanted.receipt.as_str())))
+        .collect();
+    let mut known = HashMap::new();
+    for range in batch::statements(claims.len()) {
+        let claims = &claims[range];
+        let taken = insert(tx, claims).await?;
+        if taken < claims.len() as u64 {
+            known.extend(select(tx, claims).await?);
+        }
     }
-    let (known_digest, known_response): (Vec<u8>, String) = sqlx::query_as(
-        "SELECT request_sha256, response FROM idempotency_keys WHERE idempotency_key = ?",
-    )
-    .bind(key.as_bytes())
-    .fetch_one(&mut **tx)
-    .await?;
-    Ok(if known_digest == digest {
-        Claim::Answered(known_response)
-    } else {
-        Claim::Reused
-    })
+    Ok(known)
+}
+
+/// IGNORE leaves out known keys, after whoever holds them has committed; all else that it would let
+/// pass, such as a text that is too long, is refused before. Gives the number of keys taken.
+async fn insert(
+    tx: &mut Transaction<'_, MySql>,
+    claims: &[(&Key, &str)],
+) -> Result<u64, sqlx::Error> {
+    let sql = format!(
+        "INSERT IGNORE INTO idempotency_keys (idempotency_key, request_sha256, response) VALUES {}",
+        batch::rows("(?, ?, ?)", claims.len())
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for (key, response) in claims {
+        query = query
+            .bind(key.key.as_bytes())
+            .bind(key.digest.as_slice())
+            .bind(*response);
+    }
+    Ok(query.execute(&mut **tx).await?.rows_affected())
+}
+
+/// Those of the keys that were not just taken: a response has its order's id in it, so one's own is
+/// nobody else's.
+async fn select(
+    tx: &mut Transaction<'_, MySql>,
+    claims: &[(&Key, &str)],
+) -> Result<HashMap<IdempotencyKey, Known>, sqlx::Error> {
+    let sql = format!(
+        "SELECT idempotency_key, request_sha256, response FROM idempotency_keys \
+         WHERE idempotency_key IN ({})",
+        batch::rows("?", claims.len())
+    );
+    let mut query = sqlx::query_as(AssertSqlSafe(sql));
+    for (key, _) in claims {
+        query = query.bind(key.key.as_bytes());
+    }
+    let mut rows: HashMap<Vec<u8>, (Vec<u8>, String)> = query
+        .fetch_all(&mut **tx)
+        .await?
+        .into_iter()
+        .map(|(key, digest, response)| (key, (digest, response)))
+        .collect();
+    let mut known = HashMap::new();
+    for (key, own) in claims {
+        let (digest, response) = rows
+            .remove(key.key.as_bytes())
+            .ok_or(sqlx::Error::RowNotFound)?;
+        if response != *own {
+            let digest = digest.try_into().unwrap_or_default();
+            known.insert(key.key.clone(), Known { digest, response });
+        }
+    }
+    Ok(known)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! order-svc: takes orders over HTTP; one transaction writes the order and its event.
 //!
-//! In the order they meet it: [`http`] takes a [`request`] for an [`order`], [`place`] writes it with
-//! its event and its [`idempotency`] key. What carries the event on is not known here.
+//! In the order they meet it: [`http`] takes a [`request`] for an [`order`], [`commit`] gathers those that
+//! come at once in a [`batch`], [`place`] writes them with their events and [`idempotency`] keys. What
+//! carries the events on is not known here.
 //! [`service`] puts them together.
 
 pub mod config;
@@ -14,6 +15,8 @@ pub mod request;
 
 pub mod order;
 
+pub mod batch;
+pub mod commit;
 pub mod idempotency;
 pub mod place;
 

@@ -1,16 +1,15 @@
-//! Placing an order: the order, its event and its idempotency key, all or nothing.
-
-use std::time::Duration;
+//! Placing orders: each with its event and its idempotency key, all or nothing.
 
 use outbox::event::{self, Event, WriteError};
 use outbox::row::OutboxStatus;
-use sqlx::{Connection as _, FromRow, MySql, MySqlPool, Transaction};
-use svc_kit::backoff::Backoff;
+use sqlx::mysql::MySqlDatabaseError;
+use sqlx::{AssertSqlSafe, FromRow, MySql, MySqlPool, Transaction};
 use svc_kit::database::{Fault, classify};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::idempotency::{self, Claim, IdempotencyKey};
+use crate::batch::{self, Placed, Wanted};
+use crate::idempotency;
 use crate::order::Order;
 use crate::request::OrderRequest;
 
@@ -21,21 +20,8 @@ pub const EVENT_TYPE: &str = "order.placed.v1";
 /// Where its consumers listen.
 pub const ROUTING_KEY: &str = "order.pay";
 
-/// Deadlocks in a row after which the database counts as overloaded.
-const BUSY_MAX: u32 = 6;
-const BUSY_BACKOFF_MIN: Duration = Duration::from_millis(2);
-const BUSY_BACKOFF_MAX: Duration = Duration::from_millis(100);
-
-/// How a request was answered. The texts are the body of the 201.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Placed {
-    /// The order is committed.
-    New(String),
-    /// The same request was answered with this before; nothing was placed.
-    Again(String),
-    /// The idempotency key belongs to another request; nothing was placed.
-    KeyReused,
-}
+/// A row lock was not had in time.
+const LOCK_WAIT_TIMEOUT: u16 = 1205;
 
 /// Nothing was placed, as far as is known.
 #[derive(Debug, thiserror::Error)]
@@ -57,100 +43,106 @@ impl From<WriteError> for PlaceError {
     }
 }
 
-/// Places an order in a transaction of its own, again while the database only says that others are
-/// in the way. To be run in a task of its own: a client that goes away must not leave half of it.
-///
-/// # Errors
-/// [`PlaceError`].
-pub async fn place(
-    pool: &MySqlPool,
-    order: &Order,
-    key: Option<&IdempotencyKey>,
-) -> Result<Placed, PlaceError> {
-    let mut backoff = Backoff::new(BUSY_BACKOFF_MIN, BUSY_BACKOFF_MAX);
-    for _ in 1..BUSY_MAX {
-        match attempt(pool, order, key).await {
-            Err(PlaceError::Database(err)) if matches!(classify(&err), Fault::Busy) => {
-                tracing::debug!(error = %err, "orders are busy, trying again");
-                tokio::time::sleep(backoff.next()).await;
-            }
-            outcome => return outcome,
+impl PlaceError {
+    /// Whether the neighbours of the order at fault might be placed without it.
+    #[must_use]
+    pub fn may_be_one_orders(&self) -> bool {
+        match self {
+            Self::Event(_) => true,
+            Self::Database(err) => matches!(classify(err), Fault::Other | Fault::Busy),
         }
     }
-    attempt(pool, order, key).await
-}
 
-async fn attempt(
-    pool: &MySqlPool,
-    order: &Order,
-    key: Option<&IdempotencyKey>,
-) -> Result<Placed, PlaceError> {
-    let mut connection = pool.acquire().await?;
-    let outcome = async {
-        let mut tx = connection.begin().await?;
-        let placed = write(&mut tx, order, key).await?;
-        match placed {
-            Placed::New(_) => tx.commit().await?,
-            Placed::Again(_) | Placed::KeyReused => tx.rollback().await?,
+    /// All of it is rolled back, and the other side is through by now: trying again helps. After a
+    /// lock that was not had in time it would only take as long once more.
+    #[must_use]
+    pub fn is_deadlock(&self) -> bool {
+        let Self::Database(err) = self else {
+            return false;
+        };
+        classify(err) == Fault::Busy && number(err) != Some(LOCK_WAIT_TIMEOUT)
+    }
+
+    /// The connection is gone, or leads to a demoted primary: the next one resolves the name again.
+    #[must_use]
+    pub fn must_reconnect(&self) -> bool {
+        match self {
+            Self::Event(_) => false,
+            Self::Database(err) => matches!(classify(err), Fault::Away | Fault::ReadOnly),
         }
-        Ok(placed)
     }
-    .await;
-    if let Err(PlaceError::Database(err)) = &outcome
-        && matches!(classify(err), Fault::ReadOnly)
-    {
-        // A demoted primary: the next connection resolves the name again.
-        connection.close_on_drop();
-    }
-    outcome
 }
 
-/// Writes an order, its event and its key in the caller's transaction, which must be committed when
-/// this returns [`Placed::New`].
+fn number(err: &sqlx::Error) -> Option<u16> {
+    let err = err.as_database_error()?;
+    Some(err.try_downcast_ref::<MySqlDatabaseError>()?.number())
+}
+
+/// Writes orders, their events and their keys in the caller's transaction, which must then be
+/// committed. No two may have one key. The outcomes are in the order of `wanted`.
 ///
 /// # Errors
 /// [`PlaceError`]; the transaction must be rolled back.
 pub async fn write(
     tx: &mut Transaction<'_, MySql>,
-    order: &Order,
-    key: Option<&IdempotencyKey>,
-) -> Result<Placed, PlaceError> {
-    let receipt = order.receipt();
-    // The key first: whoever holds it makes the others wait before they have written anything.
-    if let Some(key) = key {
-        match idempotency::claim(tx, key, &order.request.digest(), &receipt).await? {
-            Claim::First => {}
-            Claim::Answered(receipt) => return Ok(Placed::Again(receipt)),
-            Claim::Reused => return Ok(Placed::KeyReused),
+    wanted: &[&Wanted],
+) -> Result<Vec<Placed>, PlaceError> {
+    let mut placed: Vec<Option<Placed>> = vec![None; wanted.len()];
+    let mut new = Vec::with_capacity(wanted.len());
+    let order = batch::by_key(wanted);
+    // The keys first: whoever holds one makes the others wait before they have written anything.
+    let keyed: Vec<&Wanted> = order.iter().map(|&index| wanted[index]).collect();
+    let known = idempotency::claim(tx, &keyed).await?;
+    for index in order {
+        let key = wanted[index].key.as_ref();
+        let answer = key.and_then(|key| Some(batch::from_known(key, known.get(&key.key)?)));
+        if answer.is_none() {
+            new.push(wanted[index]);
         }
+        placed[index] = answer;
     }
-    insert(tx, order).await?;
+    insert(tx, &new).await?;
+    let events: Vec<Event> = new.iter().map(|wanted| event(&wanted.order)).collect();
+    for range in batch::statements(events.len()) {
+        event::write_all(tx, &events[range]).await?;
+    }
+    let of = |(placed, wanted): (Option<Placed>, &&Wanted)| {
+        placed.unwrap_or_else(|| Placed::New(wanted.receipt.clone()))
+    };
+    Ok(placed.into_iter().zip(wanted).map(of).collect())
+}
+
+fn event(order: &Order) -> Event {
     let aggregate_id = order.order_id.to_string();
-    let event = Event::new(
+    Event::new(
         AGGREGATE_TYPE,
         aggregate_id,
         EVENT_TYPE,
         ROUTING_KEY,
         order.payload(),
     )
-    .message_id(order.message_id());
-    event::write(tx, &event).await?;
-    Ok(Placed::New(receipt))
+    .message_id(order.message_id())
 }
 
-async fn insert(tx: &mut Transaction<'_, MySql>, order: &Order) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO orders (order_id, customer_id, amount_minor, currency, description, created_at) \
-         VALUES (?, ?, ?, ?, ?, ?)",
-    )
-    .bind(order.order_id.to_string())
-    .bind(&order.request.customer_id)
-    .bind(order.request.amount_minor)
-    .bind(&order.request.currency)
-    .bind(&order.request.description)
-    .bind(order.placed_at)
-    .execute(&mut **tx)
-    .await?;
+async fn insert(tx: &mut Transaction<'_, MySql>, new: &[&Wanted]) -> Result<(), sqlx::Error> {
+    for range in batch::statements(new.len()) {
+        let sql = format!(
+            "INSERT INTO orders (order_id, customer_id, amount_minor, currency, description, \
+             created_at) VALUES {}",
+            batch::rows("(?, ?, ?, ?, ?, ?)", range.len())
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for Wanted { order, .. } in &new[range] {
+            query = query
+                .bind(order.order_id.to_string())
+                .bind(&order.request.customer_id)
+                .bind(order.request.amount_minor)
+                .bind(&order.request.currency)
+                .bind(&order.request.description)
+                .bind(order.placed_at);
+        }
+        query.execute(&mut **tx).await?;
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use svc_kit::signals::Shutdown;
 use svc_kit::tasks::Tasks;
 use tokio::net::TcpListener;
 
+use crate::commit::{self, Committer};
 use crate::config::Config;
 use crate::http::{self, Api};
 use crate::metrics::Metrics;
@@ -26,6 +27,7 @@ pub struct Service {
     addr: SocketAddr,
     admin: Admin,
     app: Router,
+    committers: Vec<Committer>,
 }
 
 /// The migrations this service applies: its own, and those of the outbox in its database.
@@ -46,10 +48,11 @@ pub async fn build(config: Config) -> Result<Service, ConfigError> {
     let registry = Registry::new();
     let metrics = Metrics::register(&registry).expect("a new registry has no other metric");
     let pool = config.database.pool(config.connections);
+    let (orders, committers) = commit::open(config.commit, &config.database, &metrics);
     let app = http::router(
         Api {
             pool: pool.clone(),
-            metrics,
+            orders,
         },
         &registry,
     );
@@ -71,6 +74,7 @@ pub async fn build(config: Config) -> Result<Service, ConfigError> {
         addr,
         admin,
         app,
+        committers,
     })
 }
 
@@ -100,6 +104,7 @@ impl Service {
             addr,
             admin,
             app,
+            committers,
         } = self;
         tracing::info!(%addr, "orders API listening");
         let mut tasks = Tasks::new();
@@ -107,6 +112,10 @@ impl Service {
         tasks.spawn("http", async move {
             svc_kit::http::serve(listener, app, drain, config.drain_timeout).await
         });
+        // They end after the last request, when the queue is empty.
+        for committer in committers {
+            tasks.spawn("committer", committer.run());
+        }
         let watched = (
             config.database,
             pool.clone(),

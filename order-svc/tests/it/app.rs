@@ -3,11 +3,14 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use e2e::wait::until;
 use e2e::{Db, TestDatabase};
+use order_svc::batch::Bounds;
+use order_svc::commit::Settings;
 use order_svc::config::Config;
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
-use sqlx::MySqlPool;
+use sqlx::{Executor as _, MySqlConnection, MySqlPool};
 use svc_kit::boot::Exit;
 use svc_kit::database::DatabaseUrl;
 use svc_kit::signals::Shutdown;
@@ -37,7 +40,21 @@ impl App {
 
     /// Serves a database that is there.
     pub(crate) async fn serve(database: TestDatabase) -> Self {
-        let service = order_svc::build(config(&database.url)).await.unwrap();
+        let config = config(&database.url);
+        Self::serve_as(database, config).await
+    }
+
+    /// Migrates a new database on `db`, and serves it with `change` of the settings.
+    pub(crate) async fn start_as(db: &Db, change: impl FnOnce(&mut Config)) -> Self {
+        let database = db.create_database().await.unwrap();
+        migrate(&database).await;
+        let mut config = config(&database.url);
+        change(&mut config);
+        Self::serve_as(database, config).await
+    }
+
+    pub(crate) async fn serve_as(database: TestDatabase, config: Config) -> Self {
+        let service = order_svc::build(config).await.unwrap();
         let (addr, admin_addr) = (service.addr(), service.admin_addr());
         let shutdown = Shutdown::default();
         let running = tasks::unit(service.run(shutdown.clone()));
@@ -87,6 +104,56 @@ impl App {
         line.rsplit(' ').next()?.parse().ok()
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.url.trim_start_matches("http://").parse().unwrap()
+    }
+
+    /// Sends an order in a task, so that it is on its way while the test goes on.
+    pub(crate) fn send(&self, key: Option<&str>, body: &Value) -> JoinHandle<Response> {
+        let mut request = self.client.post(format!("{}/orders", self.url)).json(body);
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        tasks::unit(async move { request.send().await.unwrap() })
+    }
+
+    /// Makes every INSERT into orders wait until the connection is closed or unlocks its tables.
+    pub(crate) async fn hold_up(&self) -> MySqlConnection {
+        let mut blocker = self.database.connect().await.unwrap();
+        blocker.execute("LOCK TABLES orders READ").await.unwrap();
+        blocker
+    }
+
+    /// Waits until so many statements that begin with `start` are in progress.
+    pub(crate) async fn until_running(&self, count: i64, start: &'static str) {
+        until(start, SOON, async || {
+            let sql = "SELECT COUNT(*) FROM information_schema.processlist \
+                       WHERE db = ? AND info LIKE CONCAT(?, '%')";
+            let running = sqlx::query_scalar(sql)
+                .bind(&self.database.name)
+                .bind(start);
+            running.fetch_one(&self.pool).await.ok() == Some(count)
+        })
+        .await;
+    }
+
+    /// Waits until so many orders wait for a committer.
+    pub(crate) async fn until_queued(&self, count: f64) {
+        until("orders to wait", SOON, async || {
+            self.metric("orders_queued ").await == Some(count)
+        })
+        .await;
+    }
+
+    /// Orders without an event and events without an order.
+    pub(crate) async fn unpaired(&self) -> i64 {
+        let sql = "SELECT (SELECT COUNT(*) FROM orders o LEFT JOIN outbox e \
+                   ON e.message_id = o.order_id WHERE e.id IS NULL) + \
+                   (SELECT COUNT(*) FROM outbox e LEFT JOIN orders o \
+                   ON o.order_id = e.aggregate_id WHERE o.order_id IS NULL)";
+        sqlx::query_scalar(sql).fetch_one(&self.pool).await.unwrap()
+    }
+
     /// Rows of a table of this service.
     pub(crate) async fn count(&self, table: &'static str) -> i64 {
         let sql = match table {
@@ -114,6 +181,15 @@ pub(crate) fn config(url: &str) -> Config {
     Config {
         database: DatabaseUrl::parse(url).unwrap(),
         connections: 16,
+        commit: Settings {
+            committers: 4,
+            bounds: Bounds {
+                orders: 128,
+                bytes: 512 * 1024,
+            },
+            queue: 1024,
+            timeout: Duration::from_secs(15),
+        },
         listen_addr: any,
         admin_addr: any,
         drain_timeout: Duration::from_secs(20),

@@ -63,7 +63,7 @@ async fn of_many_at_once_exactly_one_places_the_order() {
         let app = App::start(db).await;
         for round in 0..5 {
             let (key, body) = (format!("round-{round}"), order());
-            let answers = join_all((0..30).map(|_| post_with_key(&app, &key, &body))).await;
+            let answers = join_all((0..100).map(|_| post_with_key(&app, &key, &body))).await;
             let mut bodies = HashSet::new();
             for answer in answers {
                 assert_eq!(answer.status(), StatusCode::CREATED);

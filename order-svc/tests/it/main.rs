@@ -6,6 +6,7 @@
 
 mod app;
 
+mod coalesce;
 mod idempotency;
 mod orders;
 mod outage;

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 
 use futures::future::join_all;
+use order_svc::batch::{Placed, Wanted};
 use order_svc::order::Order;
-use order_svc::place::{self, Placed};
+use order_svc::place;
 use order_svc::request::OrderRequest;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -141,8 +142,9 @@ async fn a_rolled_back_order_leaves_no_event() {
         );
 
         let mut tx = app.pool.begin().await.unwrap();
-        let placed = place::write(&mut tx, &new, None).await.unwrap();
-        assert!(matches!(placed, Placed::New(_)));
+        let wanted = Wanted::new(new.clone(), None);
+        let placed = place::write(&mut tx, &[&wanted]).await.unwrap();
+        assert_eq!(placed, [Placed::New(new.receipt())]);
         tx.rollback().await.unwrap();
         assert_eq!(
             (app.count("orders").await, app.count("outbox").await),
