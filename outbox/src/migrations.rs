@@ -16,15 +16,15 @@ pub struct InvalidTableName {
     pub name: String,
 }
 
-/// The migrations of `outbox`, `outbox_fence`, `outbox_attempts`, `outbox_pauses` and
-/// `operator_actions`.
+/// The migrations of `outbox`, `outbox_fence`, `outbox_attempts`, `outbox_pauses`, `outbox_bulks`,
+/// `outbox_bulk_rows` and `operator_actions`.
 #[must_use]
 pub fn migrations() -> Migrator {
     sqlx::migrate!("../migrations/outbox")
 }
 
-/// As [`migrations`], for an outbox with another name: `{table}`, `{table}_fence`, `{table}_attempts`
-/// and `{table}_pauses`. `operator_actions` is shared by all outboxes of a database.
+/// As [`migrations`], for an outbox with another name: `{table}`, `{table}_fence` and so on.
+/// `operator_actions` is shared by all outboxes of a database.
 ///
 /// # Errors
 /// A name that is not a plain identifier.
@@ -43,7 +43,7 @@ pub fn migrations_for(table: &str) -> Result<Migrator, InvalidTableName> {
 }
 
 fn rename(migration: &Migration, table: &str) -> Migration {
-    let sql = ["", "_fence", "_attempts", "_pauses"]
+    let sql = ["", "_fence", "_attempts", "_pauses", "_bulks", "_bulk_rows"]
         .iter()
         .fold(migration.sql.as_str().to_owned(), |sql, suffix| {
             sql.replace(&format!("`outbox{suffix}`"), &format!("`{table}{suffix}`"))
@@ -85,6 +85,8 @@ mod tests {
             "`billing_events_fence`",
             "`billing_events_attempts`",
             "`billing_events_pauses`",
+            "`billing_events_bulks`",
+            "`billing_events_bulk_rows`",
         ] {
             assert!(
                 sql.contains(&format!("TABLE IF NOT EXISTS {table}")),
@@ -97,6 +99,8 @@ mod tests {
             "`outbox_fence`",
             "`outbox_attempts`",
             "`outbox_pauses`",
+            "`outbox_bulks`",
+            "`outbox_bulk_rows`",
         ] {
             assert!(!sql.contains(table), "{table}");
         }

@@ -1,0 +1,8 @@
+CREATE TABLE IF NOT EXISTS `inbox_bulk_rows` (
+  `bulk_id` BIGINT UNSIGNED NOT NULL,
+  `seq` INT UNSIGNED NOT NULL COMMENT 'from 0, in the order in which they go',
+  `row_key` VARBINARY(128) NOT NULL COMMENT 'the message_id in the inbox',
+  `due_at` DATETIME(6) NULL COMMENT 'the next_attempt_at it was given; NULL while the bulk holds it back',
+  PRIMARY KEY (`bulk_id`, `seq`),
+  KEY `inbox_bulk_rows_row_key` (`row_key`, `bulk_id`)
+) ENGINE = InnoDB

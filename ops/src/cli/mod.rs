@@ -1,0 +1,1 @@
+//! The same verbs on the command line, on the database directly.

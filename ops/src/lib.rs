@@ -1,0 +1,37 @@
+//! What an operator does with rows that need a person, written once for the outbox and the inbox.
+//!
+//! In the order of a request: [`http`] (JSON API), [`page`] and [`cli`] are three doors to one
+//! [`Console`]. It reads with a [`Filter`], never more than a bounded part of the table, and acts
+//! under the condition of the row's state, in one transaction with the audit. A bulk retry is a
+//! schedule that is written into the rows themselves: see [`bulk`].
+
+pub mod table;
+
+pub mod filter;
+pub mod row;
+
+pub mod console;
+pub mod error;
+
+pub mod act;
+pub mod audit;
+pub mod bulk;
+pub mod detail;
+pub mod edit;
+pub mod groups;
+pub mod list;
+
+pub mod cli;
+pub mod http;
+pub mod page;
+
+mod payload;
+mod statement;
+
+pub use act::{By, Outcome};
+pub use console::{Console, Settings};
+pub use error::Error;
+pub use filter::{Filter, Order, PageAsk, State};
+pub use http::router;
+pub use row::{Page, Row};
+pub use table::Table;
