@@ -29,6 +29,7 @@ mod owner;
 pub mod port;
 pub mod product;
 mod program;
+pub mod provider;
 pub mod proxy;
 pub mod rabbit;
 mod server;
@@ -39,5 +40,6 @@ pub mod wait;
 
 pub use clock::Clock;
 pub use db::{Db, DbOptions, Flavor, TestDatabase};
+pub use provider::Provider;
 pub use proxy::Proxy;
 pub use rabbit::{Management, Rabbit, RabbitOptions, RabbitVersion, Vhost};

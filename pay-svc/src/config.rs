@@ -14,9 +14,9 @@ use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
 use svc_kit::telemetry::LogArgs;
 
 use self::provider::ProviderArgs;
+pub use self::provider::ProviderSettings;
 use crate::consumer;
 use crate::ignore::IgnoredTypes;
-use crate::provider::SimulatedSettings;
 use crate::retention;
 use crate::schedule::Policy;
 use crate::worker;
@@ -87,7 +87,7 @@ struct IntakeArgs {
 
 #[derive(Debug, Args)]
 struct WorkArgs {
-    /// Workers; up to PAY_WORKERS × PAY_BATCH_MAX charges are under way at once
+    /// Workers; up to PAY_WORKERS × PAY_BATCH_MAX simulated charges are under way at once
     #[arg(long, env = "PAY_WORKERS", value_name = "N", default_value_t = 4)]
     workers: u32,
     /// Failed attempts after which a message is parked
@@ -166,8 +166,8 @@ pub struct Config {
     pub work: worker::Settings,
     /// How long processed and discarded messages stay; `None` keeps them.
     pub retention: Option<Duration>,
-    /// How the provider behaves.
-    pub provider: SimulatedSettings,
+    /// Who takes the money.
+    pub provider: ProviderSettings,
     /// Time to finish what is in hand.
     pub drain_timeout: Duration,
 }
@@ -178,16 +178,21 @@ impl RunArgs {
     /// # Errors
     /// The first setting that can't work.
     pub fn resolve(&self) -> Result<Config, ConfigError> {
+        let workers = within("PAY_WORKERS", self.work.workers, 1, 256)?;
+        let charges_max = self.provider.concurrency()?;
+        // Every claimed row is charged at once, so that its lease is no longer than one charge.
+        let workers = charges_max.map_or(workers, |max| workers.min(max));
+        let claim_max = charges_max.map_or(u32::MAX, |max| max / workers);
         Ok(Config {
             database: self.database.resolve()?,
-            connections: self.work.workers.saturating_add(SPARE_CONNECTIONS),
+            connections: workers.saturating_add(SPARE_CONNECTIONS),
             amqp: self.amqp.resolve()?,
             listen_addr: self.listen_addr,
             admin_addr: self.admin.admin_addr,
             tokens: self.admin.ops_tokens()?,
             intake: self.intake.resolve()?,
-            workers: within("PAY_WORKERS", self.work.workers, 1, 256)?,
-            work: self.resolve_work()?,
+            workers,
+            work: self.resolve_work(claim_max)?,
             retention: retention::check(
                 self.retention.retention,
                 self.retention.replay_window,
@@ -198,7 +203,7 @@ impl RunArgs {
         })
     }
 
-    fn resolve_work(&self) -> Result<worker::Settings, ConfigError> {
+    fn resolve_work(&self, claim_max: u32) -> Result<worker::Settings, ConfigError> {
         let WorkArgs {
             max_attempts,
             backoff_min,
@@ -220,7 +225,8 @@ impl RunArgs {
             ConfigError::new("PAY_IGNORE_TYPES", problem, mend)
         })?;
         Ok(worker::Settings {
-            claim_max: usize::from(self.intake.batch_max),
+            claim_max: usize::try_from(claim_max.min(self.intake.batch_max.into()))
+                .unwrap_or(usize::MAX),
             provider_timeout: self.provider.timeout()?,
             ignored,
             policy: Policy {

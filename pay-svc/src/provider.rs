@@ -1,13 +1,19 @@
 //! Who takes the money. The order's id is the idempotency key of its charge: asked again for the
 //! same order, a provider answers as it did the first time and takes nothing more.
 
+mod answer;
+mod http;
 mod simulated;
+
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use uuid::Uuid;
 
 use crate::schedule::Class;
 
+pub(crate) use http::is_header;
+pub use http::{Http, HttpSettings};
 pub use simulated::{Simulated, SimulatedSettings, TEST_CURRENCY};
 
 /// What is to be charged.
@@ -46,8 +52,8 @@ impl Outcome {
 pub struct Receipt {
     /// How the charge ended.
     pub outcome: Outcome,
-    /// The provider's own name for it, at most 128 bytes of ASCII.
-    pub reference: String,
+    /// The provider's own name for it, if it has told one: at most 128 bytes of ASCII.
+    pub reference: Option<String>,
 }
 
 /// A charge without an answer.
@@ -56,9 +62,15 @@ pub enum ChargeError {
     /// The provider understood and failed; this spends an attempt.
     #[error("the provider failed: {0}")]
     Failed(String),
-    /// The provider can't be reached, is overloaded or is down; this spends only time.
-    #[error("the provider is unavailable: {0}")]
-    Unavailable(String),
+    /// The provider can't be reached, is overloaded, is down or is still at it; this spends only
+    /// time.
+    #[error("the provider is unavailable: {text}")]
+    Unavailable {
+        /// What it said.
+        text: String,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
+    },
 }
 
 impl ChargeError {
@@ -67,7 +79,16 @@ impl ChargeError {
     pub const fn class(&self) -> Class {
         match self {
             Self::Failed(_) => Class::ProviderError,
-            Self::Unavailable(_) => Class::ProviderUnavailable,
+            Self::Unavailable { .. } => Class::ProviderUnavailable,
+        }
+    }
+
+    /// How long the provider asks to be left alone.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Failed(_) => None,
+            Self::Unavailable { retry_after, .. } => *retry_after,
         }
     }
 }

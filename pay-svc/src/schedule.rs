@@ -96,9 +96,16 @@ pub enum Decision {
     },
 }
 
-/// Decides. `dice` is uniform in 0..1 and spreads the tries of messages that failed together.
+/// Decides. `asked` is the wait that the other side has asked for; `dice` is uniform in 0..1 and
+/// spreads the tries of messages that failed together.
 #[must_use]
-pub fn decide(policy: &Policy, class: Class, spent: Spent, dice: f64) -> Decision {
+pub fn decide(
+    policy: &Policy,
+    class: Class,
+    spent: Spent,
+    asked: Option<Duration>,
+    dice: f64,
+) -> Decision {
     match class.spends() {
         Spends::Patience => Decision::Park {
             attempts: spent.attempts.saturating_add(1),
@@ -121,12 +128,23 @@ pub fn decide(policy: &Policy, class: Class, spent: Spent, dice: f64) -> Decisio
         },
         Spends::Age => {
             let longest = spent.age.max(policy.backoff_min.saturating_mul(2));
+            let own = wait(policy, longest, dice);
             Decision::Retry {
                 attempts: spent.attempts,
-                after: wait(policy, longest, dice),
+                after: asked.map_or(own, |asked| own.max(asked_wait(policy, asked, dice))),
             }
         }
     }
+}
+
+/// What was asked for and up to a quarter more, within the policy's limits: of many messages that
+/// were all asked to wait as long, not all come back at once.
+fn asked_wait(policy: &Policy, asked: Duration, dice: f64) -> Duration {
+    let max = policy.backoff_max.max(policy.backoff_min);
+    let longest = asked.min(max).mul_f64(1.25).clamp(policy.backoff_min, max);
+    let shortest = longest.mul_f64(0.8);
+    let span = longest.saturating_sub(shortest);
+    (shortest + span.mul_f64(dice.clamp(0.0, 1.0))).max(policy.backoff_min)
 }
 
 /// A point between the shortest wait and `longest`, which never exceeds the policy's.
@@ -155,7 +173,7 @@ mod tests {
             attempts,
             age: Duration::from_secs(age_s),
         };
-        decide(&POLICY, class, spent, dice)
+        decide(&POLICY, class, spent, None, dice)
     }
 
     #[test]
@@ -215,7 +233,7 @@ mod tests {
                     attempts,
                     age: Duration::ZERO,
                 };
-                let decision = decide(&patient, Class::ProviderError, spent, dice);
+                let decision = decide(&patient, Class::ProviderError, spent, None, dice);
                 let Decision::Retry { after, .. } = decision else {
                     panic!("{decision:?}")
                 };
@@ -225,6 +243,50 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// Every hour's outage, at whatever rate it is asked: the clock is the age alone.
+    #[test]
+    fn an_hour_of_outage_parks_nothing_and_asks_ever_more_seldom() {
+        for (asked, dice) in [(None, 0.0), (None, 0.9), (Some(7), 0.5), (Some(9999), 1.0)] {
+            let asked = asked.map(Duration::from_secs);
+            let (mut age, mut tries) = (Duration::ZERO, 0_u32);
+            while age < Duration::from_hours(1) {
+                let spent = Spent { attempts: 2, age };
+                let decision = decide(&POLICY, Class::ProviderUnavailable, spent, asked, dice);
+                let Decision::Retry { attempts: 2, after } = decision else {
+                    panic!("{decision:?} at the age of {age:?}");
+                };
+                assert!((POLICY.backoff_min..=POLICY.backoff_max).contains(&after));
+                (age, tries) = (age + after, tries + 1);
+            }
+            // Only dice that always fall on the least wait ask each second.
+            assert!(
+                tries <= 3600 && (dice == 0.0 || tries < 600),
+                "{tries} tries"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wait_that_was_asked_for_is_kept_within_limits() {
+        let after = |asked_s: u64, age_s: u64, dice| {
+            let spent = Spent {
+                attempts: 0,
+                age: Duration::from_secs(age_s),
+            };
+            let asked = Some(Duration::from_secs(asked_s));
+            match decide(&POLICY, Class::ProviderUnavailable, spent, asked, dice) {
+                Decision::Retry { after, .. } => after.as_secs_f64(),
+                Decision::Park { .. } => panic!("parked"),
+            }
+        };
+        assert_eq!((after(100, 0, 0.0), after(100, 0, 1.0)), (100.0, 125.0));
+        // At the limit they are spread below it.
+        assert_eq!((after(300, 0, 0.0), after(86_400, 0, 1.0)), (240.0, 300.0));
+        assert_eq!(after(0, 0, 0.0), 1.0);
+        // It never makes the own wait shorter.
+        assert_eq!(after(2, 3600, 1.0), 300.0);
     }
 
     #[test]

@@ -13,13 +13,13 @@ use svc_kit::tasks::Tasks;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify};
 
-use crate::config::Config;
+use crate::config::{Config, ProviderSettings};
 use crate::consumer::{self, Consumer};
 use crate::database::{self, Database};
 use crate::gauges;
 use crate::http::{self, Api};
 use crate::metrics::Metrics;
-use crate::provider::{Provider, Simulated};
+use crate::provider::{Http, Provider, Simulated};
 use crate::prune;
 use crate::store::Store;
 use crate::worker::Worker;
@@ -53,7 +53,10 @@ pub fn migrations() -> Vec<Set> {
 /// # Errors
 /// An address that can't be bound.
 pub async fn build(config: Config) -> Result<Service, ConfigError> {
-    let provider = Arc::new(Simulated::new(config.provider));
+    let provider: Arc<dyn Provider> = match &config.provider {
+        ProviderSettings::Simulated(settings) => Arc::new(Simulated::new(*settings)),
+        ProviderSettings::Http(settings) => Arc::new(Http::new(settings)),
+    };
     build_with(config, provider).await
 }
 

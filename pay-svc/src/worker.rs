@@ -201,7 +201,7 @@ impl Worker {
                 }
                 Ok(order) => self.charge(lease, due, order),
                 Err(unpayable) => {
-                    let verdict = self.failed(&due, unpayable.class, unpayable.text);
+                    let verdict = self.failed(&due, unpayable.class, unpayable.text, None);
                     futures::future::ready(Settlement { due, verdict }).boxed()
                 }
             })
@@ -240,10 +240,12 @@ impl Worker {
             };
             let verdict = match answer {
                 Some(Ok(receipt)) => Verdict::Charged { order, receipt },
-                Some(Err(err)) => self.failed(&due, err.class(), err.to_string()),
+                Some(Err(err)) => {
+                    self.failed(&due, err.class(), err.to_string(), err.retry_after())
+                }
                 None => {
                     let text = format!("the provider did not answer within {limit:?}");
-                    self.failed(&due, Class::ProviderTimeout, text)
+                    self.failed(&due, Class::ProviderTimeout, text, None)
                 }
             };
             Settlement { due, verdict }
@@ -251,12 +253,12 @@ impl Worker {
         .boxed()
     }
 
-    fn failed(&self, due: &Due, class: Class, text: String) -> Verdict {
+    fn failed(&self, due: &Due, class: Class, text: String, asked: Option<Duration>) -> Verdict {
         let spent = Spent {
             attempts: due.attempts,
             age: due.age(),
         };
-        let decision = schedule::decide(&self.settings.policy, class, spent, rand::random());
+        let decision = schedule::decide(&self.settings.policy, class, spent, asked, rand::random());
         Verdict::Failed {
             class,
             text,
@@ -275,7 +277,8 @@ impl Worker {
         for settlement in group {
             match self.settle(lease, std::slice::from_ref(&settlement)).await {
                 Err(WorkError::Database(err)) if matches!(classify(&err), Fault::Other) => {
-                    let verdict = self.failed(&settlement.due, Class::Settle, err.to_string());
+                    let verdict =
+                        self.failed(&settlement.due, Class::Settle, err.to_string(), None);
                     let refused = [Settlement {
                         due: settlement.due,
                         verdict,

@@ -37,7 +37,9 @@ fn the_defaults_are_those_of_the_contract() {
 #[test]
 fn each_setting_that_cannot_work_is_named_with_its_mend() {
     for (args, field) in [
-        (["--provider", "http"], "PAY_PROVIDER"),
+        (["--provider", "http"], "PAY_PROVIDER_URL"),
+        (["--provider-url", "http://h"], "PAY_PROVIDER_URL"),
+        (["--provider-concurrency", "0"], "PAY_PROVIDER_CONCURRENCY"),
         (
             ["--simulated-failure-rate", "1.5"],
             "PAY_SIMULATED_FAILURE_RATE",
@@ -63,4 +65,70 @@ fn each_setting_that_cannot_work_is_named_with_its_mend() {
         assert_eq!(err.field, field, "{args:?}");
         assert!(!err.mend.is_empty() && !err.problem.is_empty());
     }
+}
+
+#[test]
+fn an_http_provider_that_cannot_work_is_named_with_its_mend() {
+    let ok = "https://provider.example/charges";
+    for (url, more, field) in [
+        ("provider.example", [""; 2], "PAY_PROVIDER_URL"),
+        ("/charges", [""; 2], "PAY_PROVIDER_URL"),
+        ("ftp://provider.example", [""; 2], "PAY_PROVIDER_URL"),
+        ("http://", [""; 2], "PAY_PROVIDER_URL"),
+        (
+            "https://me:secret@provider.example",
+            [""; 2],
+            "PAY_PROVIDER_URL",
+        ),
+        (
+            "http://h/",
+            ["--provider-ca-file", "/etc/hosts"],
+            "PAY_PROVIDER_URL",
+        ),
+        (
+            ok,
+            ["--provider-ca-file", "/no/such"],
+            "PAY_PROVIDER_CA_FILE",
+        ),
+        (
+            ok,
+            ["--provider-ca-file", "/etc/hosts"],
+            "PAY_PROVIDER_CA_FILE",
+        ),
+        (ok, ["--provider-token", "a\nb"], "PAY_PROVIDER_TOKEN"),
+        (
+            ok,
+            ["--provider-token-file", "/no/such"],
+            "PAY_PROVIDER_TOKEN_FILE",
+        ),
+        (ok, ["--provider-timeout", "6m"], "PAY_PROVIDER_TIMEOUT"),
+    ] {
+        let mut args = vec!["--provider", "http", "--provider-url", url];
+        args.extend(more.iter().filter(|arg| !arg.is_empty()));
+        let err = resolve(&args).unwrap_err();
+        assert_eq!(err.field, field, "{args:?}: {err}");
+        assert!(!err.to_string().contains("secret"), "{err}");
+    }
+}
+
+#[test]
+fn charges_under_way_are_shared_out_among_the_workers() {
+    let claims = |args: &[&str]| {
+        let mut all = vec!["--provider", "http", "--provider-url", "http://h/"];
+        all.extend(args);
+        let config = resolve(&all).unwrap();
+        (config.workers, config.work.claim_max)
+    };
+    assert_eq!(claims(&[]), (4, 16));
+    assert_eq!(claims(&["--provider-concurrency", "3"]), (3, 1));
+    assert_eq!(claims(&["--workers", "7"]), (7, 9));
+    assert_eq!(claims(&["--batch-max", "5"]), (4, 5));
+    assert_eq!(resolve(&[]).unwrap().work.claim_max, 200);
+}
+
+#[test]
+fn a_token_is_never_shown() {
+    let args = ["--provider", "http", "--provider-url", "http://h/"];
+    let config = resolve(&[&args[..], &["--provider-token", "hunter2"]].concat()).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
 }

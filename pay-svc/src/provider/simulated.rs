@@ -73,7 +73,10 @@ impl Simulated {
         let reference = digest[..8]
             .iter()
             .fold("sim-".to_owned(), |text, byte| format!("{text}{byte:02x}"));
-        Receipt { outcome, reference }
+        Receipt {
+            outcome,
+            reference: Some(reference),
+        }
     }
 }
 

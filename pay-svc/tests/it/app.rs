@@ -137,6 +137,11 @@ pub(crate) async fn database(db: &Db) -> TestDatabase {
 
 /// The default settings, with quick retries and any free ports.
 pub(crate) fn config(database_url: &str, amqp_url: &str) -> Config {
+    config_with(database_url, amqp_url, &[])
+}
+
+/// The same with further flags.
+pub(crate) fn config_with(database_url: &str, amqp_url: &str, more: &[&str]) -> Config {
     let tokens = format!("ann:operator:{OPERATOR},bob:viewer:{VIEWER}");
     let args = [
         "pay-svc",
@@ -156,6 +161,7 @@ pub(crate) fn config(database_url: &str, amqp_url: &str) -> Config {
         "--ops-tokens",
         &tokens,
     ];
+    let args = args.iter().chain(more);
     let Command::Run(args) = Cli::try_parse_from(args).unwrap().command else {
         panic!("run was asked for");
     };

@@ -9,10 +9,12 @@ mod bench;
 mod messages;
 mod provider;
 
+mod http_provider;
 mod intake;
 mod intake_faults;
 mod payments_api;
 mod process;
+mod provider_outage;
 mod prune;
 mod redelivery;
 mod work;

@@ -56,7 +56,7 @@ async fn wrong_configuration_is_one_line_with_the_mend_and_exit_64() {
         (
             "PAY_PROVIDER",
             "http",
-            "PAY_PROVIDER: http is not available in this version; ",
+            "PAY_PROVIDER_URL: is not set, PAY_PROVIDER=http needs it; ",
         ),
         (
             "PAY_SIMULATED_FAILURE_RATE",

@@ -112,13 +112,19 @@ impl Provider for Scripted {
             let act = self.begin(charge);
             // Lets others in, as a real provider's answer would.
             tokio::task::yield_now().await;
-            let receipt = |outcome, reference: String| Ok(Receipt { outcome, reference });
+            let receipt = |outcome, reference: String| {
+                let reference = Some(reference);
+                Ok(Receipt { outcome, reference })
+            };
             let answer = match act {
                 Act::Capture => receipt(Outcome::Captured, format!("ref-{}", charge.order_id)),
                 Act::Decline => receipt(Outcome::Declined, "no".to_owned()),
                 Act::TooMuch => receipt(Outcome::Captured, "x".repeat(129)),
                 Act::Fail => Err(ChargeError::Failed("card reader on fire".to_owned())),
-                Act::Unavailable => Err(ChargeError::Unavailable("503".to_owned())),
+                Act::Unavailable => Err(ChargeError::Unavailable {
+                    text: "503".to_owned(),
+                    retry_after: None,
+                }),
                 Act::ChargeAndHang => std::future::pending().await,
             };
             self.end(charge.order_id);

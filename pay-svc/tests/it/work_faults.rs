@@ -136,7 +136,7 @@ async fn an_outcome_that_comes_after_its_lease_is_not_written() {
                 },
                 receipt: Receipt {
                     outcome: Outcome::Captured,
-                    reference: "r".to_owned(),
+                    reference: Some("r".to_owned()),
                 },
             },
         };
