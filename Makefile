@@ -1,16 +1,17 @@
 # All set-up is done by the targets themselves: on Debian and Ubuntu they install what is missing.
 # Settings come from the command line or the environment, and make hands on both by itself:
-# DB ORDERS RATE KEEP REQUIRE_MYSQL.
+# DB ORDERS RATE KEEP REQUIRE_MYSQL QUICK ONLY ROUNDS.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ui test-long lint up test-up down
+.PHONY: help demo test test-ui test-long bench lint up test-up down
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 	@echo
 	@echo 'demo:  DB=mariadb|mysql  ORDERS=500  RATE=25 (orders a second)  KEEP=1 (run until Ctrl-C)'
+	@echo 'bench: QUICK=1 (MariaDB, smaller, within 8 minutes)  ONLY=key,key  DB=mariadb|mysql  ROUNDS=5'
 	@echo 'test:  REQUIRE_MYSQL=1 makes a missing MySQL an error'
 
 # The development profile: the tests share its artifacts, a release build with link-time
@@ -26,6 +27,9 @@ test-ui: ## Drive the operators' page in a real browser, fuzz every HTTP contrac
 
 test-long: ## Run the long forms of the fault tests (hours); their figures: target/long/figures.md
 	@e2e/test-long.sh
+
+bench: ## Measure raw limits and the product side by side; writes target/bench/results.json and .svg
+	@e2e/bench.sh
 
 lint: ## Check format, lints, documentation, and dependency rules
 	cargo fmt --all --check

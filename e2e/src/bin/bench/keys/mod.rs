@@ -1,0 +1,7 @@
+//! One file per key, or per family of keys that share a measurement.
+
+pub(crate) mod relay_drain;
+pub(crate) mod relay_growth;
+pub(crate) mod relay_latency;
+pub(crate) mod relay_memory;
+pub(crate) mod relay_steady;

@@ -1,0 +1,69 @@
+//! `relay_memory`: resident memory idle, with a large backlog, and after many messages.
+//!
+//! `raw` is what is allowed with the backlog, `product` the most that was seen then.
+
+use std::time::Duration;
+
+use crate::{
+    keys::relay_latency::rounded,
+    ledger, outbox_rows,
+    queue::Kind,
+    relay::Relay,
+    results::{Figures, number},
+    scene::Scene,
+};
+
+const IDLE_MAX: f64 = 20.0;
+const BACKLOG_MAX: f64 = 64.0;
+/// What an allocator's moods may add from one million to the fifth.
+const GROWTH_MAX: f64 = 4.0;
+
+pub(crate) async fn memory(scene: &Scene<'_>) -> anyhow::Result<Figures> {
+    let backlog = scene.scale.pick(1_000_000, 200_000);
+    let rounds = scene.scale.pick(5, 1);
+    let (database, pool) = scene.outbox().await?;
+    let queue = scene.queue(Kind::Quorum).await?;
+    let relay = Relay::start(&database.url, &queue.vhost.amqp_url, &[])?;
+    relay.tails().await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let idle = relay.resident_mib()?;
+    relay.stop().await?;
+
+    let mut from = outbox_rows::next_id(&pool).await?;
+    outbox_rows::place(&pool, backlog).await?;
+    let relay = Relay::start(&database.url, &queue.vhost.amqp_url, &[])?;
+    let mut most = 0.0_f64;
+    let mut after = Vec::new();
+    for round in 1..=rounds {
+        while queue.count().await? < backlog {
+            most = most.max(relay.resident_mib()?);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        relay.marked(backlog * round).await?;
+        after.push(relay.resident_mib()?);
+        scene.say(&format!(
+            "idle {} MiB, at most {} MiB, {} MiB after {} messages",
+            number(idle),
+            number(most),
+            number(after.last().copied().unwrap_or_default()),
+            backlog * round
+        ));
+        let arrived = queue.take_all().await?;
+        ledger::check(&pool, (backlog, from), &arrived).await?;
+        if round < rounds {
+            from = outbox_rows::next_id(&pool).await?;
+            outbox_rows::place(&pool, backlog).await?;
+        }
+    }
+    relay.stop().await?;
+    let grown = after.last().copied().unwrap_or_default() - after[0];
+    let figures = Figures::new(BACKLOG_MAX, most)
+        .met(|_| idle <= IDLE_MAX && most <= BACKLOG_MAX && grown <= GROWTH_MAX)
+        .with("backlog", backlog)
+        .with("idle_mib", rounded(idle))
+        .with("messages", backlog * rounds);
+    Ok(match rounds {
+        1 => figures,
+        _ => figures.with("grown_mib", rounded(grown)),
+    })
+}

@@ -1,0 +1,150 @@
+//! The raw limit of publishing: as many messages as the broker takes, from a process that does
+//! nothing else.
+//!
+//! Batches whose publishes are joined and whose confirms are then awaited together, side by side on
+//! a few channels of one connection; mandatory, persistent, the same messages the relay makes of
+//! rows. That is the fastest way known to publish with lapin: awaiting each publish hands over to its
+//! io task once a message.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use e2e::product::Process;
+use futures::future::join_all;
+use lapin::{
+    Channel, Confirmation, Connection, ConnectionProperties,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+};
+use outbox::{message::encode, row::Row};
+use serde::{Deserialize, Serialize};
+use time::{OffsetDateTime, PrimitiveDateTime};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::{outbox_rows, process, queue::EXCHANGE};
+
+const MANDATORY: BasicPublishOptions = BasicPublishOptions {
+    mandatory: true,
+    immediate: false,
+};
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Of the hidden command.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[arg(long)]
+    amqp: String,
+    #[arg(long)]
+    count: u64,
+    #[arg(long, env = "RAW_BATCH", default_value_t = 512)]
+    batch: u64,
+    #[arg(long, env = "RAW_CHANNELS", default_value_t = 2)]
+    channels: u64,
+}
+
+/// What it took.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct Took {
+    /// From the first publish to the last confirm.
+    pub(crate) seconds: f64,
+    /// Of the whole process.
+    pub(crate) cpu_seconds: f64,
+}
+
+/// Publishes `count` messages from a process of its own.
+pub(crate) async fn publish(amqp_url: &str, count: u64) -> anyhow::Result<Took> {
+    let program = std::env::current_exe().context("this process has no program file")?;
+    let count = count.to_string();
+    let args = ["raw-publish", "--amqp", amqp_url, "--count", &count];
+    let env: Vec<(String, String)> = ["RAW_BATCH", "RAW_CHANNELS"]
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
+        .collect();
+    let env: Vec<(&str, &str)> = env.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    let process = Process::spawn(&program, &args, &env)?;
+    let status = process.wait_exit(PATIENCE).await?;
+    let log = process.log();
+    ensure!(status.success(), "the raw publisher failed: {log}");
+    let last = log.lines().last().unwrap_or_default();
+    serde_json::from_str(last).with_context(|| format!("the raw publisher said: {log}"))
+}
+
+/// The hidden command itself.
+pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
+    let connection = Connection::connect(&args.amqp, ConnectionProperties::default()).await?;
+    let mut channels = Vec::new();
+    for _ in 0..args.channels {
+        let channel = connection.create_channel().await?;
+        channel
+            .confirm_select(ConfirmSelectOptions { nowait: false })
+            .await?;
+        channels.push(channel);
+    }
+    let started = Instant::now();
+    let mut lanes = JoinSet::new();
+    for (number, channel) in (0..).zip(channels) {
+        let share = args.count / args.channels + u64::from(number < args.count % args.channels);
+        lanes.spawn(lane(channel, share, args.batch));
+    }
+    while let Some(lane) = lanes.join_next().await {
+        lane??;
+    }
+    let took = Took {
+        seconds: started.elapsed().as_secs_f64(),
+        cpu_seconds: process::cpu_seconds(std::process::id())?,
+    };
+    println!("{}", serde_json::to_string(&took)?);
+    Ok(())
+}
+
+async fn lane(channel: Channel, count: u64, batch: u64) -> anyhow::Result<()> {
+    let mut published = 0;
+    while published < count {
+        let together = batch.min(count - published);
+        let rows: Vec<Row> = (published..published + together).map(row).collect();
+        publish_all(&channel, &rows).await?;
+        published += together;
+    }
+    Ok(())
+}
+
+async fn publish_all(channel: &Channel, rows: &[Row]) -> anyhow::Result<()> {
+    let mut publishes = Vec::with_capacity(rows.len());
+    for row in rows {
+        let message = encode(row)?;
+        publishes.push(channel.basic_publish(
+            message.exchange,
+            message.routing_key,
+            MANDATORY,
+            &row.payload,
+            message.properties,
+        ));
+    }
+    let confirms = join_all(publishes).await;
+    let confirms: Vec<_> = confirms.into_iter().collect::<Result<_, _>>()?;
+    for confirmation in join_all(confirms).await {
+        match confirmation? {
+            Confirmation::Ack(None) => {}
+            other => bail!("not confirmed: {other:?}"),
+        }
+    }
+    Ok(())
+}
+
+/// The row of [`outbox_rows::event`], without a table.
+fn row(number: u64) -> Row {
+    let now = OffsetDateTime::now_utc();
+    Row {
+        id: number,
+        message_id: Uuid::now_v7().to_string(),
+        aggregate_type: b"order".to_vec(),
+        aggregate_id: format!("order-{number:012}").into_bytes(),
+        event_type: b"order.placed.v1".to_vec(),
+        exchange: EXCHANGE.as_bytes().to_vec(),
+        routing_key: b"order.pay".to_vec(),
+        content_type: b"application/json".to_vec(),
+        headers: None,
+        payload: vec![b'x'; outbox_rows::PAYLOAD],
+        created_at: Some(PrimitiveDateTime::new(now.date(), now.time())),
+    }
+}
