@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::process::{ExitCode, Termination};
 
+use crate::trace;
+
 /// How a process ended, as its exit code tells a supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -95,6 +97,7 @@ pub fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Res
 /// The last word of `main`: an error is the one line an operator needs, whatever `RUST_LOG` says.
 #[must_use]
 pub fn conclude(program: &str, done: anyhow::Result<Exit>) -> Exit {
+    trace::flush();
     done.unwrap_or_else(|err| {
         // Nobody is left to tell when the line can't be printed.
         drop(writeln!(std::io::stderr(), "{program}: {err:#}"));

@@ -9,6 +9,7 @@ pub mod boot;
 pub mod settings;
 
 pub mod telemetry;
+pub mod trace;
 
 pub mod signals;
 pub mod systemd;

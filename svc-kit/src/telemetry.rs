@@ -1,9 +1,11 @@
-//! Log lines on stderr.
+//! Log lines on stderr; and the start of the export of traces.
 
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+
+use crate::trace;
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -27,7 +29,8 @@ pub struct LogArgs {
 /// large payload too much of it. Who publishes logs the reason itself.
 const NO_PAYLOADS: &str = "lapin::returned_messages=off";
 
-/// Starts logging: what `RUST_LOG` says, `info` without it. Panics are logged as well.
+/// Starts logging: what `RUST_LOG` says, `info` without it. Panics are logged as well. Starts the export
+/// of traces, where it is compiled in and asked for.
 ///
 /// Does nothing when logging has been started before.
 pub fn init(format: LogFormat) {
@@ -46,6 +49,7 @@ pub fn init(format: LogFormat) {
     };
     if started.is_ok() {
         log_panics();
+        trace::init();
     }
 }
 
