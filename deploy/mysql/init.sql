@@ -21,8 +21,10 @@ CREATE USER IF NOT EXISTS 'pay_svc'@'%' REQUIRE SSL ACCOUNT LOCK;
 GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX, REFERENCES ON orders.* TO 'migrate'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX, REFERENCES ON payments.* TO 'migrate'@'%';
 
--- order-svc: writes orders and events, never changes one.
+-- order-svc: writes orders and events, never changes one; it deletes old idempotency keys.
 GRANT SELECT, INSERT ON orders.* TO 'order_svc'@'%';
+GRANT CREATE, DELETE ON orders.idempotency_keys TO 'order_svc'@'%';
+REVOKE CREATE ON orders.idempotency_keys FROM 'order_svc'@'%';
 
 -- relay: the outbox tables and the binlog. It can't read orders.
 GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'relay'@'%';

@@ -13,11 +13,14 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// Writes orders and events, never changes one.
+    /// Writes orders and events, never changes one; it deletes old idempotency keys.
     pub(crate) const ORDER: Self = Self {
         name: "order_svc",
         database: "orders",
-        grants: &["SELECT, INSERT ON orders.*"],
+        grants: &[
+            "SELECT, INSERT ON orders.*",
+            "DELETE ON orders.idempotency_keys",
+        ],
         logs_less: false,
     };
     /// Reads the binlog and the outbox; it can't read orders.

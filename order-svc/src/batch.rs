@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::idempotency::{IdempotencyKey, Known};
 use crate::order::Order;
+use crate::trace::Trace;
 
 /// Rows of one INSERT, at most; see [`statements`].
 const STATEMENT_MAX: usize = 64;
@@ -39,6 +40,8 @@ pub struct Wanted {
     pub receipt: String,
     /// What the client knows its request by.
     pub key: Option<Key>,
+    /// The trace its message carries on.
+    pub trace: Trace,
 }
 
 /// A request's idempotency key, and the request it stands for.
@@ -53,7 +56,7 @@ pub struct Key {
 impl Wanted {
     /// An order, asked for under a key or not.
     #[must_use]
-    pub fn new(order: Order, key: Option<IdempotencyKey>) -> Self {
+    pub fn new(order: Order, key: Option<IdempotencyKey>, trace: Trace) -> Self {
         let digest = |key| Key {
             key,
             digest: order.request.digest(),
@@ -63,6 +66,7 @@ impl Wanted {
             receipt: order.receipt(),
             order,
             key,
+            trace,
         }
     }
 
@@ -70,7 +74,7 @@ impl Wanted {
     /// written as columns, as payload, and with a key as the receipt.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        ROW_BYTES + 3 * self.receipt.len()
+        ROW_BYTES + 3 * self.receipt.len() + self.trace.bytes()
     }
 }
 
@@ -218,6 +222,7 @@ mod tests {
         Wanted::new(
             order,
             key.map(|key| IdempotencyKey::parse(key.as_bytes()).unwrap()),
+            Trace::start(),
         )
     }
 

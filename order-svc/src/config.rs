@@ -12,12 +12,13 @@ use svc_kit::telemetry::LogArgs;
 
 use crate::batch::Bounds;
 use crate::commit;
+use crate::http::Times;
 
 const LISTEN_PORT: u16 = 8763;
 const ADMIN_PORT: u16 = 9763;
 
-/// Below it, a commit on a busy disk would not be waited for.
-const REQUEST_TIMEOUT_MIN: Duration = Duration::from_millis(100);
+/// Below it, neither a commit on a busy disk nor a client far away would be waited for.
+const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
 /// order-svc takes orders over HTTP; one transaction writes the order and its event.
 #[derive(Debug, Parser)]
@@ -61,6 +62,18 @@ pub struct RunArgs {
     connections: u32,
     #[command(flatten)]
     commit: CommitArgs,
+    /// Time for the answer to a request; after it, 503
+    #[arg(long, env = "ORDER_REQUEST_TIMEOUT", value_name = "DURATION", default_value = "15s",
+          value_parser = duration)]
+    request_timeout: Duration,
+    /// Time for a client to send the body of its request; after it, 408
+    #[arg(long, env = "ORDER_BODY_TIMEOUT", value_name = "DURATION", default_value = "10s",
+          value_parser = duration)]
+    body_timeout: Duration,
+    /// Idempotency keys are deleted after it; 0s keeps them
+    #[arg(long, env = "ORDER_KEY_RETENTION", value_name = "DURATION", default_value = "24h",
+          value_parser = duration)]
+    key_retention: Duration,
     /// Time to finish what is in hand after SIGTERM
     #[arg(long, env = "ORDER_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "25s",
           value_parser = duration)]
@@ -92,10 +105,6 @@ struct CommitArgs {
         default_value_t = 1024
     )]
     queue_max: usize,
-    /// Time for the answer to a request; after it, 503
-    #[arg(long, env = "ORDER_REQUEST_TIMEOUT", value_name = "DURATION", default_value = "15s",
-          value_parser = duration)]
-    request_timeout: Duration,
 }
 
 /// The settings of `migrate`.
@@ -121,6 +130,10 @@ pub struct Config {
     pub connections: u32,
     /// How orders are gathered and committed.
     pub commit: commit::Settings,
+    /// How long clients may take, and wait.
+    pub times: Times,
+    /// Idempotency keys are deleted after it; zero keeps them.
+    pub key_retention: Duration,
     /// Address of the orders API.
     pub listen_addr: SocketAddr,
     /// Address of the admin listener.
@@ -138,10 +151,17 @@ impl RunArgs {
         // Nothing is behind a token here, but a list that can't be parsed is a mistake all the same.
         self.admin.ops_tokens()?;
         within("ORDER_CONNECTIONS", self.connections as usize, 1..=1000)?;
+        long_enough("ORDER_REQUEST_TIMEOUT", self.request_timeout)?;
+        long_enough("ORDER_BODY_TIMEOUT", self.body_timeout)?;
         Ok(Config {
             database: self.database.resolve()?,
             connections: self.connections,
-            commit: self.commit.resolve()?,
+            commit: self.commit.resolve(self.request_timeout)?,
+            times: Times {
+                request: self.request_timeout,
+                body: self.body_timeout,
+            },
+            key_retention: self.key_retention,
             listen_addr: self.listen_addr,
             admin_addr: self.admin.admin_addr,
             drain_timeout: self.drain_timeout,
@@ -150,16 +170,11 @@ impl RunArgs {
 }
 
 impl CommitArgs {
-    fn resolve(&self) -> Result<commit::Settings, ConfigError> {
+    fn resolve(&self, timeout: Duration) -> Result<commit::Settings, ConfigError> {
         within("ORDER_COMMITTERS", self.committers, 1..=100)?;
         within("ORDER_BATCH_MAX", self.batch_max, 1..=1000)?;
         within("ORDER_BATCH_BYTES", self.batch_bytes, 1..=16 * 1024 * 1024)?;
         within("ORDER_QUEUE_MAX", self.queue_max, 1..=100_000)?;
-        if self.request_timeout < REQUEST_TIMEOUT_MIN {
-            let problem = format!("{:?} is too short", self.request_timeout);
-            let mend = "set it to 100ms or more";
-            return Err(ConfigError::new("ORDER_REQUEST_TIMEOUT", problem, mend));
-        }
         Ok(commit::Settings {
             committers: self.committers,
             bounds: Bounds {
@@ -167,9 +182,17 @@ impl CommitArgs {
                 bytes: self.batch_bytes,
             },
             queue: self.queue_max,
-            timeout: self.request_timeout,
+            timeout,
         })
     }
+}
+
+fn long_enough(field: &str, timeout: Duration) -> Result<(), ConfigError> {
+    if timeout >= TIMEOUT_MIN {
+        return Ok(());
+    }
+    let problem = format!("{timeout:?} is too short");
+    Err(ConfigError::new(field, problem, "set it to 100ms or more"))
 }
 
 fn within(field: &str, value: usize, range: RangeInclusive<usize>) -> Result<(), ConfigError> {
@@ -213,6 +236,7 @@ mod tests {
         assert_eq!(with(&["--queue-max", "0"]), "ORDER_QUEUE_MAX");
         let too_short = ["--request-timeout", "99ms"];
         assert_eq!(with(&too_short), "ORDER_REQUEST_TIMEOUT");
+        assert_eq!(with(&["--body-timeout", "0s"]), "ORDER_BODY_TIMEOUT");
         assert_eq!(with(&["--ops-tokens", "ann"]), "OPS_TOKENS");
     }
 }

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::header::{CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -14,7 +13,7 @@ use prometheus::Registry;
 use serde::{Deserialize, Serialize};
 use sqlx::MySqlPool;
 use svc_kit::http::{
-    Problem, database_problem, http_metrics, in_own_task, internal, unavailable, unreadable,
+    Problem, database_problem, http_metrics, in_own_task_within, internal, unavailable, whole_body,
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -26,6 +25,7 @@ use crate::openapi;
 use crate::order::{Order, rfc3339};
 use crate::place::{self, Found};
 use crate::request::{OrderRequest, RequestError};
+use crate::trace::Trace;
 
 /// The longest body, in bytes.
 pub const BODY_MAX: usize = 64 * 1024;
@@ -42,6 +42,17 @@ pub struct Api {
     pub pool: MySqlPool,
     /// Where new orders are handed in.
     pub orders: Orders,
+    /// How long what a client waits for may take.
+    pub times: Times,
+}
+
+/// How long what a client waits for, and what is waited for from a client, may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// The answer to a request, once its body is there.
+    pub request: Duration,
+    /// The arrival of a request's body.
+    pub body: Duration,
 }
 
 /// The routes, with metrics for each.
@@ -82,24 +93,23 @@ pub fn router(api: Api, registry: &Registry) -> Router {
     params(
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 128,
          pattern = "^[!-~]+$", description = "The same key and order get the same answer"),
+        ("traceparent" = Option<String>, Header,
+         description = "W3C Trace Context: carried on in the message; what is not valid is ignored"),
+        ("tracestate" = Option<String>, Header, description = "Carried on with it"),
     ),
     request_body = openapi::OrderRequest,
     responses(
         (status = 201, description = "Placed, or placed before with this key",
          body = openapi::Receipt, headers(("Location" = String))),
-        (status = "4XX", description = "Malformed (400), too long (413), not JSON (415), or \
-         invalid, or the key of another order (422)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+        openapi::PlaceRefusals,
     ),
 )]
 pub(crate) async fn place_order(
     State(api): State<Api>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let body = body.map_err(|err| unreadable(&err))?;
+    let body = whole_body(request, api.times.body).await?;
     let request = read(&headers, &body)?;
     answer(api, &headers, request).await
 }
@@ -111,23 +121,23 @@ pub(crate) async fn place_order(
     params(
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 128,
          pattern = "^[!-~]+$", description = "The same key and order get the same answer"),
+        ("traceparent" = Option<String>, Header,
+         description = "W3C Trace Context: carried on in the message; what is not valid is ignored"),
+        ("tracestate" = Option<String>, Header, description = "Carried on with it"),
     ),
     request_body = Option<openapi::OrderRequest>,
     responses(
         (status = 201, description = "Placed, or placed before with this key",
          body = openapi::Receipt, headers(("Location" = String))),
-        (status = "4XX", description = "As of POST /orders",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+        openapi::PlaceRefusals,
     ),
 )]
 pub(crate) async fn buy(
     State(api): State<Api>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let body = body.map_err(|err| unreadable(&err))?;
+    let body = whole_body(request, api.times.body).await?;
     let request = if body.is_empty() {
         OrderRequest::sample()
     } else {
@@ -166,7 +176,8 @@ fn read(headers: &HeaderMap, body: &[u8]) -> Result<OrderRequest, Problem> {
 async fn answer(api: Api, headers: &HeaderMap, request: OrderRequest) -> Result<Response, Problem> {
     let key = idempotency_key(headers)?;
     let order = Order::new(Uuid::now_v7(), OffsetDateTime::now_utc(), request);
-    match api.orders.place(Wanted::new(order, key)).await {
+    let wanted = Wanted::new(order, key, Trace::of(headers));
+    match api.orders.place(wanted).await {
         Ok(Placed::New(receipt) | Placed::Again(receipt)) => Ok(created(receipt)),
         Ok(Placed::KeyReused) => Err(Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -215,15 +226,12 @@ fn created(receipt: String) -> Response {
     params(("id" = String, Path, format = "uuid")),
     responses(
         (status = 200, description = "The order", body = openapi::Order),
-        (status = 404, description = "There is no such order",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+        openapi::FindRefusals,
     ),
 )]
 pub(crate) async fn find_order(
     State(api): State<Api>,
-    Path(order_id): Path<String>,
+    order_id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
     let unknown = || {
         Problem::new(
@@ -232,9 +240,12 @@ pub(crate) async fn find_order(
             "There is no order with this id",
         )
     };
+    // A path that is no UTF-8, and one that is no UUID, is nobody's.
+    let Path(order_id) = order_id.map_err(|_| unknown())?;
     let order_id = Uuid::try_parse(&order_id).map_err(|_| unknown())?;
-    let work = async move { place::find(&api.pool, order_id).await };
-    let found = in_own_task(work)
+    let Api { pool, times, .. } = api;
+    let work = async move { place::find(&pool, order_id).await };
+    let found = in_own_task_within(times.request, work)
         .await?
         .map_err(|err| database_problem(&err))?;
     found

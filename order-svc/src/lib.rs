@@ -12,6 +12,7 @@ pub mod http;
 pub mod openapi;
 
 pub mod request;
+pub mod trace;
 
 pub mod order;
 
@@ -22,5 +23,6 @@ pub mod place;
 
 pub mod metrics;
 pub mod probe;
+pub mod prune;
 
 pub use service::{Service, build, migrations};

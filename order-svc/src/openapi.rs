@@ -2,7 +2,7 @@
 
 use axum::Json;
 use utoipa::openapi::OpenApi as Document;
-use utoipa::{OpenApi, ToSchema};
+use utoipa::{IntoResponses, OpenApi, ToSchema};
 
 use crate::http;
 
@@ -87,6 +87,62 @@ enum Delivery {
     Sent,
     Parked,
     Discarded,
+}
+
+/// What the answer to an order may be instead of 201.
+#[derive(IntoResponses)]
+#[expect(
+    dead_code,
+    reason = "a description for the document; http answers with a Problem"
+)]
+pub(crate) enum PlaceRefusals {
+    /// The body is not JSON or was cut off, or the Idempotency-Key can't be used
+    #[response(status = 400, content_type = "application/problem+json")]
+    Malformed(#[to_schema] Problem),
+    /// Another method than the path takes
+    #[response(status = 405, content_type = "application/problem+json")]
+    Method(#[to_schema] Problem),
+    /// The body did not arrive in time
+    #[response(status = 408, content_type = "application/problem+json")]
+    Slow(#[to_schema] Problem),
+    /// The body is over 64 KiB
+    #[response(status = 413, content_type = "application/problem+json")]
+    Long(#[to_schema] Problem),
+    /// The body is not said to be JSON
+    #[response(status = 415, content_type = "application/problem+json")]
+    NotJson(#[to_schema] Problem),
+    /// The order is not valid, or the Idempotency-Key belongs to another request
+    #[response(status = 422, content_type = "application/problem+json")]
+    Invalid(#[to_schema] Problem),
+    /// The order was refused for a reason that is in the service's log
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(#[to_schema] Problem),
+    /// The database can't be used, or too many orders are waiting
+    #[response(status = 503, content_type = "application/problem+json",
+               headers(("Retry-After" = u32, description = "Seconds")))]
+    Unavailable(#[to_schema] Problem),
+}
+
+/// What the answer to a question for an order may be instead of 200.
+#[derive(IntoResponses)]
+#[expect(
+    dead_code,
+    reason = "a description for the document; http answers with a Problem"
+)]
+pub(crate) enum FindRefusals {
+    /// There is no such order
+    #[response(status = 404, content_type = "application/problem+json")]
+    Unknown(#[to_schema] Problem),
+    /// Another method than the path takes
+    #[response(status = 405, content_type = "application/problem+json")]
+    Method(#[to_schema] Problem),
+    /// The reason is in the service's log
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(#[to_schema] Problem),
+    /// The database can't be used
+    #[response(status = 503, content_type = "application/problem+json",
+               headers(("Retry-After" = u32, description = "Seconds")))]
+    Unavailable(#[to_schema] Problem),
 }
 
 /// RFC 9457; `code` is stable.

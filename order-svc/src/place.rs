@@ -102,7 +102,7 @@ pub async fn write(
         placed[index] = answer;
     }
     insert(tx, &new).await?;
-    let events: Vec<Event> = new.iter().map(|wanted| event(&wanted.order)).collect();
+    let events: Vec<Event> = new.iter().map(|wanted| event(wanted)).collect();
     for range in batch::statements(events.len()) {
         event::write_all(tx, &events[range]).await?;
     }
@@ -112,16 +112,16 @@ pub async fn write(
     Ok(placed.into_iter().zip(wanted).map(of).collect())
 }
 
-fn event(order: &Order) -> Event {
+fn event(Wanted { order, trace, .. }: &Wanted) -> Event {
     let aggregate_id = order.order_id.to_string();
-    Event::new(
+    let event = Event::new(
         AGGREGATE_TYPE,
         aggregate_id,
         EVENT_TYPE,
         ROUTING_KEY,
         order.payload(),
-    )
-    .message_id(order.message_id())
+    );
+    trace.on(event.message_id(order.message_id()))
 }
 
 async fn insert(tx: &mut Transaction<'_, MySql>, new: &[&Wanted]) -> Result<(), sqlx::Error> {

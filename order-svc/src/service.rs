@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::http::{self, Api};
 use crate::metrics::Metrics;
 use crate::probe;
+use crate::prune;
 
 /// A service whose listeners are bound.
 pub struct Service {
@@ -53,6 +54,7 @@ pub async fn build(config: Config) -> Result<Service, ConfigError> {
         Api {
             pool: pool.clone(),
             orders,
+            times: config.times,
         },
         &registry,
     );
@@ -116,6 +118,11 @@ impl Service {
         for committer in committers {
             tasks.spawn("committer", committer.run());
         }
+        let pruned = (pool.clone(), config.key_retention, shutdown.drain.clone());
+        tasks.spawn("idempotency keys", async move {
+            let (pool, retention, stop) = pruned;
+            prune::run(pool, retention, stop).await
+        });
         let watched = (
             config.database,
             pool.clone(),

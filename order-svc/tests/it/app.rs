@@ -8,6 +8,7 @@ use e2e::{Db, TestDatabase};
 use order_svc::batch::Bounds;
 use order_svc::commit::Settings;
 use order_svc::config::Config;
+use order_svc::http::Times;
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{Executor as _, MySqlConnection, MySqlPool};
@@ -190,6 +191,11 @@ pub(crate) fn config(url: &str) -> Config {
             queue: 1024,
             timeout: Duration::from_secs(15),
         },
+        times: Times {
+            request: Duration::from_secs(15),
+            body: Duration::from_secs(10),
+        },
+        key_retention: Duration::from_hours(24),
         listen_addr: any,
         admin_addr: any,
         drain_timeout: Duration::from_secs(20),

@@ -1,12 +1,14 @@
 //! Requests that are sent twice.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
+use e2e::wait::until;
 use futures::future::join_all;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::app::{App, order, problem_code};
+use crate::app::{App, SOON, config, migrate, order, problem_code};
 
 async fn post_with_key(app: &App, key: &str, body: &Value) -> Response {
     let request = app.client.post(format!("{}/orders", app.url));
@@ -124,4 +126,51 @@ async fn a_key_that_cannot_be_one_is_refused() {
     let answer = twice.json(&order()).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
     assert_eq!(app.count("orders").await, 0);
+}
+
+/// With the rights of README.md: DELETE on the keys alone.
+#[tokio::test]
+async fn old_keys_are_deleted_and_young_ones_stay() {
+    for db in e2e::shared::databases().await {
+        let database = db.create_database().await.unwrap();
+        migrate(&database).await;
+        let name = &database.name;
+        let user = format!("o{}", &name[name.len() - 12..]);
+        let grants = [
+            format!("SELECT, INSERT ON `{name}`.*"),
+            format!("DELETE ON `{name}`.idempotency_keys"),
+        ];
+        db.create_user(&user, "pw", &grants).await.unwrap();
+        let mut config = config(&db.user_url(&user, "pw", name));
+        config.key_retention = Duration::from_hours(24);
+        // More than a page of old ones, and some that are an hour short of it.
+        let pool = database.pool().unwrap();
+        for (prefix, hours, count) in [("old", 25, 1_100), ("young", 23, 40)] {
+            let keys = vec!["(?, REPEAT('x', 32), '', UTC_TIMESTAMP(6) - INTERVAL ? HOUR)"; count];
+            let sql = format!("INSERT INTO idempotency_keys VALUES {}", keys.join(", "));
+            let mut insert = sqlx::query(sqlx::AssertSqlSafe(sql));
+            for key in 0..count {
+                insert = insert.bind(format!("{prefix}-{key}")).bind(hours);
+            }
+            insert.execute(&pool).await.unwrap();
+        }
+
+        let app = App::serve_as(database, config).await;
+        until("the old keys to be gone", SOON, async || {
+            app.count("idempotency_keys").await == 40
+        })
+        .await;
+        let young: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM idempotency_keys WHERE idempotency_key LIKE 'young-%'",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        assert_eq!(young, 40);
+        // A deleted key is new, and one that is there is not.
+        let answer = post_with_key(&app, "old-1", &order()).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        let answer = post_with_key(&app, "young-1", &order()).await;
+        assert_eq!(answer.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    }
 }

@@ -6,9 +6,11 @@
 
 mod app;
 
+mod clients;
 mod coalesce;
 mod idempotency;
 mod orders;
 mod outage;
 mod process;
+mod trace;
 mod validation;

@@ -7,6 +7,7 @@ use order_svc::batch::{Placed, Wanted};
 use order_svc::order::Order;
 use order_svc::place;
 use order_svc::request::OrderRequest;
+use order_svc::trace::Trace;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -142,7 +143,7 @@ async fn a_rolled_back_order_leaves_no_event() {
         );
 
         let mut tx = app.pool.begin().await.unwrap();
-        let wanted = Wanted::new(new.clone(), None);
+        let wanted = Wanted::new(new.clone(), None, Trace::start());
         let placed = place::write(&mut tx, &[&wanted]).await.unwrap();
         assert_eq!(placed, [Placed::New(new.receipt())]);
         tx.rollback().await.unwrap();
@@ -215,6 +216,7 @@ async fn an_unknown_order_is_not_found() {
         "018f4e7a-1111-7222-8333-444455556666",
         "7",
         "%00",
+        "%ff",
         "..%2f..",
         "x'%20or%201=1",
     ] {
@@ -233,9 +235,20 @@ async fn the_document_describes_what_is_served() {
     let app = App::start(e2e::shared::mariadb().await).await;
     let document: Value = app.get("/openapi.json").await.json().await.unwrap();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
-    assert!(document["paths"]["/orders"]["post"]["responses"]["201"].is_object());
-    assert!(document["paths"]["/orders/{id}"]["get"]["responses"]["404"].is_object());
-    assert!(document["paths"]["/buy"]["post"].is_object());
+    let answers = |path: &str, method: &str| -> Vec<String> {
+        let answers = &document["paths"][path][method]["responses"];
+        answers.as_object().unwrap().keys().cloned().collect()
+    };
+    let placing = [
+        "201", "400", "405", "408", "413", "415", "422", "500", "503",
+    ];
+    assert_eq!(answers("/orders", "post"), placing);
+    assert_eq!(answers("/buy", "post"), placing);
+    let finding = ["200", "404", "405", "500", "503"];
+    assert_eq!(answers("/orders/{id}", "get"), finding);
+    let overloaded = &document["paths"]["/orders"]["post"]["responses"]["503"];
+    assert!(overloaded["headers"]["Retry-After"].is_object());
+    assert!(overloaded["content"]["application/problem+json"].is_object());
     let request = &document["components"]["schemas"]["OrderRequest"];
     assert_eq!(request["additionalProperties"], false);
     assert_eq!(

@@ -20,14 +20,25 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub async fn in_own_task<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, Problem> {
-    match tokio::time::timeout(DATABASE_TIMEOUT, tasks::unit(work)).await {
+    in_own_task_within(DATABASE_TIMEOUT, work).await
+}
+
+/// As [`in_own_task`], for a service that sets the time.
+///
+/// # Errors
+/// As [`in_own_task`].
+pub async fn in_own_task_within<T: Send + 'static>(
+    timeout: Duration,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::time::timeout(timeout, tasks::unit(work)).await {
         Ok(Ok(outcome)) => Ok(outcome),
         Ok(Err(err)) => {
             tracing::error!(error = %err, "request could not be worked on");
             Err(internal())
         }
         Err(_elapsed) => {
-            tracing::warn!(timeout = ?DATABASE_TIMEOUT, "database did not answer in time");
+            tracing::warn!(?timeout, "database did not answer in time");
             Err(unavailable())
         }
     }

@@ -221,4 +221,31 @@ mod tests {
             .unwrap()
             .unwrap();
     }
+
+    #[tokio::test]
+    async fn a_head_that_comes_byte_by_byte_is_cut_off() {
+        let server = start(Router::new().route("/", get("ok")), Duration::from_secs(10)).await;
+        let client = TcpStream::connect(server.url.trim_start_matches("http://"));
+        let (mut answers, mut head) = client.await.unwrap().into_split();
+        // An answer first, so that the server has surely met this client when the clock jumps.
+        head.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nx: ")
+            .await
+            .unwrap();
+        let mut answer = [0; 12];
+        answers.read_exact(&mut answer).await.unwrap();
+        tokio::time::pause();
+        let trickle = async {
+            let mut beat = tokio::time::interval(Duration::from_secs(1));
+            while head.write_all(b"x").await.is_ok() {
+                beat.tick().await;
+            }
+        };
+        let mut rest = Vec::new();
+        let closed = async {
+            // Either way of closing will do.
+            _ = answers.read_to_end(&mut rest).await;
+        };
+        let cut = async { tokio::join!(trickle, closed) };
+        tokio::time::timeout(HEADER_TIMEOUT * 2, cut).await.unwrap();
+    }
 }

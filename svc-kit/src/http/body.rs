@@ -1,0 +1,26 @@
+//! A request's body, whole or not at all.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest as _, Request};
+use axum::http::StatusCode;
+
+use super::{Problem, unreadable};
+
+/// Reads a request's body, within the router's `DefaultBodyLimit` and a time: a client that sends
+/// byte after byte keeps a connection no longer than that.
+///
+/// # Errors
+/// 408 when it takes longer, 413 when it is too long, 400 when it is cut off.
+pub async fn whole_body(request: Request, within: Duration) -> Result<Bytes, Problem> {
+    match tokio::time::timeout(within, Bytes::from_request(request, &())).await {
+        Ok(read) => read.map_err(|err| unreadable(&err)),
+        Err(_elapsed) => Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "body_too_slow",
+            "The body did not arrive in time",
+        )
+        .detail(format!("a body has {within:?} to arrive"))),
+    }
+}
