@@ -42,6 +42,10 @@ pub struct Stage {
     pub pay: Service,
     /// Both databases, with all rights.
     pub pool: MySqlPool,
+    /// The relay's URL of its database.
+    pub relay_url: String,
+    /// pay-svc's URL of its database.
+    pub pay_url: String,
     /// The broker.
     pub rabbit: Rabbit,
     /// The database server.
@@ -91,6 +95,8 @@ impl Stage {
             relay,
             pay,
             pool: db.admin_pool()?,
+            relay_url,
+            pay_url,
             rabbit,
             db,
         };

@@ -108,7 +108,7 @@ pub async fn run(
 }
 
 /// A broker that does not answer is not waited for.
-async fn close(channel: &Channel, why: &str) {
+pub(crate) async fn close(channel: &Channel, why: &str) {
     let closing = channel.close(200, why.into());
     drop(tokio::time::timeout(CLOSE_TIMEOUT, closing).await);
 }
@@ -120,7 +120,7 @@ async fn attempt(
     frame_max: usize,
 ) -> Outcome {
     if channel.is_none() {
-        match open(broker).await {
+        match open(&broker.connection, broker.confirm_timeout).await {
             Ok(opened) => *channel = Some(opened),
             Err(outcome) => return outcome,
         }
@@ -134,15 +134,16 @@ async fn attempt(
     }
 }
 
-async fn open(broker: &Broker) -> Result<Channel, Outcome> {
+/// A channel whose publishes are confirmed.
+pub(crate) async fn open(connection: &Connection, timeout: Duration) -> Result<Channel, Outcome> {
     let opening = async {
-        let channel = broker.connection.create_channel().await?;
+        let channel = connection.create_channel().await?;
         channel
             .confirm_select(ConfirmSelectOptions { nowait: false })
             .await?;
         Ok(channel)
     };
-    match tokio::time::timeout(broker.confirm_timeout, opening).await {
+    match tokio::time::timeout(timeout, opening).await {
         Ok(Ok(channel)) => Ok(channel),
         // Nothing of the batch was sent, so nothing in it is to blame.
         Ok(Err(err)) => Err(Outcome::Lost(match closed(&err) {

@@ -1,13 +1,16 @@
 //! `relay`: the command line.
 
 use std::io::Write;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use prometheus::Registry;
 use relay::config::{RunArgs, TableArgs};
 use relay::ops;
+use relay::ops::audit::AuditArgs;
 use relay::ops::check::{self, State};
 use relay::ops::pause::{Action, PauseArgs, ResumeArgs};
+use relay::ops::replay::ReplayArgs;
 use relay::ops::status::StatusArgs;
 use relay::relay::{CONDITIONS, Relay};
 use svc_kit::admin::{Admin, Readiness};
@@ -16,6 +19,9 @@ use svc_kit::database::first_contact;
 use svc_kit::systemd::Systemd;
 use svc_kit::{migrate, signals, telemetry};
 use tokio_util::sync::CancellationToken;
+
+/// For an operator's command to end well after the first signal.
+const STOP_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Tails the MySQL or MariaDB binlog, publishes each new outbox row to RabbitMQ, marks it sent
 #[derive(Parser)]
@@ -43,6 +49,26 @@ enum Command {
     ///
     /// Exit code 0: done; 1: it is not paused, or the database could not be asked; 64: wrong usage.
     Resume(Box<ResumeArgs>),
+    /// Send messages again that were sent in a span of time, for a consumer that lost them
+    ///
+    /// Rows with --from <= sent_at < --to go again in the order of their ids, each with its old message
+    /// id and the header x-replay-id; an inbox that knows them drops them. The rows are not changed.
+    /// What the inbox may have forgotten is refused: see RELAY_INBOX_RETENTION.
+    /// It waits while the relay or a route is paused, and stops at the first failure.
+    /// Exit code 0: all sent, or a dry run that nothing refuses; 1: refused, stopped, or nobody could be
+    /// asked; 64: wrong usage.
+    #[command(verbatim_doc_comment)]
+    Replay(Box<ReplayArgs>),
+    /// Compare outbox and inbox by message id; list what is missing, waiting, parked or late
+    ///
+    /// It balances when no message is missing (sent, not in the inbox), waiting (not sent, or not
+    /// received, or not processed yet) or parked (at either end). Discarded messages balance, and so do
+    /// inbox rows that are done and not in the outbox (any more). Late ones are among the missing and
+    /// waiting. Rows that change meanwhile are looked at again before they are told. Both tables are
+    /// only read, page by page; the outbox holds sent rows for RELAY_RETENTION.
+    /// Exit code 0: it balances; 1: it does not, or a database could not be asked; 64: wrong usage.
+    #[command(verbatim_doc_comment)]
+    Audit(Box<AuditArgs>),
     /// Create the outbox tables, or bring them up to date
     Migrate {
         #[command(flatten)]
@@ -61,6 +87,8 @@ fn main() -> Exit {
         Command::Status(args) => status(&args),
         Command::Pause(args) => act(&args.target.table, args.resolve(), Action::pause),
         Command::Resume(args) => act(&args.target.table, args.resolve(), Action::resume),
+        Command::Replay(args) => replay(*args),
+        Command::Audit(args) => audit(&args),
         Command::Migrate { table, print } => migrate(&table, print),
     };
     boot::conclude("relay", done)
@@ -109,6 +137,46 @@ fn status(args: &StatusArgs) -> anyhow::Result<Exit> {
         Some(_) => Exit::Drained,
         None => Exit::Failed,
     })
+}
+
+fn replay(args: ReplayArgs) -> anyhow::Result<Exit> {
+    telemetry::init(args.table.log_format);
+    let json = args.json;
+    let replay = args.resolve()?;
+    let report = boot::block_on(async {
+        let stop = signals::listen(STOP_TIMEOUT)?;
+        replay.run(&stop).await
+    })?;
+    let told = report.to_string();
+    print(json.then_some(&report), &told)?;
+    Ok(match report.is_done() {
+        true => Exit::Drained,
+        false => Exit::Failed,
+    })
+}
+
+fn audit(args: &AuditArgs) -> anyhow::Result<Exit> {
+    telemetry::init(args.table.log_format);
+    let audit = args.resolve()?;
+    let ledger = boot::block_on(audit.run())?;
+    print(args.json.then_some(&ledger), &ledger.to_string())?;
+    Ok(match ledger.balances {
+        true => Exit::Drained,
+        false => Exit::Failed,
+    })
+}
+
+/// JSON where it is wanted, else the text.
+fn print(json: Option<&impl serde::Serialize>, text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match json {
+        Some(report) => {
+            serde_json::to_writer_pretty(&mut out, report)?;
+            writeln!(out)?;
+        }
+        None => write!(out, "{text}")?,
+    }
+    Ok(())
 }
 
 /// One change by an operator, in one transaction; prints what came of it.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use outbox::row::Row;
+use outbox::row::{OutboxStatus, Row};
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Executor, Row as _};
 use svc_kit::database::{Fault, classify};
@@ -128,6 +128,11 @@ impl Queries {
         })
     }
 
+    /// The table's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What makes a statement use that index, if there is one.
     pub fn force_index(self) -> String {
         self.index
@@ -211,7 +216,11 @@ impl Queries {
         }
     }
 
-    async fn highest_id(&self, connection: &mut MySqlConnection) -> Result<u64, sqlx::Error> {
+    /// 0 in an empty table.
+    pub(crate) async fn highest_id(
+        &self,
+        connection: &mut MySqlConnection,
+    ) -> Result<u64, sqlx::Error> {
         let statement = AssertSqlSafe(format!("SELECT MAX(id) FROM {}", self.table));
         let id: Option<u64> = sqlx::query_scalar(statement).fetch_one(connection).await?;
         Ok(id.unwrap_or(0))
@@ -249,17 +258,20 @@ impl Queries {
         rows.iter().map(head_of).collect()
     }
 
-    async fn rows(
+    /// The whole rows with these ids that have this status, each with its attempts.
+    pub(crate) async fn rows(
         &self,
         connection: &mut MySqlConnection,
         ids: &[u64],
+        status: OutboxStatus,
     ) -> Result<Vec<(Row, u32)>, sqlx::Error> {
         let statement = AssertSqlSafe(format!(
             "SELECT id, message_id, aggregate_type, aggregate_id, event_type, exchange, \
              routing_key, content_type, headers, payload, created_at, attempts \
-             FROM {} WHERE id IN ({}) AND status = 1 ORDER BY id",
+             FROM {} WHERE id IN ({}) AND status = {} ORDER BY id",
             self.table,
             placeholders(padded_len(ids.len()), "?"),
+            status.code(),
         ));
         let mut query = sqlx::query(statement);
         for id in padded(ids) {
@@ -354,7 +366,10 @@ pub async fn serve(
                     let page = queries.page(&mut connection, ask, &mut page_rows);
                     page.await.map(Answer::Page)
                 }
-                Ask::Rows(ids) => queries.rows(&mut connection, ids).await.map(Answer::Rows),
+                Ask::Rows(ids) => {
+                    let rows = queries.rows(&mut connection, ids, OutboxStatus::Pending);
+                    rows.await.map(Answer::Rows)
+                }
             }
         };
         let answer = tokio::time::timeout(READ_TIMEOUT, read).await??;

@@ -12,5 +12,6 @@ mod owner;
 mod product;
 mod proxy;
 mod rabbit;
+mod replay;
 mod system;
 mod wait;

@@ -7,12 +7,9 @@ use svc_kit::boot::ConfigError;
 
 use crate::config::{OutboxTable, TableArgs};
 use crate::held::Route;
+use crate::ops::operator;
 use crate::pauses::{self, Pause, Pauses, ROUTES_MAX};
 
-/// `operator_actions.actor` holds this many characters.
-const ACTOR_MAX: usize = 64;
-/// `reason`, there and beside the pause.
-const REASON_MAX: usize = 1000;
 const EXCHANGE_MAX: usize = 127;
 const ROUTING_KEY_MAX: usize = 255;
 
@@ -93,13 +90,10 @@ impl TargetArgs {
             _ => None,
         };
         let reason = match reason {
-            Some(reason) => Some(text("--reason", reason, REASON_MAX)?),
+            Some(reason) => Some(operator::reason(reason)?),
             None => None,
         };
-        let actor = match &self.by {
-            Some(by) => text("--by", by, ACTOR_MAX)?,
-            None => whoever().chars().take(ACTOR_MAX).collect(),
-        };
+        let actor = operator::actor(self.by.as_deref())?;
         Ok(Action {
             table: self.table.resolve()?,
             route,
@@ -119,25 +113,6 @@ fn name(what: &str, text: &str, max: usize) -> Result<Vec<u8>, ConfigError> {
         format!("the {what} {text:?} is not up to {max} ASCII characters, so no row can have it"),
         "give exchange and routing key as they are in the outbox's rows",
     ))
-}
-
-fn text(field: &str, text: &str, max: usize) -> Result<String, ConfigError> {
-    let text = text.trim();
-    if (1..=max).contains(&text.chars().count()) {
-        return Ok(text.to_owned());
-    }
-    let problem = format!("it is not 1 to {max} characters");
-    Err(ConfigError::new(field, problem, "say it in a few words"))
-}
-
-/// The user who called sudo comes before the one that sudo made of him.
-fn whoever() -> String {
-    let user = ["SUDO_USER", "USER", "LOGNAME"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
-        .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
-    let machine = rustix::system::uname();
-    format!("{user}@{}", machine.nodename().to_string_lossy())
 }
 
 impl Action {

@@ -7,9 +7,11 @@
 #[path = "../rig/mod.rs"]
 mod rig;
 
+mod audit;
 mod hands;
 mod pause;
 mod readiness;
+mod replay;
 mod rounds;
 mod shutdown;
 mod status;

@@ -46,6 +46,8 @@ pub(crate) struct Delivery {
     pub(crate) message_id: String,
     pub(crate) key: String,
     pub(crate) payload: Vec<u8>,
+    /// Header `x-replay-id`.
+    pub(crate) replay_id: Option<String>,
     pub(crate) at: Instant,
 }
 
@@ -235,19 +237,19 @@ impl Rig {
                     .message_id()
                     .as_ref()
                     .map(|id| id.as_str().to_owned());
-                let key = properties.headers().as_ref().and_then(|headers| {
-                    headers
-                        .inner()
-                        .get("aggregate-id")
-                        .map(|value| match value {
-                            AMQPValue::LongString(text) => text.to_string(),
-                            other => format!("{other:?}"),
-                        })
-                });
+                let header = |name: &str| {
+                    let headers = properties.headers().as_ref()?.inner();
+                    Some(match headers.get(name)? {
+                        AMQPValue::LongString(text) => text.to_string(),
+                        other => format!("{other:?}"),
+                    })
+                };
+                let (key, replay_id) = (header("aggregate-id"), header("x-replay-id"));
                 kept.0.lock().unwrap().push(Delivery {
                     message_id: id.unwrap_or_default(),
                     key: key.unwrap_or_default(),
                     payload: delivery.data,
+                    replay_id,
                     at: Instant::now(),
                 });
             }

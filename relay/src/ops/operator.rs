@@ -1,0 +1,40 @@
+//! Who acts and why, as `operator_actions` holds it.
+
+use svc_kit::boot::ConfigError;
+
+/// `operator_actions.actor` holds this many characters.
+const ACTOR_MAX: usize = 64;
+/// `reason`, there and beside a pause.
+const REASON_MAX: usize = 1000;
+
+/// Who acts: as named, else the user and the machine.
+pub(super) fn actor(by: Option<&str>) -> Result<String, ConfigError> {
+    match by {
+        Some(by) => text("--by", by, ACTOR_MAX),
+        None => Ok(whoever().chars().take(ACTOR_MAX).collect()),
+    }
+}
+
+/// Why, in the person's words.
+pub(super) fn reason(words: &str) -> Result<String, ConfigError> {
+    text("--reason", words, REASON_MAX)
+}
+
+fn text(field: &str, text: &str, max: usize) -> Result<String, ConfigError> {
+    let text = text.trim();
+    if (1..=max).contains(&text.chars().count()) {
+        return Ok(text.to_owned());
+    }
+    let problem = format!("it is not 1 to {max} characters");
+    Err(ConfigError::new(field, problem, "say it in a few words"))
+}
+
+/// The user who called sudo comes before the one that sudo made of him.
+fn whoever() -> String {
+    let user = ["SUDO_USER", "USER", "LOGNAME"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
+        .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
+    let machine = rustix::system::uname();
+    format!("{user}@{}", machine.nodename().to_string_lossy())
+}
