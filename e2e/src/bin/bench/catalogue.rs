@@ -73,6 +73,27 @@ pub(crate) const ALL: &[Key] = &[
         more_is_better: false,
         measure: |scene| Box::pin(keys::relay_memory::memory(scene)),
     },
+    Key {
+        name: "order_http",
+        unit: "orders/s",
+        target: "MySQL ≥ 3, MariaDB ≥ 1.5, p99 ≤ 4×",
+        more_is_better: true,
+        measure: |scene| Box::pin(keys::order_http::http(scene)),
+    },
+    Key {
+        name: "pay_consume",
+        unit: "messages/s",
+        target: "ratio ≥ 4",
+        more_is_better: true,
+        measure: |scene| Box::pin(keys::pay_consume::consume(scene)),
+    },
+    Key {
+        name: "whole_path",
+        unit: "orders/s",
+        target: "ratio ≥ 0.8",
+        more_is_better: true,
+        measure: |scene| Box::pin(keys::whole_path::whole(scene)),
+    },
 ];
 
 /// The keys of a list with commas; all for an empty one.

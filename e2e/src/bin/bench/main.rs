@@ -12,13 +12,19 @@ mod catalogue;
 mod chart;
 mod keys;
 mod ledger;
+mod order_load;
 mod outbox_rows;
+mod part;
 mod process;
 mod queue;
+mod raw_orders;
+mod raw_payments;
 mod raw_publisher;
 mod relay;
 mod results;
 mod scene;
+mod service;
+mod shop;
 mod statistics;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
@@ -63,6 +69,12 @@ enum Part {
     RawPublish(raw_publisher::Args),
     #[command(hide = true)]
     BareLoop(bare_loop::Args),
+    #[command(hide = true)]
+    RawOrders(raw_orders::Args),
+    #[command(hide = true)]
+    RawPayments(raw_payments::Args),
+    #[command(hide = true)]
+    OrderLoad(order_load::Args),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -86,6 +98,9 @@ async fn main() -> ExitCode {
     let outcome = match &cli.part {
         Some(Part::RawPublish(args)) => raw_publisher::run(args).await,
         Some(Part::BareLoop(args)) => bare_loop::run(args).await,
+        Some(Part::RawOrders(args)) => raw_orders::run(args).await,
+        Some(Part::RawPayments(args)) => raw_payments::run(args).await,
+        Some(Part::OrderLoad(args)) => order_load::run(args).await,
         None => bench(&cli).await,
     };
     match outcome {

@@ -20,7 +20,7 @@ use lapin::{
 use uuid::Uuid;
 
 pub(crate) const EXCHANGE: &str = "order-exchange";
-const QUEUE: &str = "order-queue";
+pub(crate) const QUEUE: &str = "order-queue";
 const CONSUMER: &str = "bench";
 const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -108,7 +108,18 @@ async fn lane(channel: Channel, count: u64, batch: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn publish_all(channel: &Channel, rows: &[Row]) -> anyhow::Result<()> {
+/// A channel with confirms, and the connection it closes with.
+pub(crate) async fn channel(amqp_url: &str) -> anyhow::Result<(Channel, Connection)> {
+    let connection = Connection::connect(amqp_url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel
+        .confirm_select(ConfirmSelectOptions { nowait: false })
+        .await?;
+    Ok((channel, connection))
+}
+
+/// Publishes rows together and awaits their confirms.
+pub(crate) async fn publish_all(channel: &Channel, rows: &[Row]) -> anyhow::Result<()> {
     let mut publishes = Vec::with_capacity(rows.len());
     for row in rows {
         let message = encode(row)?;
