@@ -3,6 +3,7 @@
 
 mod contact;
 mod fault;
+mod prompt;
 mod session;
 mod url;
 

@@ -8,6 +8,7 @@ use sqlx::mysql::{
 };
 use sqlx::{ConnectOptions as _, Executor as _};
 
+use super::prompt::make_prompt;
 use super::{DatabaseUrl, Tls};
 
 /// Longest wait for a connection to be there and set up, or for one of the pool's.
@@ -63,7 +64,7 @@ impl DatabaseUrl {
     pub async fn connect(&self) -> Result<MySqlConnection, sqlx::Error> {
         tokio::time::timeout(CONNECT_TIMEOUT, async {
             let mut connection = self.connect_options().connect().await?;
-            set_up(&mut connection).await?;
+            set_up(&mut connection, self.port()).await?;
             Ok(connection)
         })
         .await
@@ -79,12 +80,13 @@ impl DatabaseUrl {
     /// A pool that connects when first asked, and waits at most 5 s for a connection.
     #[must_use]
     pub fn pool(&self, max_connections: u32) -> MySqlPool {
+        let port = self.port();
         MySqlPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(CONNECT_TIMEOUT)
             // The ROLLBACK below asks the server already.
             .test_before_acquire(false)
-            .after_connect(|connection, _| Box::pin(set_up(connection)))
+            .after_connect(move |connection, _| Box::pin(set_up(connection, port)))
             // A `begin` that was dropped half-way leaves its connection inside a transaction, which
             // the next borrower would write into and a later one commit or lose.
             .before_acquire(|connection, _| {
@@ -94,7 +96,8 @@ impl DatabaseUrl {
     }
 }
 
-async fn set_up(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+async fn set_up(connection: &mut MySqlConnection, port: u16) -> Result<(), sqlx::Error> {
+    make_prompt(port);
     connection.execute(SET_UP).await?;
     Ok(())
 }

@@ -318,3 +318,30 @@ async fn a_server_without_tls_is_refused_where_tls_is_required() {
         .unwrap_err();
     assert!(err.problem.contains("does not support TLS"), "{err}");
 }
+
+/// Over TLS this statement leaves in several writes. With Nagle's algorithm on, each one would wait
+/// for the server's delayed ACK of the one before: 40 ms or more.
+#[tokio::test]
+async fn a_long_statement_waits_for_no_ack() {
+    for server in e2e::shared::databases().await {
+        let database = server.create_database().await.unwrap();
+        let url = DatabaseUrl::parse(&database.url).unwrap();
+        let pool = url.pool(1);
+        let mut fastest = Duration::MAX;
+        for _ in 0..20 {
+            let begun = std::time::Instant::now();
+            let length: i64 = sqlx::query_scalar("SELECT CAST(OCTET_LENGTH(?) AS SIGNED)")
+                .bind("x".repeat(40_000))
+                .fetch_one(&pool)
+                .await
+                .unwrap();
+            assert_eq!(length, 40_000);
+            fastest = fastest.min(begun.elapsed());
+        }
+        let flavor = server.flavor();
+        assert!(
+            fastest < Duration::from_millis(30),
+            "{flavor:?}: {fastest:?}"
+        );
+    }
+}
