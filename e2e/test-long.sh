@@ -17,6 +17,9 @@ printf '%s, %s cores, %s\n\n| what | figure |\n|---|---|\n' \
 
 # One test after the other: they measure, and each one may take all of the machine.
 cargo test -p relay --features long --tests "long_${ONLY:-}" -- --test-threads 1 --nocapture
+if [ "${ONLY:-pay}" = pay ]; then
+  cargo test -p pay-svc --features long --test it long_pay -- --test-threads 1 --nocapture
+fi
 # The cross: what the short forms do on one kind of server, on the other one, too.
 if [ -z "${ONLY:-}" ]; then
   TEST_DB=mysql cargo test -p relay --features long --test broker --test database --test operate \

@@ -353,8 +353,15 @@ async fn update(
         // Due now, and not NULL: a relay that finds it by its sweep then knows why the binlog did
         // not bring it. MySQL and MariaDB assign from left to right, so `status` comes last.
         Act::Retry => fresh_start(table),
-        Act::Discard => "status = 4".to_owned(),
-        Act::Restore => "status = 3, next_attempt_at = NULL".to_owned(),
+        Act::Discard => match table {
+            Table::Outbox { .. } => "status = 4".to_owned(),
+            // pay-svc keeps what was discarded as long as what was processed: from this moment on.
+            Table::Inbox => "status = 4, processed_at = UTC_TIMESTAMP(6)".to_owned(),
+        },
+        Act::Restore => match table {
+            Table::Outbox { .. } => "status = 3, next_attempt_at = NULL".to_owned(),
+            Table::Inbox => "status = 3, next_attempt_at = NULL, processed_at = NULL".to_owned(),
+        },
     };
     let mut query = QueryBuilder::<MySql>::new(format!(
         "UPDATE `{}` SET {set} WHERE {} IN (",

@@ -1,6 +1,6 @@
 //! What a fake provider was asked for, and what it took.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::Call;
 
@@ -14,7 +14,8 @@ pub struct Ledger {
     /// Calls under way, by order.
     under_way: HashMap<String, u32>,
     most_at_once: u32,
-    overlaps: usize,
+    /// Orders for which there was a call while another was under way.
+    overlapped: BTreeSet<String>,
     mismatched: usize,
     unreadable: usize,
 }
@@ -51,10 +52,10 @@ impl Ledger {
         self.charges.values().filter(|times| **times > 1).count()
     }
 
-    /// Calls for an order while another for the same order was under way.
+    /// Orders for which there was a call while another for the same order was under way.
     #[must_use]
-    pub fn overlaps(&self) -> usize {
-        self.overlaps
+    pub fn overlapped(&self) -> &BTreeSet<String> {
+        &self.overlapped
     }
 
     /// Calls that are not answered yet, nor given up.
@@ -90,7 +91,9 @@ impl Ledger {
     pub(super) fn begin(&mut self, call: &mut Call) -> bool {
         let under_way = self.under_way.entry(call.order_id.clone()).or_default();
         *under_way += 1;
-        self.overlaps += usize::from(*under_way > 1);
+        if *under_way > 1 {
+            self.overlapped.insert(call.order_id.clone());
+        }
         self.most_at_once = self.most_at_once.max(self.under_way());
         let asked = (
             call.order_id.clone(),

@@ -9,9 +9,12 @@ mod bench;
 mod messages;
 mod provider;
 
+mod broker_faults;
 mod http_provider;
+mod instances;
 mod intake;
 mod intake_faults;
+mod kills;
 mod payments_api;
 mod process;
 mod provider_outage;
