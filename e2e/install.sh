@@ -17,6 +17,10 @@ have mariadbd && have mariadb-install-db && have my_print_defaults ||
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || packages+=(rabbitmq-server)
 # For servers whose clock is set by a test.
 compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || packages+=(libfaketime)
+# For the examples of docs/writing-events.md.
+/usr/bin/python3 -c 'import pymysql, cryptography' 2>/dev/null ||
+  packages+=(python3-pymysql python3-cryptography)
+/usr/bin/php -m 2>/dev/null | grep -q pdo_mysql || packages+=(php-cli php-mysql)
 # For real MySQL, which Debian's stable releases do not carry.
 have debootstrap || packages+=(debootstrap)
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages+=(debian-archive-keyring)

@@ -8,6 +8,7 @@
 
 mod database;
 mod demo;
+mod examples;
 mod owner;
 mod product;
 mod proxy;
