@@ -7,8 +7,10 @@ use crate::idempotency::{IdempotencyKey, Known};
 use crate::order::Order;
 use crate::trace::Trace;
 
-/// Rows of one INSERT, at most; see [`statements`].
-const STATEMENT_MAX: usize = 64;
+/// Rows of one INSERT, at most; see [`statements`]. So many rows of common orders are shorter than a
+/// record of TLS, and go out in one write: see `svc_kit::database` for what two cost where Nagle's
+/// algorithm can't be turned off.
+const STATEMENT_MAX: usize = 32;
 /// Below [`STATEMENT_MAX`], INSERTs have a multiple of this many rows, or fewer than this.
 const STATEMENT_STEP: usize = 8;
 /// What a row takes besides its texts, roughly, in bytes.
@@ -181,7 +183,7 @@ pub fn from_first(first: &Wanted, placed: &Placed, later: &Wanted) -> Option<Pla
 }
 
 /// Splits rows into INSERTs of few different lengths: the server prepares and keeps a statement for
-/// each length, so fifteen of them instead of as many as a batch may have orders.
+/// each length, so eleven of them instead of as many as a batch may have orders.
 #[must_use]
 pub fn statements(rows: usize) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
@@ -322,7 +324,7 @@ mod tests {
         assert_eq!(statements(7).first(), Some(&(0..7)));
         assert_eq!(statements(8).first(), Some(&(0..8)));
         assert_eq!(statements(37), [0..32, 32..37]);
-        assert_eq!(statements(133), [0..64, 64..128, 128..133]);
+        assert_eq!(statements(133), [0..32, 32..64, 64..96, 96..128, 128..133]);
         let mut lengths = std::collections::BTreeSet::new();
         for rows in 1..=1000 {
             let ranges = statements(rows);
@@ -332,6 +334,6 @@ mod tests {
             );
             lengths.extend(ranges.iter().map(ExactSizeIterator::len));
         }
-        assert_eq!(lengths.len(), 15);
+        assert_eq!(lengths.len(), 11);
     }
 }

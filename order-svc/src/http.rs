@@ -176,8 +176,9 @@ fn read(headers: &HeaderMap, body: &[u8]) -> Result<OrderRequest, Problem> {
 async fn answer(api: Api, headers: &HeaderMap, request: OrderRequest) -> Result<Response, Problem> {
     let key = idempotency_key(headers)?;
     let order = Order::new(Uuid::now_v7(), OffsetDateTime::now_utc(), request);
-    let wanted = Wanted::new(order, key, Trace::of(headers));
-    match api.orders.place(wanted).await {
+    // The span ends with the answer.
+    let (trace, _span) = Trace::of(headers);
+    match api.orders.place(Wanted::new(order, key, trace)).await {
         Ok(Placed::New(receipt) | Placed::Again(receipt)) => Ok(created(receipt)),
         Ok(Placed::KeyReused) => Err(Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,
