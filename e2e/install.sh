@@ -21,6 +21,8 @@ compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || packages+=(lib
 /usr/bin/python3 -c 'import pymysql, cryptography' 2>/dev/null ||
   packages+=(python3-pymysql python3-cryptography)
 /usr/bin/php -m 2>/dev/null | grep -q pdo_mysql || packages+=(php-cli php-mysql)
+# The dashboards' expressions and the alert rules are tried on a real one.
+have prometheus && have promtool || packages+=(prometheus)
 # For real MySQL, which Debian's stable releases do not carry.
 have debootstrap || packages+=(debootstrap)
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages+=(debian-archive-keyring)

@@ -29,6 +29,7 @@ mod owner;
 pub mod port;
 pub mod product;
 mod program;
+pub mod prometheus;
 pub mod provider;
 pub mod proxy;
 pub mod rabbit;

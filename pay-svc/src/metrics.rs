@@ -5,6 +5,8 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
+use crate::settle::{ALREADY_PAID, IGNORED};
+
 /// Rows are counted up to here, so that a gauge never costs a full scan.
 pub const ROWS_COUNTED_MAX: i64 = 100_000;
 
@@ -21,6 +23,21 @@ const ORDER_TO_PAYMENT: &str = "order_to_payment_seconds";
 
 const LABEL_OUTCOME: &str = "outcome";
 const LABEL_CLASS: &str = "class";
+
+/// Values of the label `outcome`.
+const OUTCOMES: [&str; 4] = ["captured", "declined", ALREADY_PAID, IGNORED];
+/// Values of the label `class`: of failed tries, and of messages that are stored parked.
+const CLASSES: [&str; 9] = [
+    "malformed",
+    "unknown_type",
+    "provider_error",
+    "provider_unavailable",
+    "provider_timeout",
+    "settle",
+    "bad_message_id",
+    "id_conflict",
+    "truncated",
+];
 
 /// From a local round trip to an hour's outage.
 const ORDER_TO_PAYMENT_BUCKETS: [f64; 16] = [
@@ -59,7 +76,10 @@ impl Metrics {
     /// A name that is already registered.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let saturates = format!("Counting stops at {ROWS_COUNTED_MAX}.");
-        Ok(Self {
+        let order_to_payment =
+            HistogramOpts::new(ORDER_TO_PAYMENT, "From placing an order to its payment.")
+                .buckets(ORDER_TO_PAYMENT_BUCKETS.to_vec());
+        let metrics = Self {
             received: add(
                 registry,
                 IntCounter::new(RECEIVED, "Deliveries stored, duplicates included.")?,
@@ -120,14 +140,20 @@ impl Metrics {
                     "Age of the oldest parked message, 0 if none.",
                 )?,
             )?,
-            order_to_payment: add(
-                registry,
-                Histogram::with_opts(
-                    HistogramOpts::new(ORDER_TO_PAYMENT, "From placing an order to its payment.")
-                        .buckets(ORDER_TO_PAYMENT_BUCKETS.to_vec()),
-                )?,
-            )?,
-        })
+            order_to_payment: add(registry, Histogram::with_opts(order_to_payment)?)?,
+        };
+        metrics.start_labels();
+        Ok(metrics)
+    }
+
+    /// A counter that appears with its first failure shows no increase by it.
+    fn start_labels(&self) {
+        for outcome in OUTCOMES {
+            self.processed.with_label_values(&[outcome]).inc_by(0);
+        }
+        for class in CLASSES {
+            self.failed.with_label_values(&[class]).inc_by(0);
+        }
     }
 }
 

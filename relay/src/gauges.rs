@@ -90,8 +90,10 @@ async fn read_all(
         tracing::error!(error = %elsewhere, "the lock is on another server, giving it up");
         lock.lease.give_up();
     }
+    let began = Instant::now();
     let pending = read(&mut connection, table, 1, (&metrics.pending_rows, pending)).await?;
     let parked = read(&mut connection, table, 3, (&metrics.parked_rows, parked)).await?;
+    metrics.row_gauges_read.set(began.elapsed().as_secs_f64());
     connection.close().await?;
     Ok((pending, parked))
 }

@@ -9,6 +9,7 @@ use prometheus::{
     Registry,
 };
 
+use crate::config::Mode;
 use crate::route::Route;
 
 /// Who brought a row.
@@ -159,6 +160,8 @@ pub struct Metrics {
     failed: IntCounterVec,
     phase: IntGaugeVec,
     waiting_rows: IntGaugeVec,
+    mode: IntGaugeVec,
+    pub row_gauges_read: Gauge,
     /// The routes that `waiting_rows` shows.
     shown: Arc<Mutex<HashSet<[String; 2]>>>,
 }
@@ -275,6 +278,11 @@ impl Metrics {
                 &["exchange", "routing_key"],
                 "Rows waiting for a route that is shut; the 50 fullest",
             )?,
+            mode: r.gauges("mode", &["mode"], "1 for RELAY_MODE: cdc or poll")?,
+            row_gauges_read: r.seconds(
+                "row_gauges_read_seconds",
+                "Time that the last reading of the row gauges took at the database",
+            )?,
             shown: Arc::default(),
         };
         metrics.start_labels();
@@ -313,6 +321,14 @@ impl Metrics {
             self.phase
                 .with_label_values(&[phase.name()])
                 .set(i64::from(phase == now));
+        }
+    }
+
+    /// Shows how rows are to be found, so that polling can be told from having to poll.
+    pub fn set_mode(&self, mode: Mode) {
+        for (one, name) in [(Mode::Cdc, "cdc"), (Mode::Poll, "poll")] {
+            let shown = i64::from(one == mode);
+            self.mode.with_label_values(&[name]).set(shown);
         }
     }
 

@@ -60,6 +60,7 @@ impl Relay {
         readiness: Readiness,
     ) -> anyhow::Result<Self> {
         let metrics = Metrics::register(registry).context("registering metrics")?;
+        metrics.set_mode(config.mode);
         readiness.set_role(UNDECIDED);
         Ok(Self {
             config,

@@ -9,6 +9,7 @@
 mod database;
 mod demo;
 mod examples;
+mod observe;
 mod owner;
 mod product;
 mod proxy;

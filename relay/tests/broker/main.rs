@@ -17,3 +17,4 @@ mod short_of_memory;
 mod shut;
 mod slow;
 mod tls;
+mod truth;

@@ -13,6 +13,8 @@ mod backlog;
 mod bulk;
 mod chaos;
 mod cleanup;
+#[cfg(feature = "long")]
+mod gauges;
 mod hot;
 mod payloads;
 mod shut;
