@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use e2e::product::{self, Process};
-use e2e::{Db, port, shared, wait};
+use e2e::{Db, Management, Vhost, port, shared, wait};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection};
 
@@ -29,21 +29,8 @@ async fn through_a_relay(db: &Db) {
     db.create_user(&user, PASSWORD, &[rights]).await.unwrap();
     migrate(&database.url).await;
 
-    let rabbit = shared::rabbit().await;
-    let vhost = rabbit.create_vhost().await.unwrap();
-    let management = rabbit.management().unwrap();
-    let topic = json!({"type": "topic", "durable": true});
-    let exchange = format!("exchanges/{}/order-exchange", vhost.name);
-    management.put(&exchange, &topic).await.unwrap();
-    let classic = json!({});
-    management
-        .declare_queue(&vhost.name, "all", classic)
-        .await
-        .unwrap();
-    management
-        .bind(&vhost.name, "order-exchange", "all", "#")
-        .await
-        .unwrap();
+    let vhost = queue_for_all().await;
+    let management = shared::rabbit().await.management().unwrap();
     let admin = format!("127.0.0.1:{}", port::free().unwrap());
     let env = [
         ("DATABASE_URL", database.url.as_str()),
@@ -80,19 +67,7 @@ async fn through_a_relay(db: &Db) {
         queue.is_some_and(|queue| queue.total == 3)
     })
     .await;
-    let get = json!({"count": 10, "ackmode": "ack_requeue_false", "encoding": "auto"});
-    let path = format!("queues/{}/all/get", vhost.name);
-    let arrived = management.post(&path, &get).await.unwrap();
-    let notes: BTreeMap<String, Value> = arrived
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|message| {
-            let body: Value = serde_json::from_str(message["payload"].as_str().unwrap()).unwrap();
-            let note = body["note"].as_str().unwrap().to_owned();
-            (note, message["properties"]["type"].clone())
-        })
-        .collect();
+    let notes = notes(&management, &vhost).await;
     let names: Vec<&str> = notes.keys().map(String::as_str).collect();
     assert_eq!(names, ["php", "plain SQL", "python"], "{}", relay.log());
     assert!(notes.values().all(|kind| kind == "order.noted.v1"));
@@ -105,6 +80,43 @@ async fn through_a_relay(db: &Db) {
     .unwrap();
     assert_eq!((delayed.0, delayed.1), (1, 59), "it is to wait for an hour");
     assert!(delayed.2.contains("traceparent"));
+}
+
+/// A virtual host whose queue "all" takes whatever comes to the exchange.
+async fn queue_for_all() -> Vhost {
+    let rabbit = shared::rabbit().await;
+    let vhost = rabbit.create_vhost().await.unwrap();
+    let management = rabbit.management().unwrap();
+    let topic = json!({"type": "topic", "durable": true});
+    let exchange = format!("exchanges/{}/order-exchange", vhost.name);
+    management.put(&exchange, &topic).await.unwrap();
+    let classic = json!({});
+    management
+        .declare_queue(&vhost.name, "all", classic)
+        .await
+        .unwrap();
+    management
+        .bind(&vhost.name, "order-exchange", "all", "#")
+        .await
+        .unwrap();
+    vhost
+}
+
+/// What arrived: the note in each body, and the message's type.
+async fn notes(management: &Management, vhost: &Vhost) -> BTreeMap<String, Value> {
+    let get = json!({"count": 10, "ackmode": "ack_requeue_false", "encoding": "auto"});
+    let path = format!("queues/{}/all/get", vhost.name);
+    let arrived = management.post(&path, &get).await.unwrap();
+    arrived
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|message| {
+            let body: Value = serde_json::from_str(message["payload"].as_str().unwrap()).unwrap();
+            let note = body["note"].as_str().unwrap().to_owned();
+            (note, message["properties"]["type"].clone())
+        })
+        .collect()
 }
 
 async fn migrate(url: &str) {
