@@ -3,15 +3,23 @@
 //! because it is in the rows. Who records the failure of a row of a bulk parks those of its rows that
 //! were not tried yet, in the same transaction: see [`stop`].
 
+mod hold;
+mod start;
+
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
-use sqlx::{MySql, MySqlConnection, QueryBuilder};
+use sqlx::mysql::MySqlRow;
+use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _};
 use utoipa::ToSchema;
 
-use crate::act::By;
+pub use hold::{active, stop};
+
 use crate::audit::Last;
 use crate::console::{Console, unit};
 use crate::error::Error;
 use crate::filter::Filter;
+use crate::row::{text, time};
 use crate::statement::push_key;
 use crate::table::{Key, Table};
 
@@ -66,6 +74,38 @@ pub enum BulkState {
     Stopped,
     /// A person ended it; what was not tried is parked.
     Cancelled,
+}
+
+impl BulkState {
+    /// The word in the column.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Filling => "filling",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    fn parse(name: &str) -> Result<Self, sqlx::Error> {
+        [
+            Self::Filling,
+            Self::Running,
+            Self::Paused,
+            Self::Stopped,
+            Self::Cancelled,
+        ]
+        .into_iter()
+        .find(|state| state.name() == name)
+        .ok_or_else(|| sqlx::Error::Protocol(format!("a bulk has the state {name:?}")))
+    }
+
+    /// Its rows go as their time comes.
+    const fn is_active(self) -> bool {
+        matches!(self, Self::Filling | Self::Running)
+    }
 }
 
 /// A bulk and how far it is.
@@ -163,30 +203,21 @@ pub enum BulkOutcome {
 }
 
 impl Console {
-    /// Begins a bulk, without rows; [`Console::bulk_fill`] puts them in. `None`: no row matches.
-    ///
-    /// # Errors
-    /// A plan that can't work, and the database's.
-    pub async fn bulk_start(&self, plan: &Plan, by: &By) -> Result<u64, Error> {
-        let (_, _) = (plan, by.checked()?);
-        Err(std::future::ready(Error::Silent).await)
-    }
-
-    /// Puts the rows into a bulk that was begun; returns how many.
-    ///
-    /// # Errors
-    /// The database's; what is in by then goes its way.
-    pub async fn bulk_fill(&self, id: u64) -> Result<u64, Error> {
-        let _ = id;
-        Err(std::future::ready(Error::Silent).await)
-    }
-
     /// The newest bulks, without progress.
     ///
     /// # Errors
     /// The database's.
     pub async fn bulks(&self) -> Result<Vec<Bulk>, Error> {
-        Err(std::future::ready(Error::Silent).await)
+        let console = self.clone();
+        unit(async move {
+            let mut connection = console.connection().await?;
+            let mut query = select(console.table());
+            query.push(format!(" ORDER BY id DESC LIMIT {BULKS_SHOWN}"));
+            let rows = query.build().fetch_all(&mut *connection).await?;
+            let bulks: Result<_, sqlx::Error> = rows.iter().map(bulk_of).collect();
+            Ok(bulks?)
+        })
+        .await
     }
 
     /// One bulk and how far it is.
@@ -194,18 +225,85 @@ impl Console {
     /// # Errors
     /// The database's.
     pub async fn bulk(&self, id: u64) -> Result<Option<Bulk>, Error> {
-        let _ = id;
-        Err(std::future::ready(Error::Silent).await)
+        let console = self.clone();
+        unit(async move {
+            let mut connection = console.connection().await?;
+            let mut query = select(console.table());
+            query.push(" WHERE id = ").push_bind(id);
+            let found = query.build().fetch_optional(&mut *connection).await?;
+            let Some(found) = found else { return Ok(None) };
+            let mut bulk = bulk_of(&found)?;
+            bulk.progress = Some(progress(&mut connection, console.table(), id).await?);
+            Ok(Some(bulk))
+        })
+        .await
     }
+}
 
-    /// Pauses, resumes or cancels a bulk.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn bulk_act(&self, id: u64, act: BulkAct, by: &By) -> Result<BulkOutcome, Error> {
-        let (_, _, _) = (id, act, by.checked()?);
-        unit(async { Err(Error::Silent) }).await
-    }
+fn select(table: &Table) -> QueryBuilder<MySql> {
+    QueryBuilder::new(format!(
+        "SELECT id, state, actor, reason, filter, canary, canary_wait_us, interval_us, stopped_by, \
+         started_at, changed_at FROM `{}_bulks`",
+        table.name()
+    ))
+}
+
+fn bulk_of(row: &MySqlRow) -> Result<Bulk, sqlx::Error> {
+    let filter = text(row, 4)?.unwrap_or_default();
+    let interval: u64 = row.try_get(7)?;
+    Ok(Bulk {
+        id: row.try_get(0)?,
+        state: BulkState::parse(&text(row, 1)?.unwrap_or_default())?,
+        actor: text(row, 2)?.unwrap_or_default(),
+        reason: text(row, 3)?,
+        filter: serde_json::from_str::<Filter>(&filter).map_or(filter, |filter| filter.told()),
+        canary: row.try_get(5)?,
+        canary_wait: Duration::from_micros(row.try_get(6)?).as_secs_f64(),
+        rate: match interval {
+            0 => 0.0,
+            micros => 1.0 / Duration::from_micros(micros).as_secs_f64(),
+        },
+        stopped_by: text(row, 8)?,
+        started_at: time(row, 9),
+        changed_at: time(row, 10),
+        progress: None,
+    })
+}
+
+/// Counted anew each time: the rows are the only state.
+async fn progress(
+    connection: &mut MySqlConnection,
+    table: &Table,
+    id: u64,
+) -> Result<Progress, sqlx::Error> {
+    const WAITS: &str =
+        "t.status = 1 AND b.due_at > UTC_TIMESTAMP(6) AND t.next_attempt_at = b.due_at";
+    let mut query = QueryBuilder::<MySql>::new(format!(
+        "SELECT COUNT(*), COUNT(IF({WAITS}, 1, NULL)), COUNT(IF(t.status = 1, 1, NULL)), \
+         COUNT(IF(t.status = 2, 1, NULL)), \
+         COUNT(IF(t.status = 3 AND b.due_at IS NOT NULL, 1, NULL)), \
+         COUNT(IF(t.status = 3 AND b.due_at IS NULL, 1, NULL)), \
+         COUNT(IF(t.status = 4, 1, NULL)), COUNT(IF(t.status IS NULL, 1, NULL)), \
+         MAX(IF({WAITS}, b.due_at, NULL)) \
+         FROM `{0}_bulk_rows` b LEFT JOIN `{0}` t ON t.{1} = b.row_key WHERE b.bulk_id = ",
+        table.name(),
+        table.key_column()
+    ));
+    query.push_bind(id);
+    let row = query.build().fetch_one(connection).await?;
+    let count = |index: usize| row.try_get::<i64, _>(index).map(i64::unsigned_abs);
+    let waiting = count(1)?;
+    Ok(Progress {
+        rows: count(0)?,
+        waiting,
+        trying: count(2)?.saturating_sub(waiting),
+        done: count(3)?,
+        failed: count(4)?,
+        held: count(5)?,
+        discarded: count(6)?,
+        gone: count(7)?,
+        last_due_at: time(&row, 8),
+    })
 }
 
 /// The bulks a row is part of.

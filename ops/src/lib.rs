@@ -25,6 +25,7 @@ pub mod cli;
 pub mod http;
 pub mod page;
 
+mod csv;
 mod payload;
 mod statement;
 

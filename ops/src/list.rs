@@ -1,6 +1,7 @@
 //! Lists, page by page. A page looks at a bounded number of rows, whatever the filter and however
 //! large the table.
 
+use sqlx::mysql::MySqlRow;
 use sqlx::{MySql, QueryBuilder, Row as _};
 
 use crate::console::{Connection, Console, unit};
@@ -139,8 +140,11 @@ impl Reader<'_> {
         self.push_order(&mut query, window);
         query.push(format!(" LIMIT 1 OFFSET {}", count.saturating_sub(1)));
         let found = query.build().fetch_optional(&mut **connection).await?;
-        let Some(row) = found else { return Ok(None) };
-        Ok(Some(match self.table {
+        found.map(|row| self.place_of(&row)).transpose()
+    }
+
+    fn place_of(&self, row: &MySqlRow) -> Result<Cursor, sqlx::Error> {
+        Ok(match self.table {
             Table::Outbox { .. } => Cursor {
                 micros: 0,
                 key: Key::Id(row.try_get(0)?),
@@ -149,7 +153,33 @@ impl Reader<'_> {
                 key: Key::Message(row.try_get_unchecked(0)?),
                 micros: row.try_get(1)?,
             },
-        }))
+        })
+    }
+
+    /// As [`Reader::rows`], but only where they are.
+    pub(crate) async fn places(
+        &self,
+        connection: &mut Connection,
+        window: &Window,
+        end: Option<&Cursor>,
+        limit: u32,
+    ) -> Result<Vec<Cursor>, sqlx::Error> {
+        let mut query = self.select(self.place_columns(), window);
+        if let Some(end) = end {
+            self.push_until(&mut query, window.order, end);
+        }
+        push_filter(&mut query, self.table, self.filter);
+        self.push_order(&mut query, window);
+        query.push(format!(" LIMIT {limit}"));
+        let found = query.build().fetch_all(&mut **connection).await?;
+        found.iter().map(|row| self.place_of(row)).collect()
+    }
+
+    fn place_columns(&self) -> &'static str {
+        match self.table {
+            Table::Outbox { .. } => "t.id",
+            Table::Inbox => "t.message_id, TIMESTAMPDIFF(MICROSECOND, '1970-01-01', t.received_at)",
+        }
     }
 
     async fn rows(

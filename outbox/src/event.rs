@@ -209,14 +209,32 @@ pub async fn write_all(
         event.validate()?;
     }
     for range in statement::ranges(events.iter().map(Event::size)) {
-        insert(tx, &events[range]).await?;
+        insert(tx, "outbox", &events[range]).await?;
     }
     Ok(events.iter().map(|event| event.message_id).collect())
 }
 
-async fn insert(tx: &mut Transaction<'_, MySql>, events: &[Event]) -> Result<(), sqlx::Error> {
+/// As [`write()`], into an outbox with another name, which must need no quoting beyond backticks.
+///
+/// # Errors
+/// As [`write()`].
+pub async fn write_into(
+    tx: &mut Transaction<'_, MySql>,
+    table: &str,
+    event: &Event,
+) -> Result<Uuid, WriteError> {
+    event.validate()?;
+    insert(tx, table, std::slice::from_ref(event)).await?;
+    Ok(event.message_id)
+}
+
+async fn insert(
+    tx: &mut Transaction<'_, MySql>,
+    table: &str,
+    events: &[Event],
+) -> Result<(), sqlx::Error> {
     let sql = format!(
-        "INSERT INTO `outbox` (`message_id`, `aggregate_type`, `aggregate_id`, `event_type`, \
+        "INSERT INTO `{table}` (`message_id`, `aggregate_type`, `aggregate_id`, `event_type`, \
          `exchange`, `routing_key`, `content_type`, `headers`, `payload`, `next_attempt_at`) VALUES {}",
         statement::rows(
             "(?, ?, ?, ?, COALESCE(?, DEFAULT(`exchange`)), ?, \

@@ -1,12 +1,32 @@
-//! The JSON API under `/ops/api`, and everything else below `/ops`.
+//! The JSON API under `/ops/api`: Bearer tokens alone, so that no other site can act through a
+//! browser. Viewers look, operators act; nothing is anonymous.
 
-use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::any;
+mod actions;
+mod bulks;
+mod openapi;
+mod request;
+mod rows;
+
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::header::{CACHE_CONTROL, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use axum::{Extension, Json, Router};
+use serde::Serialize;
 use svc_kit::http::Problem;
+use svc_kit::ops::{Person, Role};
+use utoipa::ToSchema;
 
+use crate::act::By;
 use crate::console::Console;
+use crate::error::Error;
 use crate::page;
+pub use request::BODY_MAX;
+
+/// The longest body of an edit, in bytes.
+pub const EDIT_BODY_MAX: usize = 1 << 20;
 
 /// `/ops` and everything below it. Without anybody who has a token it is off.
 pub fn router(console: &Console) -> Router {
@@ -15,15 +35,143 @@ pub fn router(console: &Console) -> Router {
             .route("/ops", any(off))
             .route("/ops/{*rest}", any(off));
     }
-    page::router(console)
+    page::router(console).merge(api(console))
+}
+
+fn api(console: &Console) -> Router {
+    Router::new()
+        .route("/ops/openapi.json", get(openapi::document))
+        .route("/ops/api/me", get(me))
+        .route("/ops/api/rows", get(rows::list))
+        .route("/ops/api/groups", get(rows::groups))
+        .route("/ops/api/rows/{key}", get(rows::detail))
+        .route("/ops/api/rows/{key}/retry", post(rows::retry_one))
+        .route("/ops/api/rows/{key}/discard", post(rows::discard_one))
+        .route("/ops/api/rows/{key}/restore", post(rows::restore_one))
+        .route("/ops/api/rows/{key}/note", post(rows::note))
+        .route("/ops/api/retry", post(rows::retry))
+        .route("/ops/api/discard", post(rows::discard))
+        .route("/ops/api/restore", post(rows::restore))
+        .route("/ops/api/bulks", get(bulks::list).post(bulks::start))
+        .route("/ops/api/bulks/{id}", get(bulks::show))
+        .route("/ops/api/bulks/{id}/pause", post(bulks::pause))
+        .route("/ops/api/bulks/{id}/resume", post(bulks::resume))
+        .route("/ops/api/bulks/{id}/cancel", post(bulks::cancel))
+        .route("/ops/api/actions", get(actions::list))
+        .route("/ops/api/actions.csv", get(actions::csv))
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .merge(
+            Router::new()
+                .route("/ops/api/rows/{key}/edit", post(rows::edit))
+                .layer(DefaultBodyLimit::max(EDIT_BODY_MAX)),
+        )
+        .route("/ops/api", any(nothing))
+        .route("/ops/api/{*rest}", any(nothing))
+        .method_not_allowed_fallback(async || {
+            let title = "The path does not take this method";
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", title)
+        })
+        .layer(from_fn_with_state(console.clone(), admit))
+        .with_state(console.clone())
+}
+
+/// Who may come in: whoever has a token may look, an operator may act.
+async fn admit(State(console): State<Console>, mut request: Request, next: Next) -> Response {
+    let looks = [Method::GET, Method::HEAD].contains(request.method());
+    let person = match console.tokens().bearer(request.headers()) {
+        None => {
+            let title = "A token is needed";
+            return Refusal(Problem::new(StatusCode::UNAUTHORIZED, "no_token", title))
+                .into_response();
+        }
+        Some(person) if looks || person.role >= Role::Operator => person.clone(),
+        Some(_) => {
+            let title = "The token is not an operator's";
+            let status = StatusCode::FORBIDDEN;
+            return Refusal(Problem::new(status, "not_an_operator", title)).into_response();
+        }
+    };
+    request.extensions_mut().insert(person);
+    let mut answer = next.run(request).await;
+    let headers = answer.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
+/// What was not done, and why.
+#[derive(Debug)]
+struct Refusal(Problem);
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self(problem)
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(err: Error) -> Self {
+        Self(err.problem())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let is_challenge = self.0.status == StatusCode::UNAUTHORIZED;
+        let mut answer = self.0.into_response();
+        if is_challenge {
+            let bearer = HeaderValue::from_static("Bearer");
+            answer.headers_mut().insert(WWW_AUTHENTICATE, bearer);
+        }
+        answer
+    }
+}
+
+/// Who asks.
+#[derive(Debug, Serialize, ToSchema)]
+struct Me {
+    /// The name in the audit.
+    name: String,
+    /// `viewer` or `operator`.
+    role: &'static str,
+    /// Is edit-and-retry on?
+    allows_edit: bool,
+    /// `outbox` or `inbox`, or the name the outbox has here.
+    table: String,
+}
+
+/// Tells who the token belongs to.
+#[utoipa::path(get, path = "/ops/api/me", tag = "who",
+    responses(
+        (status = 200, description = "The person", body = Me),
+        (status = "4XX", description = "No token (401)", body = openapi::Problem,
+         content_type = "application/problem+json"),
+    ), security(("token" = [])))]
+async fn me(State(console): State<Console>, Extension(person): Extension<Person>) -> Json<Me> {
+    std::future::ready(Json(Me {
+        name: person.name,
+        role: match person.role {
+            Role::Viewer => "viewer",
+            Role::Operator => "operator",
+        },
+        allows_edit: console.allows_edit(),
+        table: console.table().name().to_owned(),
+    }))
+    .await
+}
+
+fn by(person: &Person, reason: Option<String>) -> By {
+    By {
+        actor: person.name.clone(),
+        reason,
+    }
 }
 
 async fn off() -> Problem {
-    let status = StatusCode::NOT_FOUND;
-    std::future::ready(Problem::new(
-        status,
-        "ops_off",
-        "/ops is off; OPS_TOKENS turns it on",
-    ))
-    .await
+    let title = "/ops is off; OPS_TOKENS turns it on";
+    std::future::ready(Problem::new(StatusCode::NOT_FOUND, "ops_off", title)).await
+}
+
+async fn nothing() -> Problem {
+    let title = "There is nothing at this path";
+    std::future::ready(Problem::new(StatusCode::NOT_FOUND, "not_found", title)).await
 }

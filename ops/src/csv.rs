@@ -1,0 +1,71 @@
+//! The audit for spreadsheets.
+
+use crate::audit::{Action, Actions};
+
+const HEADER: &str = "id,at,actor,action,target,reason,before,after\r\n";
+
+impl Actions {
+    /// As RFC 4180, with a header.
+    #[must_use]
+    pub fn csv(&self) -> String {
+        let mut out = HEADER.to_owned();
+        for action in &self.actions {
+            let Action {
+                id,
+                at,
+                actor,
+                action,
+                target,
+                reason,
+                before,
+                after,
+            } = action;
+            out.push_str(&id.to_string());
+            let texts = [
+                at.as_deref(),
+                Some(actor),
+                Some(action),
+                Some(target),
+                reason.as_deref(),
+                before.as_deref(),
+                after.as_deref(),
+            ];
+            for text in texts {
+                out.push(',');
+                push_field(&mut out, text.unwrap_or_default());
+            }
+            out.push_str("\r\n");
+        }
+        out
+    }
+}
+
+/// Always quoted. A text that a spreadsheet would take for a formula begins with an apostrophe.
+fn push_field(out: &mut String, text: &str) {
+    out.push('"');
+    if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) {
+        out.push('\'');
+    }
+    out.push_str(&text.replace('"', "\"\""));
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_quoted_and_formulas_are_texts() {
+        let field = |text: &str| {
+            let mut out = String::new();
+            push_field(&mut out, text);
+            out
+        };
+        assert_eq!(field(""), r#""""#);
+        assert_eq!(field("a,\"b\"\r\nc"), "\"a,\"\"b\"\"\r\nc\"");
+        for formula in ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\r=1", "\n=1"] {
+            assert!(field(formula).starts_with("\"'"), "{formula:?}");
+        }
+        assert_eq!(field("a=1"), "\"a=1\"");
+    }
+}
