@@ -33,6 +33,8 @@ impl Account {
             "SELECT, UPDATE ON orders.outbox_fence",
             "SELECT, INSERT, DELETE ON orders.outbox_attempts",
             "SELECT, INSERT, DELETE ON orders.outbox_pauses",
+            "SELECT, INSERT, UPDATE ON orders.outbox_bulks",
+            "SELECT, INSERT, UPDATE ON orders.outbox_bulk_rows",
             "SELECT, INSERT ON orders.operator_actions",
         ],
         logs_less: true,
@@ -44,6 +46,8 @@ impl Account {
         grants: &[
             "SELECT, INSERT, UPDATE, DELETE ON payments.inbox",
             "SELECT, INSERT, DELETE ON payments.inbox_attempts",
+            "SELECT, INSERT, UPDATE ON payments.inbox_bulks",
+            "SELECT, INSERT, UPDATE ON payments.inbox_bulk_rows",
             "SELECT, INSERT, UPDATE ON payments.payments",
             "SELECT, INSERT ON payments.operator_actions",
         ],

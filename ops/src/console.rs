@@ -20,6 +20,14 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// Tries of a write that meets a deadlock or a lock somebody holds.
 const TRIES: u32 = 5;
 
+/// The setting of a console that a service takes beside its tokens.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct ConsoleArgs {
+    /// Let operators write a new message from a parked one (needs INSERT on the table)
+    #[arg(long, env = "OPS_ALLOW_EDIT")]
+    pub ops_allow_edit: bool,
+}
+
 /// What a console needs to know beside its table.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {

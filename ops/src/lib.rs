@@ -30,7 +30,7 @@ mod payload;
 mod statement;
 
 pub use act::{By, Outcome};
-pub use console::{Console, Settings};
+pub use console::{Console, ConsoleArgs, Settings};
 pub use error::Error;
 pub use filter::{Filter, Order, PageAsk, State};
 pub use http::router;

@@ -11,7 +11,7 @@ use svc_kit::boot::ConfigError;
 use svc_kit::database::DatabaseUrl;
 use svc_kit::ops::Tokens;
 use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
-use svc_kit::telemetry::LogArgs;
+use svc_kit::telemetry::{LogArgs, LogFormat};
 
 use self::provider::ProviderArgs;
 pub use self::provider::ProviderSettings;
@@ -43,6 +43,12 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Create or update the tables of this service
     Migrate(MigrateArgs),
+    /// Look at messages that need a person, retry, discard or edit them, one by one or in bulk
+    ///
+    /// Exit code 0: done; 1: not done (another state, no such message), or the database could not be
+    /// asked; 64: wrong usage.
+    #[command(subcommand)]
+    Parked(ops::cli::Verb<ParkedArgs>),
 }
 
 /// The settings of `run`.
@@ -57,6 +63,8 @@ pub struct RunArgs {
     amqp: AmqpArgs,
     #[command(flatten)]
     admin: AdminArgs<ADMIN_PORT>,
+    #[command(flatten)]
+    console: ops::ConsoleArgs,
     /// Address of the payments API
     #[arg(long, env = "LISTEN_ADDR", value_name = "IP:PORT",
           default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, LISTEN_PORT)))]
@@ -143,6 +151,30 @@ pub struct MigrateArgs {
     pub print: bool,
 }
 
+/// Where the inbox is, for the verbs of `parked`.
+#[derive(Debug, Args)]
+pub struct ParkedArgs {
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// As of `run`: a message that is due so soon may be claimed by a worker
+    #[arg(long, env = "PAY_PROVIDER_TIMEOUT", value_name = "DURATION", default_value = "10s",
+          value_parser = duration)]
+    provider_timeout: Duration,
+}
+
+impl ops::cli::Source for ParkedArgs {
+    fn log_format(&self) -> LogFormat {
+        self.log.log_format
+    }
+
+    fn resolve(&self) -> Result<(ops::Table, DatabaseUrl, Duration), ConfigError> {
+        let lease = self.provider_timeout + worker::SETTLE_TIME;
+        Ok((ops::Table::Inbox, self.database.resolve()?, lease))
+    }
+}
+
 /// Everything `run` needs, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -156,8 +188,10 @@ pub struct Config {
     pub listen_addr: SocketAddr,
     /// Address of the admin listener.
     pub admin_addr: SocketAddr,
-    /// Who may put messages in by hand.
+    /// Who may put messages in by hand, and use the console.
     pub tokens: Tokens,
+    /// The console may edit and retry.
+    pub allow_edit: bool,
     /// How to consume.
     pub intake: consumer::Settings,
     /// How many workers.
@@ -190,6 +224,7 @@ impl RunArgs {
             listen_addr: self.listen_addr,
             admin_addr: self.admin.admin_addr,
             tokens: self.admin.ops_tokens()?,
+            allow_edit: self.console.ops_allow_edit,
             intake: self.intake.resolve()?,
             workers,
             work: self.resolve_work(claim_max)?,

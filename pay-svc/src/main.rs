@@ -11,6 +11,7 @@ fn main() -> Exit {
     let done = match boot::parse_args::<Cli>().command {
         Command::Run(args) => run(&args),
         Command::Migrate(args) => apply_migrations(&args),
+        Command::Parked(verb) => ops::cli::run(&verb),
     };
     boot::conclude("pay-svc", done)
 }

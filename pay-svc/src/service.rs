@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::provider::{Http, Provider, Simulated};
 use crate::prune;
 use crate::store::Store;
-use crate::worker::Worker;
+use crate::worker::{self, Worker};
 
 /// A service whose listeners are bound.
 pub struct Service {
@@ -89,11 +89,12 @@ pub async fn build_with(
         .await
         .map_err(|err| cannot_bind(&err))?;
     let addr = listener.local_addr().map_err(|err| cannot_bind(&err))?;
+    let console = console(&config);
     let admin = Admin::bind(
         config.admin_addr,
         readiness.clone(),
         registry,
-        Router::new(),
+        ops::router(&console),
     )?;
     Ok(Service {
         config,
@@ -107,6 +108,16 @@ pub async fn build_with(
         admin,
         app,
     })
+}
+
+/// The operators' console, on the admin listener.
+fn console(config: &Config) -> ops::Console {
+    let settings = ops::Settings {
+        tokens: config.tokens.clone(),
+        allow_edit: config.allow_edit,
+        lease: config.work.provider_timeout + worker::SETTLE_TIME,
+    };
+    ops::Console::new(ops::Table::Inbox, config.database.clone(), settings)
 }
 
 impl Service {

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use ops::table::Key;
+use ops::{Table, bulk};
 use outbox::row::InboxStatus;
 use sqlx::{AssertSqlSafe, Connection as _, MySql, MySqlPool, Transaction};
 use uuid::Uuid;
@@ -263,6 +265,7 @@ async fn write_failures(
     tx: &mut Transaction<'_, MySql>,
     settlements: &[&Settlement],
 ) -> Result<(), sqlx::Error> {
+    let mut why: Option<String> = None;
     for settlement in settlements {
         let Verdict::Failed {
             class,
@@ -272,6 +275,8 @@ async fn write_failures(
         else {
             continue;
         };
+        // The class first, as in the outbox: the console groups by it.
+        let text = format!("{}: {text}", class.name());
         let text: String = text.chars().take(ERROR_MAX).collect();
         sqlx::query(
             "INSERT INTO inbox_attempts (message_id, attempt, class, error) VALUES (?, ?, ?, ?)",
@@ -301,6 +306,27 @@ async fn write_failures(
         .bind(&settlement.due.message_id)
         .execute(&mut **tx)
         .await?;
+        why.get_or_insert(text);
+    }
+    match why {
+        Some(why) => stop_bulks(tx, settlements, &why).await,
+        None => Ok(()),
+    }
+}
+
+/// A message of a bulk that fails again holds back those of the bulk that were not tried yet.
+async fn stop_bulks(
+    tx: &mut Transaction<'_, MySql>,
+    settlements: &[&Settlement],
+    why: &str,
+) -> Result<(), sqlx::Error> {
+    let failed: Vec<Key> = settlements
+        .iter()
+        .filter(|s| matches!(s.verdict, Verdict::Failed { .. }))
+        .map(|s| Key::Message(s.due.message_id.clone()))
+        .collect();
+    for bulk in bulk::active(tx, &Table::Inbox, &failed).await? {
+        bulk::stop(tx, &Table::Inbox, bulk, ("pay-svc", why)).await?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ::ops::{Console, ConsoleArgs, Settings, Table};
 use clap::{Args, ValueEnum};
 use svc_kit::amqp::{Amqp, AmqpArgs};
 use svc_kit::boot::ConfigError;
@@ -57,6 +58,9 @@ pub struct RunArgs {
     /// The admin listener.
     #[command(flatten)]
     pub admin: AdminArgs<9764>,
+    /// The operators' console.
+    #[command(flatten)]
+    pub console: ConsoleArgs,
     /// A label for logs and the broker's connection list
     #[arg(long, env = "RELAY_NAME", default_value = "outbox")]
     pub name: String,
@@ -195,7 +199,33 @@ impl TableArgs {
     }
 }
 
+impl ::ops::cli::Source for TableArgs {
+    fn log_format(&self) -> LogFormat {
+        self.log_format
+    }
+
+    fn resolve(&self) -> Result<(Table, DatabaseUrl, Duration), ConfigError> {
+        let OutboxTable { url, name } = Self::resolve(self)?;
+        Ok((Table::Outbox { name }, url, Duration::ZERO))
+    }
+}
+
 impl RunArgs {
+    /// The operators' console.
+    ///
+    /// # Errors
+    /// The field, what is wrong with it and the mend.
+    pub fn console(&self) -> Result<Console, ConfigError> {
+        let OutboxTable { url, name } = self.table.resolve()?;
+        let settings = Settings {
+            tokens: self.admin.ops_tokens()?,
+            allow_edit: self.console.ops_allow_edit,
+            // The relay claims no rows: what it has in hand it marks under the row's state.
+            lease: Duration::ZERO,
+        };
+        Ok(Console::new(Table::Outbox { name }, url, settings))
+    }
+
     /// Checks what belongs together.
     ///
     /// # Errors
@@ -215,8 +245,6 @@ impl RunArgs {
                 });
             }
         }
-        // Nobody is let in yet, but a list that can't be parsed must not wait to be noticed.
-        self.admin.ops_tokens()?;
         if self.backoff_max < self.backoff_min {
             return Err(ConfigError {
                 field: "RELAY_BACKOFF_MAX".into(),

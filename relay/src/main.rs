@@ -49,6 +49,12 @@ enum Command {
     ///
     /// Exit code 0: done; 1: it is not paused, or the database could not be asked; 64: wrong usage.
     Resume(Box<ResumeArgs>),
+    /// Look at rows that need a person, retry, discard or edit them, one by one or in bulk
+    ///
+    /// Exit code 0: done; 1: not done (another state, no such row), or the database could not be asked;
+    /// 64: wrong usage.
+    #[command(subcommand)]
+    Parked(::ops::cli::Verb<TableArgs>),
     /// Send messages again that were sent in a span of time, for a consumer that lost them
     ///
     /// Rows with --from <= sent_at < --to go again in the order of their ids, each with its old message
@@ -87,6 +93,7 @@ fn main() -> Exit {
         Command::Status(args) => status(&args),
         Command::Pause(args) => act(&args.target.table, args.resolve(), Action::pause),
         Command::Resume(args) => act(&args.target.table, args.resolve(), Action::resume),
+        Command::Parked(verb) => ::ops::cli::run(&verb),
         Command::Replay(args) => replay(*args),
         Command::Audit(args) => audit(&args),
         Command::Migrate { table, print } => migrate(&table, print),
@@ -97,13 +104,19 @@ fn main() -> Exit {
 fn run(args: RunArgs) -> anyhow::Result<Exit> {
     telemetry::init(args.table.log_format);
     let admin_addr = args.admin.admin_addr;
+    let console = args.console()?;
     let config = args.resolve()?;
     let registry = Registry::new();
     let readiness = Readiness::new(&CONDITIONS);
     boot::block_on(async {
         let stop = signals::listen(config.drain_timeout)?;
         let relay = Relay::build(config, &registry, readiness.clone())?;
-        let _admin = Admin::bind(admin_addr, readiness, registry.clone(), axum::Router::new())?;
+        let _admin = Admin::bind(
+            admin_addr,
+            readiness,
+            registry.clone(),
+            ::ops::router(&console),
+        )?;
         Ok(relay.run(stop, Systemd::from_env()).await?)
     })
 }

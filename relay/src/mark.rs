@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use ::ops::table::Key;
+use ::ops::{Table, bulk};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, MySqlTransaction};
 use svc_kit::database::{Fault, classify};
@@ -281,6 +283,12 @@ async fn record_failure(
         Next::Park => (3, None),
     };
     let error = cut(&format!("{}: {}", failure.reason.name(), failure.text));
+    let outbox = Table::Outbox {
+        name: table.to_owned(),
+    };
+    let key = Key::Id(failure.row.id.id);
+    // Before the row is locked, as whoever acts on a bulk does it.
+    let bulks = bulk::active(tx, &outbox, std::slice::from_ref(&key)).await?;
     let statement = format!(
         "UPDATE `{table}` SET status = ?, attempts = ?, last_error = ?, \
          next_attempt_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND \
@@ -311,8 +319,11 @@ async fn record_failure(
         .bind(&error)
         .execute(&mut **tx)
         .await?;
+    for bulk in bulks {
+        bulk::stop(tx, &outbox, bulk, ("relay", &error)).await?;
+    }
     if failure.next == Next::Park {
-        record_parking(tx, failure, &error).await?;
+        record_parking(tx, &outbox.target(&key), &error).await?;
     }
     Ok(())
 }
@@ -320,14 +331,14 @@ async fn record_failure(
 /// Parking lets the later messages of the key overtake: that is an action, so it is in the audit.
 async fn record_parking(
     tx: &mut MySqlTransaction<'_>,
-    failure: &Failure,
+    target: &str,
     error: &str,
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
         "INSERT INTO operator_actions (actor, action, target, reason, before_state, after_state) \
          VALUES ('relay', 'park', ?, ?, 'pending', 'parked')",
     )
-    .bind(failure.row.id.id.to_string())
+    .bind(target)
     .bind(error)
     .execute(&mut **tx)
     .await?;

@@ -11,7 +11,7 @@ const REASON_MAX: usize = 1000;
 pub(super) fn actor(by: Option<&str>) -> Result<String, ConfigError> {
     match by {
         Some(by) => text("--by", by, ACTOR_MAX),
-        None => Ok(whoever().chars().take(ACTOR_MAX).collect()),
+        None => Ok(::ops::cli::whoever().chars().take(ACTOR_MAX).collect()),
     }
 }
 
@@ -27,14 +27,4 @@ fn text(field: &str, text: &str, max: usize) -> Result<String, ConfigError> {
     }
     let problem = format!("it is not 1 to {max} characters");
     Err(ConfigError::new(field, problem, "say it in a few words"))
-}
-
-/// The user who called sudo comes before the one that sudo made of him.
-fn whoever() -> String {
-    let user = ["SUDO_USER", "USER", "LOGNAME"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
-        .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
-    let machine = rustix::system::uname();
-    format!("{user}@{}", machine.nodename().to_string_lossy())
 }
