@@ -178,11 +178,11 @@ async fn read(
         Table::Inbox => "'', ''",
     };
     // A payload that is replaced, or is too long to be taken over, is not read.
-    let mut query = QueryBuilder::<MySql>::new(format!(
+    let mut query = QueryBuilder::<MySql>::new(
         "SELECT status, message_id, aggregate_id, event_type, exchange, routing_key, headers, \
          COALESCE(last_error LIKE 'truncated: %', 0), OCTET_LENGTH(payload), \
-         IF(OCTET_LENGTH(payload) <= "
-    ));
+         IF(OCTET_LENGTH(payload) <= ",
+    );
     query.push_bind(match edit.payload {
         None => PAYLOAD_MAX,
         Some(_) => -1,

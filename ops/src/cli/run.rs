@@ -29,9 +29,7 @@ pub fn run<S: Source>(verb: &Verb<S>) -> anyhow::Result<Exit> {
         Verb::Groups(with) => show(with, async |console, filter| {
             Ok(Some(console.groups(filter).await?))
         }),
-        Verb::Show(with) => show(with, async |console, verb| {
-            Ok(console.detail(&verb.key).await?)
-        }),
+        Verb::Show(with) => show(with, async |console, verb| console.detail(&verb.key).await),
         Verb::Retry(with) if with.verb.all => {
             let plan = Plan {
                 filter: with.verb.filter.clone(),
@@ -97,7 +95,7 @@ fn run_bulk<S: Source>(verb: &BulkVerb<S>) -> anyhow::Result<Exit> {
             bulk(with, &plan, &by.by(reason.as_deref()))
         }
         BulkVerb::Show(with) => match with.verb.id {
-            Some(id) => show(with, async |console, _| Ok(console.bulk(id).await?)),
+            Some(id) => show(with, async |console, _| console.bulk(id).await),
             None => show(with, async |console, _| Ok(Some(console.bulks().await?))),
         },
         BulkVerb::Pause(with) => bulk_act(with, BulkAct::Pause),

@@ -9,7 +9,7 @@ fn resolve(args: &[&str]) -> Result<Config, ConfigError> {
     all.extend(args);
     match Cli::try_parse_from(all).unwrap().command {
         Command::Run(args) => args.resolve(),
-        Command::Migrate(_) => panic!("run was asked for"),
+        Command::Migrate(_) | Command::Parked(_) => panic!("run was asked for"),
     }
 }
 

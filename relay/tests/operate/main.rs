@@ -9,6 +9,7 @@ mod rig;
 
 mod audit;
 mod hands;
+mod parked;
 mod pause;
 mod readiness;
 mod replay;
