@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use crate::audit::{self, Action};
 use crate::console::{Console, unit};
 use crate::error::Error;
+use crate::filter::State;
 pub use crate::payload::{Form, Payload, SHOWN_MAX};
 use crate::row::{Row, row_of, text, time};
 use crate::statement::push_key;
@@ -171,7 +172,7 @@ fn life(table: &Table, row: &Row, attempts: &[Attempt], actions: &[Action]) -> V
         by: action.actor.clone(),
         text: action.reason.clone().unwrap_or_default(),
     }));
-    if row.done_at.is_some() {
+    if row.done_at.is_some() && row.state == State::Done {
         life.push(Moment {
             at: row.done_at.clone(),
             what: done.to_owned(),

@@ -342,8 +342,12 @@ async fn discard(
     table: &Table,
     key: &Key,
 ) -> Result<(), sqlx::Error> {
+    let since = match table {
+        Table::Outbox { .. } => "",
+        Table::Inbox => ", processed_at = UTC_TIMESTAMP(6)",
+    };
     let mut query = QueryBuilder::<MySql>::new(format!(
-        "UPDATE `{}` SET status = 4 WHERE status = 3 AND {} = ",
+        "UPDATE `{}` SET status = 4{since} WHERE status = 3 AND {} = ",
         table.name(),
         table.key_column()
     ));
