@@ -41,6 +41,7 @@ if ! "$venv/bin/schemathesis" --version >/dev/null 2>&1; then
 fi
 
 mkdir -p "$target/ui"
+export UI_PICTURES=$target/ui
 export SCHEMATHESIS=$venv/bin/schemathesis
 # The whole workspace is named, so that the dependencies keep the features they were built with for
 # `make test`; its programs are built for the tests to run.

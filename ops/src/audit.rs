@@ -16,6 +16,9 @@ const LOOK_MAX: u32 = 10_000;
 pub const LIMIT_MAX: u32 = 10_000;
 /// `target` in characters.
 const TARGET_MAX: usize = 1000;
+/// `operator_actions.actor` and `operator_actions.action`, in characters.
+const ACTOR_MAX: usize = 64;
+const ACTION_MAX: usize = 32;
 
 /// An action to be written, beside who and why.
 #[derive(Clone, Debug)]
@@ -114,10 +117,22 @@ impl Console {
 
 impl ActionFilter {
     fn checked(mut self) -> Result<Self, Error> {
-        for text in [&mut self.actor, &mut self.action, &mut self.target] {
-            if text.as_deref().is_some_and(str::is_empty) {
+        for (field, text, max) in [
+            ("actor", &mut self.actor, ACTOR_MAX),
+            ("action", &mut self.action, ACTION_MAX),
+            ("target", &mut self.target, TARGET_MAX),
+        ] {
+            let length = text.as_deref().map_or(0, |text| text.chars().count());
+            if length == 0 {
                 *text = None;
             }
+            if length > max {
+                let problem = format!("has more than {max} characters");
+                return Err(Error::invalid(field, problem));
+            }
+        }
+        if self.before.is_some_and(|id| i64::try_from(id).is_err()) {
+            return Err(Error::invalid("before", "is not the id of an action"));
         }
         if !(1..=LIMIT_MAX).contains(&self.limit()) {
             return Err(Error::invalid("limit", format!("is not 1 to {LIMIT_MAX}")));

@@ -11,6 +11,8 @@ pub const LIMIT_DEFAULT: u32 = 50;
 pub const LIMIT_MAX: u32 = 500;
 /// Longest text of a filter, in characters.
 const TEXT_MAX: usize = 255;
+/// Longest cursor, in bytes: a time and a key.
+const AFTER_MAX: usize = 400;
 /// A hundred years, in seconds: more can't be subtracted from every time.
 const AGE_MAX: u64 = 100 * 366 * 86_400;
 
@@ -254,6 +256,13 @@ impl PageAsk {
         }
         if self.after.as_deref().is_some_and(str::is_empty) {
             self.after = None;
+        }
+        if self
+            .after
+            .as_ref()
+            .is_some_and(|after| after.len() > AFTER_MAX)
+        {
+            return Err(Error::invalid("after", "is not a place in this list"));
         }
         Ok(self)
     }

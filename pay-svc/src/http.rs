@@ -1,7 +1,7 @@
 //! The payments API: a payment by its order, and a way in by hand for when the broker is down.
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -116,7 +116,7 @@ struct PaymentRow {
 )]
 pub(crate) async fn find_payment(
     State(api): State<Api>,
-    Path(order_id): Path<String>,
+    order_id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Payment>, Problem> {
     let unpaid = || {
         Problem::new(
@@ -125,6 +125,8 @@ pub(crate) async fn find_payment(
             "There is no payment of this order",
         )
     };
+    // An id that is not even text is no order's either.
+    let Path(order_id) = order_id.map_err(|_| unpaid())?;
     let order_id = Uuid::try_parse(&order_id).map_err(|_| unpaid())?;
     let pool = api.store.database.pool().clone();
     let work = async move { select_payment(&pool, order_id).await };

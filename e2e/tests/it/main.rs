@@ -9,6 +9,7 @@
 mod database;
 mod demo;
 mod examples;
+mod hostile;
 mod observe;
 mod owner;
 mod product;

@@ -9,12 +9,12 @@ use e2e::{
     stage::{OPERATOR_TOKEN, Stage},
 };
 
+use crate::rows::park;
+
 /// Where `e2e/test-ui.sh` has put it.
 const PROGRAM: &str = "SCHEMATHESIS";
 /// The same requests in every run.
 const SEED: &str = "20260";
-/// Requests per operation and phase, at most.
-const EXAMPLES: &str = "60";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a service has to keep. `unsupported_method` is among it: 405 for any other method.
@@ -25,16 +25,19 @@ const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_co
 #[tokio::test]
 async fn every_contract_holds_under_a_fuzzer() {
     let stage = Stage::set_up(Flavor::MariaDb).await.unwrap();
-    let documents = [
-        format!("{}/openapi.json", stage.order.url),
-        format!("{}/openapi.json", stage.pay.url),
-    ];
-    for document in documents {
-        holds(&document, &stage).await;
+    park(&stage.pool).await;
+    for (url, path, examples) in [
+        (&stage.order.url, "/openapi.json", "60"),
+        (&stage.pay.url, "/openapi.json", "60"),
+        // A score of operations each.
+        (&stage.relay.admin, "/ops/openapi.json", "8"),
+        (&stage.pay.admin, "/ops/openapi.json", "8"),
+    ] {
+        holds(&format!("{url}{path}"), examples, &stage).await;
     }
 }
 
-async fn holds(document: &str, stage: &Stage) {
+async fn holds(document: &str, examples: &str, stage: &Stage) {
     let program = PathBuf::from(std::env::var(PROGRAM).expect("run this through `make test-ui`"));
     let authorization = format!("Authorization: Bearer {OPERATOR_TOKEN}");
     let scratch = tempfile::tempdir().unwrap();
@@ -44,7 +47,7 @@ async fn holds(document: &str, stage: &Stage) {
         "--checks",
         CHECKS,
         "--max-examples",
-        EXAMPLES,
+        examples,
         "--phases",
         "examples,coverage,fuzzing,stateful",
         "--seed",

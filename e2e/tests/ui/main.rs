@@ -5,4 +5,7 @@
     reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
 )]
 
+mod browser;
 mod contract;
+mod page;
+mod rows;

@@ -1,5 +1,6 @@
 //! Bulks: start, look, pause, resume, cancel.
 
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
@@ -56,6 +57,11 @@ pub(super) async fn start(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Begun>), Refusal> {
+    // Other actions may come without a body; here it would mean: everything that is parked.
+    if body.as_ref().is_ok_and(Bytes::is_empty) {
+        let title = "A bulk needs a plan";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "no_plan", title).into());
+    }
     let BulkRequest { plan, reason } = request::json(&headers, body)?;
     let id = console.bulk_start(&plan, &by(&person, reason)).await?;
     // Nobody waits for it: what becomes of it is in the table, and a failure in the log.
@@ -139,7 +145,7 @@ macro_rules! on_a_bulk {
     ($name:ident, $path:literal, $act:expr, $told:literal) => {
         #[doc = $told]
         #[utoipa::path(post, path = $path, tag = "bulks", params(("id" = u64, Path)),
-            request_body = BulkWhy,
+            request_body = Option<BulkWhy>,
             responses(
                 (status = 200, description = "Done", body = BulkOutcome),
                 (status = "4XX", description = "Malformed (400), no token (401), not an \

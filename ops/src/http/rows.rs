@@ -161,7 +161,7 @@ macro_rules! on_one_row {
     ($name:ident, $path:literal, $method:ident, $told:literal) => {
         #[doc = $told]
         #[utoipa::path(post, path = $path, tag = "rows",
-            params(("key" = String, Path, description = "The row's `key`")), request_body = Why,
+            params(("key" = String, Path, description = "The row's `key`")), request_body = Option<Why>,
             responses(
                 (status = 200, description = "Done", body = Outcome),
                 (status = "4XX", description = "Malformed (400), no token (401), not an \

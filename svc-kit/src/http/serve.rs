@@ -1,9 +1,11 @@
 //! The accept loop.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::Request;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -43,8 +45,8 @@ pub async fn serve(
             () = drain.cancelled() => break,
             Some(ended) = connections.join_next() => report(ended),
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, app.clone(), &graceful));
+                Ok((stream, peer)) => {
+                    connections.spawn(connection(stream, peer, app.clone(), &graceful));
                 }
                 Err(err) => {
                     tracing::warn!(error = %err, "accept failed");
@@ -70,17 +72,22 @@ pub async fn serve(
     Ok(())
 }
 
-/// One client, request after request, until either side has enough.
+/// One client, request after request, until either side has enough. Handlers find its address in the
+/// request's `ConnectInfo`.
 fn connection(
     stream: TcpStream,
+    peer: SocketAddr,
     app: Router,
     graceful: &GracefulShutdown,
 ) -> impl Future<Output = ()> + Send + 'static {
     if let Err(err) = stream.set_nodelay(true) {
         tracing::debug!(error = %err, "could not turn off delays");
     }
-    let service =
-        TowerToHyperService::new(app.map_request(|request: Request<_>| request.map(Body::new)));
+    let service = TowerToHyperService::new(app.map_request(move |request: Request<_>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        request
+    }));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)

@@ -1,0 +1,320 @@
+//! The operators' API and page under the same inputs, over rows whose every field is hostile.
+
+use e2e::stage::{OPERATOR_TOKEN, Stage};
+use serde_json::json;
+
+use super::input::Hostile;
+use super::wire::{Answer, Ask};
+use super::{clear, content_type, method};
+
+const API: usize = 220;
+const PAGE: usize = 220;
+/// Parked rows that hold what an attacker got through the front door.
+const ROWS: usize = 12;
+
+/// A page's login: its cookie and the secret of its forms.
+struct Login {
+    cookie: String,
+    csrf: String,
+    origin: String,
+}
+
+/// Both consoles: no 5xx, nothing rendered raw, and no row changed that the audit does not tell of.
+pub(super) async fn consoles(stage: &Stage, hostile: &mut Hostile) {
+    park(stage, hostile).await;
+    for admin in [&stage.relay.admin, &stage.pay.admin] {
+        api(admin, hostile).await;
+        page(admin, hostile).await;
+    }
+    // Whatever was done to a row, the same transaction wrote down.
+    let (discarded, told): (i64, i64) = sqlx::query_as(
+        "SELECT (SELECT COUNT(*) FROM orders.outbox WHERE status = 4), \
+                (SELECT COUNT(DISTINCT target) FROM orders.operator_actions WHERE action = 'discard')",
+    )
+    .fetch_one(&stage.pool)
+    .await
+    .unwrap();
+    assert!(
+        told >= discarded,
+        "{discarded} rows are discarded, {told} by somebody"
+    );
+}
+
+async fn park(stage: &Stage, hostile: &mut Hostile) {
+    for n in 0..ROWS {
+        let cut = |text: String, max: usize| text.chars().take(max).collect::<String>();
+        let ascii = |text: String| text.replace(|char: char| !char.is_ascii(), "?");
+        sqlx::query(
+            "INSERT INTO orders.outbox (message_id, aggregate_type, aggregate_id, event_type, exchange, \
+             routing_key, content_type, headers, payload, status, attempts, last_error) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 3, 5, ?)",
+        )
+        .bind(format!("<xss>{n}"))
+        .bind(cut(hostile.text(), 64))
+        .bind(cut(hostile.text(), 128))
+        .bind(cut(ascii(hostile.text()), 128))
+        .bind(cut(ascii(hostile.text()), 127))
+        .bind(cut(ascii(hostile.text()), 255))
+        .bind(cut(ascii(hostile.text()), 64))
+        .bind(json!({ hostile.text(): hostile.text() }).to_string())
+        .bind(hostile.body(&json!({"a": 1})))
+        .bind(cut(format!("<xss>{}", hostile.text()), 1_000))
+        .execute(&stage.pool)
+        .await
+        .unwrap();
+        sqlx::query(
+            "INSERT INTO payments.inbox (message_id, event_type, aggregate_id, exchange, routing_key, \
+             headers, payload, status, last_error) VALUES (?, ?, ?, ?, ?, ?, ?, 3, ?)",
+        )
+        .bind(format!("<xss>/../{n}?a=b&c#d"))
+        .bind(cut(hostile.text(), 255))
+        .bind(cut(hostile.text(), 255))
+        .bind(cut(hostile.text(), 255))
+        .bind(cut(hostile.text(), 255))
+        .bind(json!({ hostile.text(): hostile.text() }).to_string())
+        .bind(hostile.body(&json!({"a": 1})))
+        .bind(cut(format!("<xss>{}", hostile.text()), 1_000))
+        .execute(&stage.pool)
+        .await
+        .unwrap();
+    }
+}
+
+fn joined(parts: &[&[u8]]) -> Vec<u8> {
+    parts.concat()
+}
+
+/// A key that some row has, or one that none can have.
+fn key(hostile: &mut Hostile) -> Vec<u8> {
+    match hostile.index(3) {
+        0 => hostile.index(20).to_string().into_bytes(),
+        1 => format!("%3Cxss%3E%2F..%2F{}%3Fa%3Db%26c%23d", hostile.index(ROWS)).into_bytes(),
+        _ => hostile.in_url(),
+    }
+}
+
+fn query(hostile: &mut Hostile) -> Vec<u8> {
+    const NAMES: [&str; 16] = [
+        "state",
+        "class",
+        "type",
+        "exchange",
+        "routing_key",
+        "key",
+        "message_id",
+        "older_than",
+        "newer_than",
+        "text",
+        "order",
+        "limit",
+        "after",
+        "actor",
+        "target",
+        "before",
+    ];
+    let mut query = Vec::new();
+    // One in three asks for something that can be asked for.
+    if hostile.one_in(3) {
+        return b"limit=7".to_vec();
+    }
+    for _ in 0..=hostile.index(3) {
+        let name = NAMES[hostile.index(NAMES.len())];
+        query.extend(joined(&[name.as_bytes(), b"=", &hostile.in_url(), b"&"]));
+    }
+    query
+}
+
+async fn api(admin: &str, hostile: &mut Hostile) {
+    let mut done = 0;
+    for _ in 0..API {
+        let (key, query) = (key(hostile), query(hostile));
+        let keys = json!([String::from_utf8_lossy(&key), hostile.text()]);
+        let plan = json!({"filter": {"text": "none", "state": "parked"}, "canary": 1,
+                          "canary_wait": 1, "rate": 1.0, "max": 5});
+        let text = hostile.text();
+        let verb = ["retry", "discard", "restore", "note", "edit"][hostile.index(5)];
+        let one = json!({"reason": "why", "edit": {"payload": "{}"}});
+        let ask = match hostile.index(7) {
+            0 => Ask::new("GET", joined(&[b"/ops/api/rows?", &query])),
+            1 => Ask::new("GET", joined(&[b"/ops/api/groups?", &query])),
+            2 => Ask::new("GET", joined(&[b"/ops/api/actions?", &query])),
+            3 => Ask::new("GET", joined(&[b"/ops/api/rows/", &key])),
+            4 => Ask::new(method(hostile), joined(&[b"/ops/api/", &hostile.in_url()])),
+            5 if hostile.one_in(2) => Ask::new("POST", "/ops/api/bulks").body(
+                content_type(hostile),
+                hostile.body(&json!({"plan": plan, "reason": "why"})),
+            ),
+            5 => Ask::new("POST", format!("/ops/api/{verb}").into_bytes()).body(
+                content_type(hostile),
+                hostile.body(&json!({"keys": keys, "reason": text})),
+            ),
+            _ => Ask::new(
+                "POST",
+                joined(&[b"/ops/api/rows/", &key, b"/", verb.as_bytes()]),
+            )
+            .body(content_type(hostile), hostile.body(&one)),
+        };
+        let ask = ask.header("authorization", format!("Bearer {OPERATOR_TOKEN}"));
+        let answer = clear(&ask, admin).await;
+        done += usize::from(answer.is_some_and(|answer| answer.status < 300));
+    }
+    eprintln!("{admin}: {done} of {API} calls were legal");
+    assert!(
+        done > 20,
+        "hardly anything was legal: the inputs have gone stale"
+    );
+}
+
+async fn page(admin: &str, hostile: &mut Hostile) {
+    let login = log_in(admin).await;
+    let mut shown = 0;
+    for _ in 0..PAGE {
+        let (key, query) = (key(hostile), query(hostile));
+        let [reason, payload, headers] = [hostile.in_url(), hostile.in_url(), hostile.in_url()];
+        let act = ["retry", "discard", "restore", "note", "edit", "burn"][hostile.index(6)];
+        let ask = match hostile.index(8) {
+            0 => Ask::new("GET", joined(&[b"/ops?", &query])),
+            1 => Ask::new("GET", joined(&[b"/ops/rows?", &query])),
+            2 => Ask::new("GET", joined(&[b"/ops/audit?", &query])),
+            3 => Ask::new("GET", joined(&[b"/ops/row?key=", &key])),
+            4 => Ask::new("GET", joined(&[b"/ops/bulk?", &query])),
+            5 => Ask::new(method(hostile), joined(&[b"/ops/", &hostile.in_url()])),
+            6 => form(
+                hostile,
+                &login,
+                joined(&[b"/ops/rows?", &query]),
+                &[
+                    ("act", act.into()),
+                    ("row", key.clone()),
+                    ("reason", reason),
+                ],
+            ),
+            _ => form(
+                hostile,
+                &login,
+                joined(&[b"/ops/row?key=", &key]),
+                &[
+                    ("act", act.into()),
+                    ("reason", reason),
+                    ("payload", payload),
+                    ("headers", headers),
+                ],
+            ),
+        };
+        let ask = ask
+            .header("cookie", &login.cookie)
+            .header("origin", &login.origin);
+        let Some(answer) = ask.send(admin).await else {
+            continue;
+        };
+        harmless(&ask, &answer);
+        shown += usize::from(answer.status == 200);
+    }
+    assert!(
+        shown > 40,
+        "hardly any page was shown: the inputs have gone stale"
+    );
+    // All that is parked, one after the other.
+    let all = Ask::new("GET", "/ops/rows?text=xss").header("cookie", &login.cookie);
+    let list = all.send(admin).await.unwrap();
+    harmless(&all, &list);
+    assert!(list.body.contains("&#60;xss&#62;"), "{}", list.body);
+}
+
+fn form(hostile: &mut Hostile, login: &Login, target: Vec<u8>, fields: &[(&str, Vec<u8>)]) -> Ask {
+    let csrf = if hostile.one_in(8) {
+        "wrong"
+    } else {
+        &login.csrf
+    };
+    let mut body = format!("csrf={csrf}").into_bytes();
+    for (name, value) in fields {
+        body.extend(joined(&[b"&", name.as_bytes(), b"=", value]));
+    }
+    Ask::new("POST", target).body("application/x-www-form-urlencoded", body)
+}
+
+/// A page, or a refusal; nothing of the input or of the rows is in it as it was.
+fn harmless(ask: &Ask, answer: &Answer) {
+    let context = || {
+        format!(
+            "{ask}\n  answer {} {}\n{}",
+            answer.status, answer.head, answer.body
+        )
+    };
+    assert!((200..500).contains(&answer.status), "{}", context());
+    for raw in ["<xss", "<script", "<img", "\u{202e}", "\u{1b}", "\0"] {
+        assert!(
+            !answer.body.contains(raw),
+            "{raw:?} is raw in {}",
+            context()
+        );
+    }
+    for evil in [
+        "\nx-evil:",
+        "\nset-cookie: evil",
+        "location: //",
+        "location: http",
+    ] {
+        assert!(!answer.head.contains(evil), "{}", context());
+    }
+    if answer
+        .header("content-type")
+        .is_some_and(|kind| kind.starts_with("text/html"))
+    {
+        let policy = answer.header("content-security-policy").unwrap_or_default();
+        assert!(policy.starts_with("default-src 'none'"), "{}", context());
+        assert_eq!(
+            answer.header("cache-control"),
+            Some("no-store"),
+            "{}",
+            context()
+        );
+    }
+}
+
+async fn log_in(admin: &str) -> Login {
+    let origin = admin.to_owned();
+    let first = Ask::new("GET", "/ops/login").send(admin).await.unwrap();
+    let cookie = cookies(&first);
+    let csrf = secret(&first.body);
+    let sent = Ask::new("POST", "/ops/login")
+        .header("cookie", &cookie)
+        .header("origin", &origin)
+        .body(
+            "application/x-www-form-urlencoded",
+            format!("csrf={csrf}&token={OPERATOR_TOKEN}"),
+        );
+    let answer = sent.send(admin).await.unwrap();
+    assert_eq!(answer.status, 303, "{answer:?}");
+    let cookie = cookies(&answer);
+    let page = Ask::new("GET", "/ops")
+        .header("cookie", &cookie)
+        .send(admin)
+        .await
+        .unwrap();
+    assert_eq!(page.status, 200, "{page:?}");
+    Login {
+        csrf: secret(&page.body),
+        cookie,
+        origin,
+    }
+}
+
+/// All that were set, as a browser sends them back.
+fn cookies(answer: &Answer) -> String {
+    let set = answer
+        .head
+        .lines()
+        .filter_map(|line| line.strip_prefix("set-cookie: "));
+    let pairs: Vec<&str> = set.filter_map(|cookie| cookie.split(';').next()).collect();
+    pairs.join("; ")
+}
+
+fn secret(page: &str) -> String {
+    let from = page
+        .split("name=\"csrf\" value=\"")
+        .nth(1)
+        .expect("a form has a secret");
+    from.split('"').next().unwrap().to_owned()
+}
