@@ -229,7 +229,7 @@ async fn an_error_of_the_message_spends_attempts_and_one_of_the_provider_waits()
         assert_eq!((of_message.status, of_message.attempts), (1, 1));
         assert_eq!(
             of_message.last_error.as_deref(),
-            Some("the provider failed: 403 Forbidden, status_403")
+            Some("provider_error: the provider failed: 403 Forbidden, status_403")
         );
         assert_eq!(classes(&bench.pool, "1").await, ["provider_error"]);
         let of_provider = inbox_row(&bench.pool, "2").await.unwrap();
