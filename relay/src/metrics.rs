@@ -301,13 +301,17 @@ impl Metrics {
     }
 
     /// Counts a message given to the broker.
-    pub fn published(&self, source: Source) {
-        self.published.with_label_values(&[source.name()]).inc();
+    pub fn published(&self, source: Source, count: u64) {
+        self.published
+            .with_label_values(&[source.name()])
+            .inc_by(count);
     }
 
     /// Counts a message confirmed by the broker.
-    pub fn confirmed(&self, source: Source) {
-        self.confirmed.with_label_values(&[source.name()]).inc();
+    pub fn confirmed(&self, source: Source, count: u64) {
+        self.confirmed
+            .with_label_values(&[source.name()])
+            .inc_by(count);
     }
 
     /// Counts a failed publish.

@@ -275,7 +275,7 @@ impl World {
         }
         let room = self.room();
         match self.passes.go_on(&mut self.dispatch, room, self.now) {
-            Progress::Wait => {}
+            Progress::Wait | Progress::Took => {}
             Progress::Ask(ask) => self.ask = Some(ask),
             Progress::Ended(summary) => self.pass_ended(*summary),
         }

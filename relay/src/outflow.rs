@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use crate::effects::Effects;
 use crate::lane::{Done, Outcome};
 use crate::mark::{MARK_MAX, Write, Written};
+use crate::metrics::Source;
 use crate::session::{MARKS_MAX, Session};
 use crate::wires::Busy;
 
@@ -24,8 +25,9 @@ impl Session<'_> {
             let Some(batch) = self.dispatch.queue.next_batch(number) else {
                 continue;
             };
-            for item in &batch {
-                self.metrics.published(item.source);
+            for source in [Source::Binlog, Source::Sweep] {
+                let rows = batch.iter().filter(|item| item.source == source).count();
+                self.metrics.published(source, rows as u64);
             }
             let oldest = batch.iter().filter_map(|item| item.committed).min();
             lane.busy = Some(Busy { since, oldest });
@@ -117,8 +119,11 @@ impl Session<'_> {
         for reason in effects.refused {
             self.metrics.failed(reason);
         }
-        for (mark, source, committed) in effects.sent {
-            self.metrics.confirmed(source);
+        for source in [Source::Binlog, Source::Sweep] {
+            let rows = effects.sent.iter().filter(|(_, of, _)| *of == source);
+            self.metrics.confirmed(source, rows.count() as u64);
+        }
+        for (mark, _, committed) in effects.sent {
             if let Some(committed) = committed {
                 let took = now.saturating_duration_since(committed).as_secs_f64();
                 self.metrics.commit_to_confirm.observe(took);

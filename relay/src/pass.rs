@@ -7,8 +7,10 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use outbox::row::Row;
+
 use crate::binlog::position::Position;
-use crate::dispatch::{Dispatch, Head, Take};
+use crate::dispatch::{Dispatch, Head};
 use crate::queue::RowId;
 use crate::table::{Ask, PAGE, Page, PageAsk};
 
@@ -64,6 +66,8 @@ pub enum Progress {
     Ask(Ask),
     /// The pass has ended.
     Ended(Box<Summary>),
+    /// Rows have gone to the queue: there is less room now.
+    Took,
 }
 
 #[derive(Debug)]
@@ -92,6 +96,11 @@ struct Current {
     sent: HashSet<RowId>,
     sent_too_many: bool,
     page: VecDeque<Head>,
+    /// The small rows of the page, whole.
+    small: VecDeque<(Row, u32)>,
+    /// Rows of the page, and how many of them were sent: where most wait, no payload comes along.
+    met: usize,
+    taken: usize,
     read_at: Instant,
     last_page: bool,
     after: u64,
@@ -192,6 +201,9 @@ impl Passes {
             sent: HashSet::new(),
             sent_too_many: false,
             page: VecDeque::new(),
+            small: VecDeque::new(),
+            met: 0,
+            taken: 0,
             read_at: now,
             last_page: false,
             after: 0,
@@ -213,6 +225,8 @@ impl Passes {
             upto: current.and_then(|pass| pass.upto),
             fence: plan.is_some_and(|plan| plan.fence),
             positions: plan.is_some_and(|plan| plan.positions),
+            // A page that is verified first may wait for the tail: its rows would be stale.
+            small: current.is_some_and(|pass| !pass.plan.verify && pass.taken * 2 >= pass.met),
         })
     }
 
@@ -228,7 +242,10 @@ impl Passes {
         pass.after = page.heads.last().map_or(pass.after, |head| head.id.id);
         pass.last_page = page.last;
         pass.read_at = page.read_at;
+        pass.met = page.heads.len();
+        pass.taken = 0;
         pass.page = page.heads.into();
+        pass.small = page.small.into();
         self.step = if pass.plan.verify && pass.end.is_some() {
             Step::Verifying {
                 deadline: verify_until,
@@ -262,6 +279,7 @@ impl Passes {
         if !go_on {
             pass.cut_short = true;
             pass.page.clear();
+            pass.small.clear();
         }
         self.verified();
     }
@@ -291,7 +309,11 @@ impl Passes {
         if room.rows == 0 || room.bytes == 0 {
             return Progress::Wait;
         }
-        let asked = pass.admit(dispatch, room, now, &mut self.missed);
+        let (asked, whole) = pass.admit(dispatch, room, now, &mut self.missed);
+        if !whole.is_empty() {
+            dispatch.loaded(&asked, whole, now);
+            return Progress::Took;
+        }
         if !asked.is_empty() {
             let ids = asked.iter().map(|head| head.id.id).collect();
             pass.asked_at = now;
@@ -334,54 +356,6 @@ impl Passes {
     }
 }
 
-impl Current {
-    /// The rows of the page that may go, up to the room there is. One row larger than all the room
-    /// goes when nothing else is asked for.
-    fn admit(
-        &mut self,
-        dispatch: &mut Dispatch,
-        room: Room,
-        now: Instant,
-        missed: &mut u64,
-    ) -> Vec<Head> {
-        let mut asked: Vec<Head> = Vec::new();
-        let mut bytes = 0;
-        while let Some(head) = self.page.front() {
-            let next = bytes + head.bytes;
-            if asked.len() >= room.rows || (next > room.bytes && !asked.is_empty()) {
-                break;
-            }
-            let wait_until = head
-                .wait
-                .map(|wait| self.read_at + wait)
-                .filter(|until| *until > now);
-            match dispatch.admit(head, wait_until, now) {
-                Take::Send {
-                    missed: unexplained,
-                } => {
-                    *missed += u64::from(unexplained && self.plan.count_missed);
-                    bytes = next;
-                    if let Some(head) = self.page.pop_front() {
-                        self.remember(head.id);
-                        asked.push(head);
-                    }
-                }
-                Take::Skip => {
-                    self.page.pop_front();
-                }
-            }
-        }
-        asked
-    }
-
-    fn remember(&mut self, id: RowId) {
-        if self.sent.len() >= SENT_MAX {
-            self.sent_too_many = true;
-        } else {
-            self.sent.insert(id);
-        }
-    }
-}
-
+mod page;
 #[cfg(test)]
 mod tests;

@@ -29,20 +29,21 @@ pub async fn publish(
     frame_max: usize,
     timeout: Duration,
 ) -> Outcome {
-    let encoded: Vec<Result<Message, String>> = items
-        .iter()
-        .map(|item| message_of(item, frame_max))
-        .collect();
-    let sends = items.iter().zip(&encoded).filter_map(|(item, message)| {
-        let message = message.as_ref().ok()?;
-        Some(channel.basic_publish(
-            message.exchange.clone(),
-            message.routing_key.clone(),
-            MANDATORY,
-            &item.row.payload,
-            message.properties.clone(),
-        ))
-    });
+    let mut refused: Vec<Option<String>> = Vec::with_capacity(items.len());
+    let mut sends = Vec::with_capacity(items.len());
+    for item in items {
+        let message = message_of(item, frame_max);
+        refused.push(message.as_ref().err().cloned());
+        sends.extend(message.ok().map(|message| {
+            channel.basic_publish(
+                message.exchange,
+                message.routing_key,
+                MANDATORY,
+                &item.row.payload,
+                message.properties,
+            )
+        }));
+    }
     let exchange = async {
         let sent = join_all(sends).await;
         let mut confirms = Vec::with_capacity(sent.len());
@@ -62,7 +63,7 @@ pub async fn publish(
             answered: vec![false; items.len()],
         };
     };
-    conclude(items, encoded, answers, failure)
+    conclude(items, refused, answers, failure)
 }
 
 fn message_of(item: &Item, frame_max: usize) -> Result<Message, String> {
@@ -78,20 +79,22 @@ fn message_of(item: &Item, frame_max: usize) -> Result<Message, String> {
 
 type Reply = Option<lapin::Result<Confirmation>>;
 
-/// `None` for a confirm that did not come in time.
+/// `None` for a confirm that did not come in time. One timer for all of them: one for each cost more
+/// than waiting for its confirm.
 async fn await_all(confirms: Vec<PublisherConfirm>, timeout: Duration) -> Vec<Reply> {
-    let deadline = tokio::time::Instant::now() + timeout;
-    join_all(
-        confirms
-            .into_iter()
-            .map(|confirm| async move { tokio::time::timeout_at(deadline, confirm).await.ok() }),
-    )
-    .await
+    let mut replies: Vec<Reply> = confirms.iter().map(|_| None).collect();
+    let waits = replies
+        .iter_mut()
+        .zip(confirms)
+        .map(|(reply, confirm)| async move { *reply = Some(confirm.await) });
+    // Who has not answered then has left its place empty.
+    drop(tokio::time::timeout(timeout, join_all(waits)).await);
+    replies
 }
 
 fn conclude(
     items: &[Item],
-    encoded: Vec<Result<Message, String>>,
+    refused: Vec<Option<String>>,
     replies: Vec<Reply>,
     mut failure: Option<lapin::Error>,
 ) -> Outcome {
@@ -116,8 +119,8 @@ fn conclude(
     }
     if answers.contains(&None) {
         let mut answers = answers.into_iter();
-        let answered = encoded.iter().map(|message| {
-            message.is_err() || answers.next().is_some_and(|answer| answer.is_some())
+        let answered = refused.iter().map(|refused| {
+            refused.is_some() || answers.next().is_some_and(|answer| answer.is_some())
         });
         return Outcome::TimedOut {
             answered: answered.collect(),
@@ -125,17 +128,17 @@ fn conclude(
     }
     let published: Vec<(&str, Answer)> = items
         .iter()
-        .zip(&encoded)
-        .filter(|(_, message)| message.is_ok())
+        .zip(&refused)
+        .filter(|(_, refused)| refused.is_none())
         .map(|(item, _)| item.row.message_id.as_str())
         .zip(answers.into_iter().flatten())
         .collect();
     match settle(&published, returned) {
         Ok(verdicts) => {
             let mut verdicts = verdicts.into_iter();
-            let all = encoded.into_iter().map(|message| match message {
-                Ok(_) => verdicts.next().unwrap_or(Verdict::Nacked),
-                Err(problem) => Verdict::Invalid(problem),
+            let all = refused.into_iter().map(|refused| match refused {
+                None => verdicts.next().unwrap_or(Verdict::Nacked),
+                Some(problem) => Verdict::Invalid(problem),
             });
             Outcome::Settled(all.collect())
         }

@@ -296,6 +296,7 @@ impl<'a> Session<'a> {
                 .inc_by(self.passes.take_missed());
             match progress {
                 Progress::Wait => return Ok(()),
+                Progress::Took => {}
                 Progress::Ask(ask) => {
                     self.note_tail_position();
                     return match self.wires.asks.try_send(ask) {

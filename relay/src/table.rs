@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant};
 
 use outbox::row::{OutboxStatus, Row};
-use sqlx::mysql::{MySqlConnection, MySqlRow};
+use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Executor, Row as _};
 use svc_kit::database::{Fault, classify};
-use time::PrimitiveDateTime;
 use tokio::sync::mpsc;
 
 use crate::binlog::position::{Position, position_statement};
@@ -14,8 +13,9 @@ use crate::config::OutboxTable;
 use crate::dispatch::Head;
 use crate::in_list::{padded, padded_len, placeholders};
 use crate::pauses::{Pauses, Watch};
-use crate::queue::{RowId, key_hash};
-use crate::route::Route;
+
+mod columns;
+use columns::row_of;
 
 /// Most rows in a page of a pass.
 pub const PAGE: usize = 1000;
@@ -49,6 +49,8 @@ pub struct PageAsk {
     pub fence: bool,
     /// Read the binlog position too: before the fence and after the page.
     pub positions: bool,
+    /// Bring the small rows whole: see [`Page::small`].
+    pub small: bool,
 }
 
 /// The answer to an [`Ask`].
@@ -67,6 +69,9 @@ pub enum Answer {
 pub struct Page {
     /// The rows, by id.
     pub heads: Vec<Head>,
+    /// Those of them that are small, whole and with their attempts, when they were asked for: then
+    /// nothing is left to load. By id as well.
+    pub small: Vec<(Row, u32)>,
     /// Highest id in the table when the pass began.
     ///
     /// A pass goes no further: a row above it was inserted after the pass began, and one below it,
@@ -183,7 +188,8 @@ impl Queries {
             None => self.highest_id(connection).await?,
         };
         let read_at = Instant::now();
-        let heads = self.heads(connection, ask.after, upto, *rows).await?;
+        let ids = (ask.after, upto);
+        let (heads, small) = self.heads(connection, ids, *rows, ask.small).await?;
         let last = heads.len() < *rows;
         *rows = next_page(*rows, heads.iter().map(|head| head.bytes).sum());
         let end = match ask.positions && start.is_ok() {
@@ -193,6 +199,7 @@ impl Queries {
         Ok(Page {
             last,
             heads,
+            small,
             upto,
             unreadable: start.as_ref().err().or(end.as_ref().err()).cloned(),
             start: start.unwrap_or(None),
@@ -226,38 +233,6 @@ impl Queries {
         Ok(id.unwrap_or(0))
     }
 
-    /// The one query of a pass; its parameters: the ids before and at its end, and the page's rows.
-    pub fn heads_statement(&self) -> String {
-        // No due, age or key in the WHERE: with them in SQL the rows of one waiting key filled
-        // every page for ever, and other keys starved behind them.
-        format!(
-            "SELECT id, message_id, aggregate_type, aggregate_id, exchange, routing_key, \
-             TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), next_attempt_at), \
-             OCTET_LENGTH(payload) + COALESCE(OCTET_LENGTH(headers), 0), \
-             attempts > 0 OR sent_at IS NOT NULL OR last_error IS NOT NULL \
-             OR next_attempt_at IS NOT NULL \
-             FROM {} {} WHERE status = 1 AND id > ? AND id <= ? ORDER BY id LIMIT ?",
-            self.table, self.index
-        )
-    }
-
-    async fn heads(
-        &self,
-        connection: &mut MySqlConnection,
-        after: u64,
-        upto: u64,
-        limit: usize,
-    ) -> Result<Vec<Head>, sqlx::Error> {
-        let statement = AssertSqlSafe(self.heads_statement());
-        let rows = sqlx::query(statement)
-            .bind(after)
-            .bind(upto)
-            .bind(limit as u64)
-            .fetch_all(connection)
-            .await?;
-        rows.iter().map(head_of).collect()
-    }
-
     /// The whole rows with these ids that have this status, each with its attempts.
     pub(crate) async fn rows(
         &self,
@@ -284,46 +259,6 @@ impl Queries {
             .map(row_of)
             .collect()
     }
-}
-
-fn head_of(row: &MySqlRow) -> Result<Head, sqlx::Error> {
-    let bytes = |index: usize| row.try_get_unchecked::<Vec<u8>, _>(index);
-    let wait: Option<i64> = row.try_get(6)?;
-    let wait = wait
-        .and_then(|micros| u64::try_from(micros).ok())
-        .filter(|micros| *micros > 0);
-    Ok(Head {
-        id: RowId::new(row.try_get(0)?, &String::from_utf8_lossy(&bytes(1)?)),
-        key: key_hash(&bytes(2)?, &bytes(3)?),
-        route: Route {
-            exchange: bytes(4)?,
-            routing_key: bytes(5)?,
-        },
-        wait: wait.map(Duration::from_micros),
-        bytes: usize::try_from(row.try_get_unchecked::<i64, _>(7)?).unwrap_or(usize::MAX),
-        relived: row.try_get_unchecked::<i64, _>(8)? != 0,
-    })
-}
-
-fn row_of(row: &MySqlRow) -> Result<(Row, u32), sqlx::Error> {
-    let bytes = |index: usize| row.try_get_unchecked::<Vec<u8>, _>(index);
-    let read = Row {
-        id: row.try_get(0)?,
-        message_id: String::from_utf8_lossy(&bytes(1)?).into_owned(),
-        aggregate_type: bytes(2)?,
-        aggregate_id: bytes(3)?,
-        event_type: bytes(4)?,
-        exchange: bytes(5)?,
-        routing_key: bytes(6)?,
-        content_type: bytes(7)?,
-        headers: row.try_get_unchecked::<Option<Vec<u8>>, _>(8)?,
-        payload: bytes(9)?,
-        // sqlx reads a zero date as NULL; a day that is in no calendar is this row's fault alone.
-        created_at: row
-            .try_get_unchecked::<Option<PrimitiveDateTime>, _>(10)
-            .unwrap_or(None),
-    };
-    Ok((read, row.try_get(11)?))
 }
 
 /// How many rows the next page may have, after one with so many bytes of payload.

@@ -43,9 +43,14 @@ impl World {
                 relived: stored.attempts > 0 || stored.next_at.is_some(),
             })
             .collect();
+        // Some rows are too large to come along.
+        let small = heads.iter().filter(|head| ask.small && head.id.id % 3 != 0);
+        let small = small.map(|head| &self.rows[usize::try_from(head.id.id).unwrap() - 1]);
+        let small: Vec<_> = small.map(|s| (s.row.clone(), s.attempts)).collect();
         Page {
             last: heads.len() < PAGE,
             heads,
+            small,
             upto,
             start: (ask.upto.is_none() && ask.positions).then(|| position(self.log.len())),
             end: None,

@@ -46,6 +46,7 @@ fn head(id: u64, bytes: usize) -> Head {
 fn page(heads: Vec<Head>, end: Option<Position>, now: Instant) -> Page {
     Page {
         heads,
+        small: Vec::new(),
         upto: 1000,
         start: None,
         end,
