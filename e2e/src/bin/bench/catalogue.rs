@@ -74,6 +74,20 @@ pub(crate) const ALL: &[Key] = &[
         measure: |scene| Box::pin(keys::relay_memory::memory(scene)),
     },
     Key {
+        name: "relay_foreign",
+        unit: "outbox rows/s",
+        target: "≤ 2 µs a foreign event",
+        more_is_better: true,
+        measure: |scene| Box::pin(keys::relay_foreign::foreign(scene)),
+    },
+    Key {
+        name: "mark_amplification",
+        unit: "binlog bytes a mark",
+        target: "reported",
+        more_is_better: false,
+        measure: |scene| Box::pin(keys::mark_amplification::amplification(scene)),
+    },
+    Key {
         name: "order_http",
         unit: "orders/s",
         target: "MySQL ≥ 3, MariaDB ≥ 1.5, p99 ≤ 4×",
