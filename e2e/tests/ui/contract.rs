@@ -70,6 +70,6 @@ async fn holds(document: &str, examples: &str, stage: &Stage) {
         "{document}: {ended}\n{log}\n{}",
         stage.logs()
     );
-    let figures = log.lines().find(|line| line.contains("generated"));
+    let figures = log.lines().find(|line| line.contains(" generated, "));
     eprintln!("{document}: {}", figures.expect("it says how many").trim());
 }
