@@ -1,4 +1,4 @@
-//! A loose bound on the idle latency; `benches/idle_latency.rs` measures it against a bare loop.
+//! A loose bound on the idle latency; the benchmark measures it against a bare loop.
 
 use std::time::{Duration, Instant};
 
