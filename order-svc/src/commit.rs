@@ -218,6 +218,10 @@ impl Committer {
                         groups.push_front(group);
                         return fail(groups, reason);
                     }
+                    if err.is_lock_wait() {
+                        fail([group], reason);
+                        continue;
+                    }
                     let Group { first, later } = group;
                     first.answer(Err(reason));
                     groups.extend(Group::of(later));
@@ -313,7 +317,9 @@ async fn transact(connection: &mut MySqlConnection, wanted: &[&Wanted]) -> Step 
         Ok(placed) => {
             return match tx.commit().await {
                 Ok(()) => Step::Committed(placed),
-                Err(err) => Step::Broken(err.into()),
+                // A cluster that rolls back at the commit says so; of any other failure nobody knows.
+                Err(err) if classify(&err) == Fault::Busy => Step::Broken(err.into()),
+                Err(err) => Step::Broken(PlaceError::Unknown(err)),
             };
         }
         Err(err) => err,
@@ -375,6 +381,10 @@ fn not_placed(err: &PlaceError) -> NotPlaced {
         }
         PlaceError::Database(err) => {
             tracing::warn!(error = %err, "database can't be used");
+            NotPlaced::Unavailable
+        }
+        PlaceError::Unknown(err) => {
+            tracing::warn!(error = %err, "whether orders were committed is not known");
             NotPlaced::Unavailable
         }
     }

@@ -19,6 +19,8 @@ const ADMIN_PORT: u16 = 9763;
 
 /// Below it, neither a commit on a busy disk nor a client far away would be waited for.
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
+/// Shorter is a slip of the pen, such as 24s for 24h.
+const KEY_RETENTION_MIN: Duration = Duration::from_hours(1);
 
 /// order-svc takes orders over HTTP; one transaction writes the order and its event.
 #[derive(Debug, Parser)]
@@ -153,6 +155,14 @@ impl RunArgs {
         within("ORDER_CONNECTIONS", self.connections as usize, 1..=1000)?;
         long_enough("ORDER_REQUEST_TIMEOUT", self.request_timeout)?;
         long_enough("ORDER_BODY_TIMEOUT", self.body_timeout)?;
+        if !self.key_retention.is_zero() && self.key_retention < KEY_RETENTION_MIN {
+            let problem = format!(
+                "after {:?} a client that tries again would place a second order",
+                self.key_retention
+            );
+            let mend = "set it to 1h or more, or to 0s to keep the keys";
+            return Err(ConfigError::new("ORDER_KEY_RETENTION", problem, mend));
+        }
         Ok(Config {
             database: self.database.resolve()?,
             connections: self.connections,

@@ -26,9 +26,12 @@ const LOCK_WAIT_TIMEOUT: u16 = 1205;
 /// Nothing was placed, as far as is known.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
-    /// The database's; after a lost connection the order may have been placed.
+    /// The database's, before the commit: nothing was placed.
     #[error("the order could not be written")]
     Database(#[from] sqlx::Error),
+    /// The commit failed or gave no answer: the order may have been placed, so nothing is tried again.
+    #[error("whether the order was committed is not known")]
+    Unknown(#[source] sqlx::Error),
     /// The event can't be a row, which is a mistake of this program.
     #[error("the event could not be written")]
     Event(#[source] WriteError),
@@ -50,6 +53,7 @@ impl PlaceError {
         match self {
             Self::Event(_) => true,
             Self::Database(err) => matches!(classify(err), Fault::Other | Fault::Busy),
+            Self::Unknown(_) => false,
         }
     }
 
@@ -63,12 +67,19 @@ impl PlaceError {
         classify(err) == Fault::Busy && number(err) != Some(LOCK_WAIT_TIMEOUT)
     }
 
+    /// Somebody holds the key, and goes on holding it: whoever asks for the same key would wait as long.
+    #[must_use]
+    pub fn is_lock_wait(&self) -> bool {
+        matches!(self, Self::Database(err) if number(err) == Some(LOCK_WAIT_TIMEOUT))
+    }
+
     /// The connection is gone, or leads to a demoted primary: the next one resolves the name again.
     #[must_use]
     pub fn must_reconnect(&self) -> bool {
         match self {
             Self::Event(_) => false,
             Self::Database(err) => matches!(classify(err), Fault::Away | Fault::ReadOnly),
+            Self::Unknown(_) => true,
         }
     }
 }

@@ -85,14 +85,17 @@ async fn page(pool: &MySqlPool, retention: Duration) -> Result<Page, sqlx::Error
     }
     // In the order in which others take them: see `batch::by_key`.
     old.sort_unstable();
+    // Its age once more: another instance may have deleted a key since, and a client used it anew.
     let sql = format!(
-        "DELETE FROM idempotency_keys WHERE idempotency_key IN ({})",
+        "DELETE FROM idempotency_keys WHERE idempotency_key IN ({}) \
+         AND created_at < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND",
         rows("?", old.len())
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for key in &old {
         query = query.bind(key);
     }
+    query = query.bind(kept_for);
     query.execute(&mut *connection).await?;
     tracing::debug!(keys = old.len(), "old idempotency keys deleted");
     Ok(if old.len() == PAGE {

@@ -246,8 +246,15 @@ async fn a_key_that_somebody_holds_does_not_hold_up_its_neighbours() {
         let sent: Vec<_> = (0..6)
             .map(|number| app.send(Some(&format!("k-{number}")), &order()))
             .collect();
-        app.until_queued(6.0).await;
+        // One second for all of them: thirty would be too late for everybody behind.
+        let more: Vec<_> = (0..30).map(|_| app.send(Some("k-3"), &order())).collect();
+        app.until_queued(36.0).await;
         drop(blocker);
+        let begun = std::time::Instant::now();
+        for answer in join_all(more).await {
+            assert_eq!(answer.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+        assert!(begun.elapsed() < std::time::Duration::from_secs(10));
 
         assert_eq!(first.await.unwrap().status(), StatusCode::CREATED);
         for (number, answer) in sent.into_iter().enumerate() {
@@ -356,8 +363,8 @@ async fn an_order_that_waited_too_long_is_not_placed_later() {
     let app = App::start_as(e2e::shared::mariadb().await, change).await;
     let blocker = app.hold_up().await;
     // The commit in progress is given up as well: its INSERT ends with its connection.
-    for _ in 0..2 {
-        let answer = app.send(None, &order()).await.unwrap();
+    for customer in ["early", "second"] {
+        let answer = app.send(None, &by(customer)).await.unwrap();
         let (status, code) = problem_code(answer).await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(code, "database_unavailable");
@@ -367,6 +374,12 @@ async fn an_order_that_waited_too_long_is_not_placed_later() {
         app.post("/orders", &by("late")).await.status() == StatusCode::CREATED
     })
     .await;
+    // One committer works in order: what was before the last one would be there by now.
+    let customers: Vec<String> = sqlx::query_scalar("SELECT DISTINCT customer_id FROM orders")
+        .fetch_all(&app.pool)
+        .await
+        .unwrap();
+    assert_eq!(customers, ["late"]);
     assert_eq!(app.unpaired().await, 0);
 }
 
