@@ -1,8 +1,9 @@
 //! The payments API: a payment by its order, and a way in by hand for when the broker is down.
 
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::extract::{DefaultBodyLimit, Path, State};
+use std::time::Duration;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -13,7 +14,7 @@ use outbox::message::{MessageId, Received};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{FromRow, MySqlPool};
-use svc_kit::http::{Problem, database_problem, in_own_task, unavailable, unreadable};
+use svc_kit::http::{Problem, database_problem, in_own_task, unavailable, whole_body};
 use svc_kit::ops::{Person, Role, Tokens};
 use time::OffsetDateTime;
 use time::format_description::StaticFormatDescription;
@@ -26,6 +27,9 @@ use crate::store::{Operator, Store, StoreError};
 
 /// The longest body, in bytes.
 pub const BODY_MAX: usize = 64 * 1024;
+
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest `inbox.event_type`, in characters.
 const TYPE_MAX: usize = 255;
@@ -110,6 +114,8 @@ struct PaymentRow {
         (status = 200, description = "The payment", body = Payment),
         (status = 404, description = "The order is not paid (yet)",
          body = openapi::Problem, content_type = "application/problem+json"),
+        (status = 500, description = "A mistake of this program; its log tells",
+         body = openapi::Problem, content_type = "application/problem+json"),
         (status = 503, description = "The database can't be used; see Retry-After",
          body = openapi::Problem, content_type = "application/problem+json"),
     ),
@@ -192,20 +198,18 @@ pub struct Taken {
         (status = 202, description = "Stored, to be worked on", body = Taken),
         (status = 200, description = "Known already; counted", body = Taken),
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's (403), \
-         the id is known with another body, which is stored and parked (409), too long (413), not \
-         JSON (415), invalid (422)",
+         too slow (408), the id is known with another body, which is stored and parked (409), too \
+         long (413), not JSON (415), invalid (422)",
+         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = 500, description = "A mistake of this program; its log tells",
          body = openapi::Problem, content_type = "application/problem+json"),
         (status = 503, description = "The database can't be used; see Retry-After",
          body = openapi::Problem, content_type = "application/problem+json"),
     ),
     security(("operator" = [])),
 )]
-pub(crate) async fn put_in(
-    State(api): State<Api>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    match take_in(api, &headers, body).await {
+pub(crate) async fn put_in(State(api): State<Api>, request: Request) -> Response {
+    match take_in(api, request).await {
         Ok(answer) => answer,
         Err(problem) => {
             let is_challenge = problem.status == StatusCode::UNAUTHORIZED;
@@ -219,13 +223,11 @@ pub(crate) async fn put_in(
     }
 }
 
-async fn take_in(
-    api: Api,
-    headers: &HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Problem> {
-    let operator = Operator(operator(&api.tokens, headers)?.name.clone());
-    let received = read(headers, body)?;
+async fn take_in(api: Api, request: Request) -> Result<Response, Problem> {
+    // Before the body: nobody without a token keeps a connection busy with one.
+    let operator = Operator(operator(&api.tokens, request.headers())?.name.clone());
+    let headers = request.headers().clone();
+    let received = read(&headers, &whole_body(request, BODY_TIMEOUT).await?)?;
     let message_id = received.message_id.to_string();
     let work = async move { api.store.take_in_by_hand(received, operator).await };
     let claim = in_own_task(work).await?.map_err(|err| not_stored(&err))?;
@@ -260,8 +262,7 @@ fn operator<'a>(tokens: &'a Tokens, headers: &HeaderMap) -> Result<&'a Person, P
     }
 }
 
-fn read(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Received, Problem> {
-    let body = body.map_err(|err| unreadable(&err))?;
+fn read(headers: &HeaderMap, body: &[u8]) -> Result<Received, Problem> {
     let content_type = headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
@@ -280,7 +281,7 @@ fn read(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Rece
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         Problem::new(status, "invalid_message", "The message is not valid")
     };
-    let message: PutIn<'_> = serde_json::from_slice(&body).map_err(|err| {
+    let message: PutIn<'_> = serde_json::from_slice(body).map_err(|err| {
         if err.is_data() {
             return invalid().detail(err.to_string());
         }
