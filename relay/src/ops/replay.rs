@@ -24,7 +24,7 @@ use crate::config::{OutboxTable, TableArgs};
 use crate::ops::operator;
 use crate::ops::times::time;
 use crate::table::Queries;
-use filter::Filter;
+use filter::{Filter, quoted};
 pub use report::Report;
 use rule::Rule;
 
@@ -142,6 +142,18 @@ impl ReplayArgs {
 }
 
 impl Replay {
+    /// The whole command that goes on behind the row `after`, for a shell; the settings come from the
+    /// environment as before.
+    fn go_on(&self, after: u64) -> String {
+        let mut command = self.filter.go_on(after);
+        command.push_str(&format!(" --rate {}", self.rate));
+        if let Some(reason) = &self.reason {
+            command.push_str(&format!(" --reason {}", quoted(reason)));
+        }
+        command.push_str(&format!(" --by {}", quoted(&self.actor)));
+        command
+    }
+
     /// Counts, and unless it is a dry run or refused, sends.
     ///
     /// # Errors

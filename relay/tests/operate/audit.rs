@@ -205,28 +205,47 @@ async fn a_row_that_passes_on_between_two_looks_is_no_alarm() {
     .await;
     let args = ["audit", "--recheck-after", "3s"];
     let running = rig.command(&args);
-    // Its first look is over when both its connections rest.
-    let resting = "SELECT COUNT(*) FROM information_schema.PROCESSLIST \
-                   WHERE COMMAND = 'Sleep' AND DB IN (?, ?)";
-    let quiet = async |connections: i64| {
-        e2e::wait::until("the first look", crate::rig::SOON, async || {
-            let count: i64 = sqlx::query_scalar(resting)
-                .bind(&rig.database.name)
-                .bind(&inbox.database.name)
-                .fetch_one(&rig.pool)
-                .await
-                .unwrap();
-            count >= connections
-        })
-        .await;
-    };
-    quiet(3).await;
+    first_look_is_over(&rig, &inbox).await;
     inbox.insert(&pending, 2).await;
     inbox.insert(&sent, 2).await;
     rig.sql("UPDATE outbox SET status = 2").await;
     let status = running.wait_exit(crate::rig::SOON).await.unwrap();
     assert_eq!(status.code(), Some(0), "{}", running.log());
     assert!(running.log().contains("done        2"), "{}", running.log());
+}
+
+#[tokio::test]
+async fn a_lost_message_whose_row_is_cleaned_up_between_two_looks_stays_lost() {
+    let db = e2e::shared::either().await;
+    let mut rig = Rig::without_queue(db).await;
+    let inbox = Inbox::on(db).await;
+    rig.set("RELAY_AUDIT_INBOX_URL", &inbox.database.url);
+    rig.insert_one("lost", "order.pay", b"{}").await;
+    rig.sql("UPDATE outbox SET status = 2, sent_at = UTC_TIMESTAMP(6) - INTERVAL 1 HOUR")
+        .await;
+    let running = rig.command(&["audit", "--recheck-after", "3s"]);
+    first_look_is_over(&rig, &inbox).await;
+    rig.sql("DELETE FROM outbox").await;
+    let status = running.wait_exit(crate::rig::SOON).await.unwrap();
+    assert_eq!(status.code(), Some(1), "{}", running.log());
+    assert!(running.log().contains("missing     1"), "{}", running.log());
+}
+
+/// When both connections of the audit rest.
+async fn first_look_is_over(rig: &Rig, inbox: &Inbox) {
+    let resting = "SELECT COUNT(*) FROM information_schema.PROCESSLIST \
+                   WHERE COMMAND = 'Sleep' AND DB IN (?, ?)";
+    e2e::wait::until("the first look", crate::rig::SOON, async || {
+        let count: i64 = sqlx::query_scalar(resting)
+            .bind(&rig.database.name)
+            .bind(&inbox.database.name)
+            .fetch_one(&rig.pool)
+            .await
+            .unwrap();
+        // The third is the rig's own.
+        count >= 3
+    })
+    .await;
 }
 
 #[tokio::test]

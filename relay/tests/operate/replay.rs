@@ -206,9 +206,13 @@ async fn the_first_failure_ends_it_and_the_command_it_names_goes_on() {
     assert!(end.3.contains("312 NO_ROUTE"), "{end:?}");
 
     rig.sql(&format!("{route} 'order.pay' WHERE {lost}")).await;
+    // As it is printed, by a shell.
     let go_on = stopped["go_on"].as_str().unwrap();
+    let tail = " --rate 500 --reason 'the queue was purged' --by ann";
+    assert!(go_on.ends_with(tail), "{go_on}");
+    let go_on = go_on.strip_suffix(tail).unwrap();
     let mut go_on: Vec<&str> = go_on.split(' ').skip(1).collect();
-    go_on.extend(WHY);
+    go_on.extend(["--rate", "500", WHY[0], WHY[1], "--by", "ann"]);
     let before = deliveries.count();
     let (code, told) = report(&rig, &go_on).await;
     assert_eq!((code, &told["sent"]), (0, &Value::from(10)), "{told}");

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use outbox::row::OutboxStatus;
 use tokio::time::Instant;
 
 use super::Audit;
@@ -158,10 +159,14 @@ impl Walk<'_> {
                 None => None,
                 Some(before) => match outbox.get(&before.id) {
                     Some(row) if row.message_id == before.message_id => Some(row),
-                    // Deleted: by the clean-up after its retention, or by hand.
+                    // Deleted: by the clean-up after its retention, or by hand. What had been sent is
+                    // judged by the inbox all the same: a lost message stays lost.
                     _ => {
                         self.ledger.counts.gone += 1;
-                        continue;
+                        if before.status != OutboxStatus::Sent {
+                            continue;
+                        }
+                        Some(before)
                     }
                 },
             };

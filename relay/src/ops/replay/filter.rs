@@ -38,7 +38,7 @@ impl Filter {
             && same(&self.key, &head.aggregate_id)
     }
 
-    /// The command that goes on behind the row `after`; settings come from the environment as before.
+    /// The part of the command that goes on behind the row `after` which names the rows.
     pub(super) fn go_on(&self, after: u64) -> String {
         let mut command = format!(
             "relay replay --from {} --to {} --after {after}",
@@ -55,7 +55,7 @@ impl Filter {
 }
 
 /// For a shell.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-:/@".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
         return text.to_owned();

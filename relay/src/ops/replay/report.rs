@@ -59,7 +59,7 @@ impl Report {
             stopped: found.interrupted.then(|| Stopped {
                 why: "by a signal, before the first message".into(),
                 after: replay.filter.after,
-                go_on: replay.filter.go_on(replay.filter.after),
+                go_on: replay.go_on(replay.filter.after),
             }),
             first: found.first,
         }

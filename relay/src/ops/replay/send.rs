@@ -74,7 +74,7 @@ pub(super) async fn all(
     report.stopped = halt.map(|halt| Stopped {
         why: halt.why,
         after: halt.after,
-        go_on: replay.filter.go_on(halt.after),
+        go_on: replay.go_on(halt.after),
     });
     lane::close(&sending.channel, "replayed").await;
     drop(sending);
