@@ -1,6 +1,5 @@
 //! Bulks: start, look, pause, resume, cancel.
 
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
@@ -19,9 +18,10 @@ use crate::console::Console;
 type Answer<T> = Result<Json<T>, Refusal>;
 
 /// A plan, and why.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct BulkRequest {
+    // Never by default: that would be everything that is parked.
     plan: Plan,
     #[schema(max_length = 1000)]
     reason: Option<String>,
@@ -57,11 +57,6 @@ pub(super) async fn start(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Begun>), Refusal> {
-    // Other actions may come without a body; here it would mean: everything that is parked.
-    if body.as_ref().is_ok_and(Bytes::is_empty) {
-        let title = "A bulk needs a plan";
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "no_plan", title).into());
-    }
     let BulkRequest { plan, reason } = request::json(&headers, body)?;
     let id = console.bulk_start(&plan, &by(&person, reason)).await?;
     // Nobody waits for it: what becomes of it is in the table, and a failure in the log.

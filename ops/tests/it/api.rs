@@ -193,6 +193,8 @@ async fn a_bulk_is_begun_shown_and_paused() {
     let api = Api::of(&world).await;
     world.park("m", 3, "too_large").await;
     let plan = json!({"plan": {"canary": 1, "rate": 0.5, "filter": {"class": "too_large"}}});
+    let (status, refused) = api.post("/ops/api/bulks", json!({})).await;
+    assert_eq!((status, &refused["code"]), (422, &json!("invalid_request")));
     let (status, begun) = api.post("/ops/api/bulks", plan).await;
     assert_eq!(status, 202, "{begun}");
     let path = format!("/ops/api/bulks/{}", begun["id"]);
