@@ -255,6 +255,14 @@ impl RunArgs {
                 "set it to e.g. 1s",
             ));
         }
+        if max_age.is_zero() {
+            let problem = "0s would park every message at the provider's first hiccup";
+            return Err(ConfigError::new(
+                "PAY_MAX_AGE",
+                problem,
+                "set it to e.g. 24h",
+            ));
+        }
         let ignored = IgnoredTypes::parse(ignore_types).map_err(|problem| {
             let mend = "name types as stock.*,order.cancelled.v1, or leave it empty";
             ConfigError::new("PAY_IGNORE_TYPES", problem, mend)

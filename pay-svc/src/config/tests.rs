@@ -54,6 +54,7 @@ fn each_setting_that_cannot_work_is_named_with_its_mend() {
         (["--max-attempts", "0"], "PAY_MAX_ATTEMPTS"),
         (["--backoff-min", "10m"], "PAY_BACKOFF_MIN"),
         (["--backoff-min", "0s"], "PAY_BACKOFF_MIN"),
+        (["--max-age", "0s"], "PAY_MAX_AGE"),
         (["--provider-timeout", "0s"], "PAY_PROVIDER_TIMEOUT"),
         (["--ops-tokens", "ann"], "OPS_TOKENS"),
         (["--ignore-types", "order.*"], "PAY_IGNORE_TYPES"),
