@@ -18,6 +18,7 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
         found.push(writable(connection, &config.table).await);
         found.push(index(connection, &config.table).await);
         found.push(pauses(connection, &config.table).await);
+        found.push(bulks(connection, &config.table).await);
     }
     if config.mode == Mode::Cdc {
         found.extend(binlog(connection, &config.table).await);
@@ -177,6 +178,46 @@ async fn pauses(connection: &mut MySqlConnection, table: &OutboxTable) -> Condit
         ),
         Err(err) => denied(name, &err, &format!("{}_pauses", table.name)),
     }
+}
+
+/// As the pauses: without them a canary that fails does not hold back the rest of its bulk.
+async fn bulks(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {
+    let (name, outbox) = ("bulks", &table.name);
+    for (companion, statement) in [
+        (
+            "bulks",
+            format!("UPDATE `{outbox}_bulks` SET state = state WHERE id = 0"),
+        ),
+        (
+            "bulk_rows",
+            format!("UPDATE `{outbox}_bulk_rows` SET due_at = due_at WHERE bulk_id = 0"),
+        ),
+    ] {
+        let object = format!("{outbox}_{companion}");
+        let tried = connection.execute(sqlx::raw_sql(AssertSqlSafe(statement)));
+        match tried.await {
+            Ok(_) => {}
+            Err(err)
+                if matches!(
+                    classify(&err),
+                    Fault::MissingTable | Fault::Misconfigured(_)
+                ) =>
+            {
+                return Condition::not(
+                    State::Warning,
+                    name,
+                    format!("{err}: a canary that fails would not hold back the rest of its bulk"),
+                    format!(
+                        "run `relay migrate`, then GRANT SELECT, INSERT, UPDATE ON {}.{object} TO {}",
+                        table.url.database(),
+                        table.url.user()
+                    ),
+                );
+            }
+            Err(err) => return denied(name, &err, &object),
+        }
+    }
+    Condition::ok(name, format!("{outbox}_bulks and {outbox}_bulk_rows"))
 }
 
 /// What a binlog that tells everything looks like.

@@ -293,6 +293,11 @@ async fn a_relay_on_the_tables_of_an_older_release_works_and_says_that_nothing_c
     );
     let checked = done(&rig, &["check"]).await;
     assert!(checked.contains("warning  pauses"), "{checked}");
+    assert!(checked.contains("ok       bulks"), "{checked}");
+    rig.sql("RENAME TABLE outbox_bulk_rows TO aside").await;
+    let checked = done(&rig, &["check"]).await;
+    assert!(checked.contains("warning  bulks"), "{checked}");
+    rig.sql("RENAME TABLE aside TO outbox_bulk_rows").await;
     let (code, told) = command(&rig, &["pause", "--reason", "r"]).await;
     assert_eq!(code, 1);
     assert!(told.contains("run `relay migrate`"), "{told}");
