@@ -10,9 +10,18 @@ use crate::filter::{Filter, Order};
 use crate::list::{Reader, Window};
 use crate::row::{seconds, text};
 use crate::statement::push_filter;
+use crate::table::Table;
 
-/// Rows, the oldest first, that are looked at.
-pub const GROUPED_MAX: u32 = 20_000;
+impl Table {
+    /// Rows, the oldest first, that are looked at: see [`Table::look_max`].
+    fn grouped_max(&self) -> u32 {
+        match self {
+            Self::Outbox { .. } => 20_000,
+            Self::Inbox => 1_000,
+        }
+    }
+}
+
 /// Classes shown.
 const GROUPS_MAX: u32 = 100;
 
@@ -32,7 +41,7 @@ pub struct Group {
 pub struct Groups {
     /// The groups.
     pub groups: Vec<Group>,
-    /// There are further rows: only the oldest 20,000 were looked at, and counts are of these.
+    /// There are further rows: only the oldest were looked at, and counts are of these.
     pub or_more: bool,
     /// How many rows were looked at when there are more.
     pub looked_at: Option<u32>,
@@ -58,12 +67,14 @@ impl Console {
                 after: None,
                 order: Order::Oldest,
             };
-            let end = reader.end(&mut connection, &window, GROUPED_MAX).await?;
+            let end = reader
+                .end(&mut connection, &window, table.grouped_max())
+                .await?;
             let created = table.created_column();
             let columns = format!(
                 "{} AS class, COUNT(*), \
                  TIMESTAMPDIFF(MICROSECOND, MIN(t.{created}), UTC_TIMESTAMP(6))",
-                crate::Table::CLASS
+                Table::CLASS
             );
             let mut query = reader.select(&columns, &window);
             if let Some(end) = &end {
@@ -84,7 +95,7 @@ impl Console {
             Ok(Groups {
                 groups: rows.iter().map(group).collect::<Result<_, sqlx::Error>>()?,
                 or_more: end.is_some(),
-                looked_at: end.map(|_| GROUPED_MAX),
+                looked_at: end.map(|_| table.grouped_max()),
             })
         })
         .await

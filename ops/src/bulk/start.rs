@@ -12,7 +12,7 @@ use crate::audit::{self, Entry};
 use crate::console::{Console, again, unit};
 use crate::error::Error;
 use crate::filter::{Filter, Order, State};
-use crate::list::{LOOK_MAX, Reader, Window};
+use crate::list::{Reader, Window};
 use crate::row::Cursor;
 use crate::statement::push_keys;
 use crate::table::{Key, Table};
@@ -223,7 +223,8 @@ async fn look(
         index: &index,
         filter,
     };
-    let end = reader.end(&mut connection, &window, LOOK_MAX).await?;
+    let look_max = console.table().look_max();
+    let end = reader.end(&mut connection, &window, look_max).await?;
     let rows = reader
         .places(&mut connection, &window, end.as_ref(), limit)
         .await?;
