@@ -10,6 +10,7 @@ use crate::{
     account::Account,
     port,
     product::{self, Process},
+    provider::{Call, Provider, Reply},
     wait,
 };
 
@@ -46,6 +47,8 @@ pub struct Stage {
     pub relay_url: String,
     /// pay-svc's URL of its database.
     pub pay_url: String,
+    /// Takes the customers' money; it declines the currency that ISO 4217 sets aside for tests.
+    pub provider: Provider,
     /// The broker.
     pub rabbit: Rabbit,
     /// The database server.
@@ -70,6 +73,8 @@ impl Stage {
         let order_url = Account::ORDER.create(&db).await?;
         let relay_url = Account::RELAY.create(&db).await?;
         let pay_url = Account::PAY.create(&db).await?;
+        let provider = Provider::start()?;
+        provider.script(charge);
         let tokens = format!("ann:operator:{OPERATOR_TOKEN},bob:viewer:{VIEWER_TOKEN}");
         let order = Service::start("order-svc", &[("DATABASE_URL", &order_url)])?;
         let relay = Service::start(
@@ -87,6 +92,8 @@ impl Stage {
             &[
                 ("DATABASE_URL", &pay_url),
                 ("AMQP_URL", &amqp),
+                ("PAY_PROVIDER", "http"),
+                ("PAY_PROVIDER_URL", &provider.url()),
                 ("OPS_TOKENS", &tokens),
             ],
         )?;
@@ -97,6 +104,7 @@ impl Stage {
             pool: db.admin_pool()?,
             relay_url,
             pay_url,
+            provider,
             rabbit,
             db,
         };
@@ -172,6 +180,14 @@ impl Service {
             .map_err(Into::into)
             .flatten()
             .with_context(|| self.process.log())
+    }
+}
+
+fn charge(call: &Call) -> Reply {
+    if call.currency == "XTS" {
+        Reply::status(200).body(r#"{"outcome":"declined"}"#)
+    } else {
+        Reply::captured()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A provider that takes nobody's money: for the demo, for tests, for a first installation.
+//! A provider that takes nobody's money: for tests, for a first installation.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};

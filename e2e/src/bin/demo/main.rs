@@ -15,7 +15,11 @@ use std::{process::ExitCode, time::Instant};
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
-use e2e::{Flavor, shop::Shop, stage::Stage};
+use e2e::{
+    Flavor,
+    shop::Shop,
+    stage::{OPERATOR_TOKEN, Stage},
+};
 
 use crate::{figures::Figures, ledger::Ledger, view::View};
 
@@ -79,6 +83,7 @@ async fn run(cli: &Cli) -> anyhow::Result<bool> {
         started.elapsed()
     );
 
+    print_where_to_look(&stage);
     let view = View::new(cli.orders);
     let shop = Shop::new(&stage.order.url, cli.orders, cli.rate)?;
     let figures = Figures::new(&stage, &shop)?;
@@ -97,11 +102,10 @@ async fn run(cli: &Cli) -> anyhow::Result<bool> {
 
     let ledger = Ledger::draw_up(&stage, &shop, &story).await?;
     story.print();
-    print_where_to_look(&stage);
     println!("\n{:.1?} in all.", started.elapsed());
     let keep = cli.keep == "1";
     if keep {
-        println!("Everything goes on running until Ctrl-C.");
+        println!("Everything goes on running, at the addresses above, until Ctrl-C.");
     }
     println!();
     let mut errors = ledger.imbalances();
@@ -121,27 +125,29 @@ async fn run(cli: &Cli) -> anyhow::Result<bool> {
     Ok(errors.is_empty())
 }
 
-/// Addresses and statements with which to look for oneself.
+/// Addresses and statements with which to look for oneself, from now until the end.
 fn print_where_to_look(stage: &Stage) {
-    let (order, pay) = (&stage.order.url, &stage.pay.url);
-    println!("\nWhere to look (while it runs: KEEP=1 make demo)");
-    println!("  orders    {order}/orders/ORDER_ID   {order}/openapi.json");
-    println!("  payments  {pay}/payments/ORDER_ID   {pay}/openapi.json");
-    for service in [&stage.order, &stage.relay, &stage.pay] {
-        println!(
-            "  {:<9} {1}/readyz   {1}/metrics",
-            service.name, service.admin
-        );
-        println!("            {}", service.process.log_path().display());
-    }
+    let [order, relay, pay] =
+        [&stage.order, &stage.relay, &stage.pay].map(|service| service.admin.as_str());
+    println!("\nWhere to look while it runs (KEEP=1 make demo: until Ctrl-C)");
+    println!("  operators  {relay}/ops outbox, {pay}/ops inbox");
+    println!("             log in with {OPERATOR_TOKEN}");
+    println!("  metrics    {order}/metrics order-svc");
+    println!("             {relay}/metrics relay");
+    println!("             {pay}/metrics pay-svc");
+    println!("  orders     {}/orders/ORDER_ID", stage.order.url);
+    println!("  payments   {}/payments/ORDER_ID", stage.pay.url);
     println!(
-        "  RabbitMQ  {} ({} / {})",
+        "  RabbitMQ   {} ({} / {})",
         stage.rabbit.management_url(),
         e2e::rabbit::ADMIN,
         e2e::rabbit::ADMIN_PASSWORD
     );
-    println!("  SQL       {}", stage.db.url("orders"));
-    println!("            SELECT status, COUNT(*) FROM orders.outbox GROUP BY status;");
-    println!("            SELECT outcome, COUNT(*) FROM payments.payments GROUP BY outcome;");
-    println!("            SELECT message_id, deliveries FROM payments.inbox WHERE deliveries > 1;");
+    println!("  SQL        {}", stage.db.url("orders"));
+    println!("             SELECT status, COUNT(*) FROM orders.outbox GROUP BY status;");
+    println!("             SELECT outcome, COUNT(*) FROM payments.payments GROUP BY outcome;");
+    if let Some(directory) = stage.order.process.log_path().parent() {
+        println!("  logs       {}", directory.display());
+    }
+    println!();
 }
