@@ -54,6 +54,13 @@ impl Account {
         logs_less: false,
     };
 
+    /// One more right, on both kinds of server.
+    pub(crate) async fn grant(&self, db: &Db, right: &str) -> anyhow::Result<()> {
+        let Self { name, .. } = self;
+        db.execute(&format!("GRANT {right} TO {name}@'%'")).await?;
+        Ok(())
+    }
+
     /// Creates the account, after the migrations have made its tables; gives its URL.
     pub(crate) async fn create(&self, db: &Db) -> anyhow::Result<String> {
         let password = uuid::Uuid::now_v7().simple().to_string();

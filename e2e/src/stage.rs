@@ -59,6 +59,12 @@ impl Stage {
     /// Starts the servers, applies the migrations, starts the services and waits until all are
     /// ready.
     pub async fn set_up(flavor: Flavor) -> anyhow::Result<Self> {
+        Self::with(flavor, &[]).await
+    }
+
+    /// As [`Stage::set_up`], with these settings of all services; for a canary the relay's account
+    /// has the right that it takes.
+    pub async fn with(flavor: Flavor, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let (db, rabbit) = futures::try_join!(
             Db::start(flavor, DbOptions::default()),
             Rabbit::start(RabbitOptions::default())
@@ -76,8 +82,15 @@ impl Stage {
         let provider = Provider::start()?;
         provider.script(charge);
         let tokens = format!("ann:operator:{OPERATOR_TOKEN},bob:viewer:{VIEWER_TOKEN}");
-        let order = Service::start("order-svc", &[("DATABASE_URL", &order_url)])?;
-        let relay = Service::start(
+        if settings
+            .iter()
+            .any(|(name, _)| *name == "RELAY_CANARY_INTERVAL")
+        {
+            Account::RELAY.grant(&db, "INSERT ON orders.outbox").await?;
+        }
+        let start = |name, own: &[(&str, &str)]| Service::start(name, &[own, settings].concat());
+        let order = start("order-svc", &[("DATABASE_URL", &order_url)])?;
+        let relay = start(
             "relay",
             &[
                 ("DATABASE_URL", &relay_url),
@@ -87,7 +100,7 @@ impl Stage {
                 ("OPS_TOKENS", &tokens),
             ],
         )?;
-        let pay = Service::start(
+        let pay = start(
             "pay-svc",
             &[
                 ("DATABASE_URL", &pay_url),

@@ -114,6 +114,10 @@ pub struct RunArgs {
     /// Sent rows older than this are deleted; 0s keeps them
     #[arg(long, env = "RELAY_RETENTION", default_value = "7d", value_parser = duration)]
     pub retention: Duration,
+    /// Time between two rows of the relay's own that go through binlog and broker and back, 1s to 1h;
+    /// 0s writes none
+    #[arg(long, env = "RELAY_CANARY_INTERVAL", default_value = "0s", value_parser = duration)]
+    pub canary_interval: Duration,
     /// Time for what is on its way to be confirmed and marked after SIGTERM
     #[arg(long, env = "RELAY_DRAIN_TIMEOUT", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,
@@ -161,9 +165,15 @@ pub struct Config {
     pub schedule: Schedule,
     /// `RELAY_RETENTION`; zero keeps sent rows.
     pub retention: Duration,
+    /// `RELAY_CANARY_INTERVAL`; zero writes none.
+    pub canary_interval: Duration,
     /// `RELAY_DRAIN_TIMEOUT`.
     pub drain_timeout: Duration,
 }
+
+/// More would load the database, and less tell of an outage too late.
+const CANARY_INTERVALS: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_hours(1);
 
 impl TableArgs {
     /// The table's name, if it needs no quoting beyond backticks.
@@ -252,6 +262,14 @@ impl RunArgs {
                 mend: "make it at least as long".into(),
             });
         }
+        let canary = self.canary_interval;
+        if !canary.is_zero() && !CANARY_INTERVALS.contains(&canary) {
+            return Err(ConfigError::new(
+                "RELAY_CANARY_INTERVAL",
+                "it is under a second or over an hour",
+                "give a duration such as 30s, or 0s for no canary",
+            ));
+        }
         let table = self.table.resolve()?;
         self.reader.check(&table.url)?;
         Ok(Config {
@@ -277,6 +295,7 @@ impl RunArgs {
                 attempts_max: self.max_attempts,
             },
             retention: self.retention,
+            canary_interval: self.canary_interval,
             drain_timeout: self.drain_timeout,
         })
     }

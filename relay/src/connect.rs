@@ -21,7 +21,7 @@ use crate::relay::Relay;
 use crate::server::{self, OtherServer, ServerId, WAIT_TIMEOUT_S};
 use crate::table::{self, Queries};
 use crate::wires::{LANE, LaneHandle, Wires};
-use crate::{broker, cleanup, lane, mark};
+use crate::{broker, canary, cleanup, lane, mark};
 
 /// For broker, exchange, reader and marker together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -42,6 +42,7 @@ impl Relay {
 
     /// The database first: what is paused is shown while the broker is away as well.
     async fn connect(&self, lease: &Lease, server: ServerId) -> Result<Connected, NotConnected> {
+        canary::clear_all(&self.config.table).await;
         let mut reader = self.on_server("table reader", &server).await?;
         let pauses = self.pauses(&mut reader).await?;
         let link = match self.connect_broker().await {
@@ -155,6 +156,7 @@ impl Relay {
             confirm_timeout: config.confirm_timeout,
         };
 
+        let connection = Arc::clone(&link.connection);
         let mut tasks = Tasks::new();
         let (news_in, news) = mpsc::channel(16);
         tasks.spawn("broker events", broker::listen(link, news_in));
@@ -175,6 +177,9 @@ impl Relay {
             let (pool, metrics) = (config.table.url.pool(1), self.metrics.clone());
             let cleanup = cleanup::run(pool, name, config.retention, metrics);
             tasks.spawn("clean-up", cleanup);
+        }
+        if self.canary.is_on() {
+            tasks.spawn("canary", self.canary.clone().run(connection));
         }
         Ok(Wires {
             tasks,

@@ -8,6 +8,7 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use tokio::sync::watch;
 
+use crate::canary::{self, Canary};
 use crate::config::OutboxTable;
 use crate::lease::{Leadership, Lease};
 use crate::metrics::{Metrics, ROWS_COUNTED_MAX};
@@ -36,6 +37,7 @@ pub async fn run(
     metrics: Metrics,
     lag: watch::Receiver<TailLag>,
     lock: Lock,
+    canary: Canary,
 ) -> anyhow::Result<()> {
     let (mut pending, mut parked) = (Oldest::default(), Oldest::default());
     for tick in 0_u32.. {
@@ -56,6 +58,7 @@ pub async fn run(
             TailLag::NotTailing => pending.since(),
         };
         show_age(&metrics.binlog_lag, oldest_event);
+        show_age(&metrics.canary_age, canary.due());
         tokio::time::sleep(TICK).await;
     }
     Ok(())
@@ -106,10 +109,7 @@ async fn read(
     (count, before): (&IntGauge, Oldest),
 ) -> Result<Oldest, sqlx::Error> {
     let table = &table.name;
-    let counting = format!(
-        "SELECT COUNT(*) FROM \
-         (SELECT 1 FROM `{table}` WHERE status = {status} LIMIT {ROWS_COUNTED_MAX}) AS counted"
-    );
+    let counting = canary::count_others(&format!("`{table}`"), status, ROWS_COUNTED_MAX);
     count.set(
         sqlx::query_scalar(AssertSqlSafe(counting))
             .fetch_one(&mut *connection)
@@ -123,7 +123,8 @@ async fn read(
         .await?;
     let oldest = format!(
         "SELECT id, TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)) FROM `{table}` \
-         WHERE status = {status} ORDER BY id LIMIT 1"
+         WHERE status = {status} AND {} ORDER BY id LIMIT 1",
+        canary::NOT_ONE
     );
     let oldest: Option<(u64, Option<i64>)> = sqlx::query_as(AssertSqlSafe(oldest))
         .fetch_optional(connection)

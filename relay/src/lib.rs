@@ -42,6 +42,7 @@ pub mod settle;
 #[cfg(test)]
 mod model;
 
+pub mod canary;
 pub mod cleanup;
 pub mod gauges;
 pub mod in_list;

@@ -162,49 +162,49 @@ pub struct Metrics {
     waiting_rows: IntGaugeVec,
     mode: IntGaugeVec,
     pub row_gauges_read: Gauge,
+    pub canary: Gauge,
+    pub canary_age: Gauge,
     /// The routes that `waiting_rows` shows.
     shown: Arc<Mutex<HashSet<[String; 2]>>>,
 }
 
 struct Register<'a>(&'a Registry);
 
+type Registered<T> = Result<T, prometheus::Error>;
+
 impl Register<'_> {
-    fn add<C: Collector + Clone + 'static>(
-        &self,
-        collector: Result<C, prometheus::Error>,
-    ) -> Result<C, prometheus::Error> {
+    fn add<C: Collector + Clone + 'static>(&self, collector: Registered<C>) -> Registered<C> {
         let collector = collector?;
         self.0.register(Box::new(collector.clone()))?;
         Ok(collector)
     }
 
-    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    fn gauge(&self, name: &str, help: &str) -> Registered<IntGauge> {
         self.add(IntGauge::new(full(name), help))
     }
 
-    fn seconds(&self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+    fn seconds(&self, name: &str, help: &str) -> Registered<Gauge> {
         self.add(Gauge::new(full(name), help))
     }
 
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    fn counter(&self, name: &str, help: &str) -> Registered<IntCounter> {
         self.add(IntCounter::new(full(name), help))
     }
 
-    fn counters(
-        &self,
-        name: &str,
-        label: &str,
-        help: &str,
-    ) -> Result<IntCounterVec, prometheus::Error> {
+    fn latency(&self) -> Registered<Histogram> {
+        let opts = HistogramOpts::new(
+            full("commit_to_confirm_seconds"),
+            "Commit in the database to confirm by the broker, rows that the binlog brought",
+        );
+        let opts = opts.buckets(COMMIT_TO_CONFIRM_BUCKETS.to_vec());
+        self.add(Histogram::with_opts(opts))
+    }
+
+    fn counters(&self, name: &str, label: &str, help: &str) -> Registered<IntCounterVec> {
         self.add(IntCounterVec::new(Opts::new(full(name), help), &[label]))
     }
 
-    fn gauges(
-        &self,
-        name: &str,
-        labels: &[&str],
-        help: &str,
-    ) -> Result<IntGaugeVec, prometheus::Error> {
+    fn gauges(&self, name: &str, labels: &[&str], help: &str) -> Registered<IntGaugeVec> {
         self.add(IntGaugeVec::new(Opts::new(full(name), help), labels))
     }
 }
@@ -220,11 +220,6 @@ impl Metrics {
     /// A name that is taken: a bug.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let r = Register(registry);
-        let latency = HistogramOpts::new(
-            full("commit_to_confirm_seconds"),
-            "Commit in the database to confirm by the broker, rows that the binlog brought",
-        )
-        .buckets(COMMIT_TO_CONFIRM_BUCKETS.to_vec());
         let metrics = Self {
             pending_rows: r.gauge("pending_rows", "Rows not sent yet; counts to 100000")?,
             parked_rows: r.gauge(
@@ -243,7 +238,7 @@ impl Metrics {
                 "binlog_lag_seconds",
                 "Now minus the commit time of the oldest event not yet confirmed, 0 if none",
             )?,
-            commit_to_confirm: r.add(Histogram::with_opts(latency))?,
+            commit_to_confirm: r.latency()?,
             marked: r.counter("marked_total", "Rows marked sent")?,
             in_flight: r.gauge("in_flight", "Rows read and not yet marked sent")?,
             leader: r.gauge("leader", "1 while this process holds the lock")?,
@@ -282,6 +277,11 @@ impl Metrics {
             row_gauges_read: r.seconds(
                 "row_gauges_read_seconds",
                 "Time that the last reading of the row gauges took at the database",
+            )?,
+            canary: r.seconds("canary_seconds", "INSERT of the last canary to its return")?,
+            canary_age: r.seconds(
+                "canary_age_seconds",
+                "Time that a canary is late, 0 if none",
             )?,
             shown: Arc::default(),
         };

@@ -15,6 +15,7 @@ use svc_kit::systemd::Systemd;
 use svc_kit::tasks::Tasks;
 use tokio::sync::watch;
 
+use crate::canary::Canary;
 use crate::config::Config;
 use crate::connect::{Connected, NotConnected};
 use crate::dispatch::Dispatch;
@@ -47,6 +48,7 @@ pub struct Relay {
     pub(crate) config: Config,
     pub(crate) metrics: Metrics,
     pub(crate) readiness: Readiness,
+    pub(crate) canary: Canary,
 }
 
 impl Relay {
@@ -63,6 +65,7 @@ impl Relay {
         metrics.set_mode(config.mode);
         readiness.set_role(UNDECIDED);
         Ok(Self {
+            canary: Canary::new(&config, &metrics),
             config,
             metrics,
             readiness,
@@ -99,7 +102,11 @@ impl Relay {
             leadership: leadership.clone(),
             lease: lease.clone(),
         };
-        tasks.spawn("gauges", gauges::run(table, metrics, lag_seen, lock));
+        let canary = self.canary.clone();
+        tasks.spawn(
+            "gauges",
+            gauges::run(table, metrics, lag_seen, lock, canary),
+        );
         let mut outside = Outside {
             stop,
             leadership,
@@ -202,6 +209,7 @@ impl Relay {
                 match told {
                     Leadership::Leader { server, .. } => return Ok(Some(server)),
                     Leadership::Standby(why) => {
+                        self.canary.end();
                         self.readiness.set("lease", false, why);
                         self.readiness.set_role(STANDBY);
                         if *first_contact && tried.is_none_or(|at| at.elapsed() > TRY_AGAIN) {
@@ -244,6 +252,7 @@ impl Relay {
             .set_role(if leads { ACTIVE } else { UNDECIDED });
         if leads {
             self.readiness.set("lease", true, "held");
+            self.canary.begin();
         } else {
             // Whoever leads looks at what is paused.
             self.metrics.paused.set(0);

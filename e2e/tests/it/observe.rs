@@ -24,7 +24,8 @@ fn text(path: &str) -> String {
 
 #[tokio::test]
 async fn every_metric_is_documented_and_no_panel_is_empty() {
-    let stage = Stage::set_up(e2e::shared::flavor()).await.unwrap();
+    let canary = [("RELAY_CANARY_INTERVAL", "1s")];
+    let stage = Stage::with(e2e::shared::flavor(), &canary).await.unwrap();
     let services = [&stage.order, &stage.relay, &stage.pay];
     let rules = root().join("grafana/prometheus/rules.yml");
     let prometheus = Prometheus::start(&services, &rules).await.unwrap();
@@ -35,6 +36,8 @@ async fn every_metric_is_documented_and_no_panel_is_empty() {
     for dashboard in fs::read_dir(root().join("grafana/dashboards")).unwrap() {
         panels(&prometheus, &dashboard.unwrap().path()).await;
     }
+    let flies = "outbox_relay_canary_seconds > 0 and outbox_relay_canary_age_seconds < 5";
+    assert_eq!(prometheus.query(flies).await.unwrap().len(), 1);
     for rule in prometheus.rules().await.unwrap() {
         assert_eq!(rule["health"], "ok", "{rule}");
     }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::preflight;
 use crate::broker;
+use crate::canary::Nest;
 use crate::config::Config;
 
 /// How bad an unmet condition is.
@@ -137,6 +138,16 @@ async fn broker(config: &Config) -> Condition {
             };
         }
     };
+    if !config.canary_interval.is_zero()
+        && let Err(err) = Nest::build(&link.connection).await
+    {
+        return Condition::not(
+            State::Warning,
+            "broker",
+            format!("{err:#}: no canary comes back"),
+            "grant these rights, or RELAY_CANARY_INTERVAL=0s",
+        );
+    }
     let Some(exchange) = &config.declare_exchange else {
         return Condition::ok("broker", format!("{}, no exchange to declare", config.amqp));
     };

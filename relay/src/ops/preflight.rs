@@ -19,6 +19,9 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
         found.push(index(connection, &config.table).await);
         found.push(pauses(connection, &config.table).await);
         found.push(bulks(connection, &config.table).await);
+        if !config.canary_interval.is_zero() {
+            found.push(canary(connection, &config.table).await);
+        }
     }
     if config.mode == Mode::Cdc {
         found.extend(binlog(connection, &config.table).await);
@@ -218,6 +221,30 @@ async fn bulks(connection: &mut MySqlConnection, table: &OutboxTable) -> Conditi
         }
     }
     Condition::ok(name, format!("{outbox}_bulks and {outbox}_bulk_rows"))
+}
+
+/// The one thing that the relay inserts into the outbox.
+async fn canary(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {
+    let (name, outbox) = ("canary", &table.name);
+    let statement = format!(
+        "INSERT INTO `{outbox}` (message_id, aggregate_type, aggregate_id, event_type, exchange, \
+         routing_key, payload) SELECT '', '', '', '', '', '', '' FROM `{outbox}` WHERE id = 0"
+    );
+    let tried = connection.execute(sqlx::raw_sql(AssertSqlSafe(statement)));
+    match tried.await {
+        Ok(_) => Condition::ok(name, "INSERT on the outbox"),
+        Err(err) if matches!(classify(&err), Fault::Misconfigured(_)) => Condition::not(
+            State::Wrong,
+            name,
+            err.to_string(),
+            format!(
+                "GRANT INSERT ON {}.{outbox} TO {}, or RELAY_CANARY_INTERVAL=0s",
+                table.url.database(),
+                table.url.user()
+            ),
+        ),
+        Err(err) => denied(name, &err, outbox),
+    }
 }
 
 /// What a binlog that tells everything looks like.

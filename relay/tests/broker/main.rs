@@ -12,6 +12,7 @@ use rig::{rows, servers, writers};
 mod world;
 
 mod away;
+mod canary;
 mod refused;
 mod short_of_memory;
 mod shut;

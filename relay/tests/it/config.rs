@@ -55,7 +55,7 @@ async fn log_in_as_other(rig: &mut Rig, further: &[&str]) -> String {
 }
 
 /// A setting, a value that it can't have, and what the refusal says in one line.
-const WRONG: [(&str, &str, &[&str]); 23] = [
+const WRONG: [(&str, &str, &[&str]); 25] = [
     (
         "DATABASE_URL",
         "",
@@ -125,6 +125,20 @@ const WRONG: [(&str, &str, &[&str]); 23] = [
         "RELAY_POLL_INTERVAL",
         "0s",
         &["RELAY_POLL_INTERVAL", "under a millisecond"],
+    ),
+    (
+        "RELAY_CANARY_INTERVAL",
+        "often",
+        &["'often'", "--canary-interval", "30s"],
+    ),
+    (
+        "RELAY_CANARY_INTERVAL",
+        "500ms",
+        &[
+            "RELAY_CANARY_INTERVAL",
+            "under a second",
+            "0s for no canary",
+        ],
     ),
     (
         "RELAY_MAX_ATTEMPTS",
@@ -263,6 +277,24 @@ async fn a_missing_right_on_the_tables_is_refused_with_what_is_missing() {
             &["UPDATE command denied", "GRANT", &rig.database.name],
         )
         .await;
+        let but_insert = [
+            format!("SELECT, UPDATE, DELETE ON `{}`.*", rig.database.name),
+            format!("INSERT ON `{}`.outbox_attempts", rig.database.name),
+            format!("INSERT ON `{}`.operator_actions", rig.database.name),
+        ];
+        for grant in but_insert {
+            db.execute(&format!("GRANT {grant} TO {user}@'%'"))
+                .await
+                .unwrap();
+        }
+        rig.set("RELAY_MODE", "poll")
+            .set("RELAY_CANARY_INTERVAL", "30s");
+        let mend = [
+            "INSERT command denied",
+            "GRANT INSERT ON",
+            "RELAY_CANARY_INTERVAL=0s",
+        ];
+        refused(&rig, &["run"], &mend).await;
     }
 }
 

@@ -47,6 +47,6 @@ async fn long_load_gauges_of_five_million_rows() {
         let name = format!("row gauges of 5,000,000 rows, {:?}", db.flavor());
         let figure = format!("median {median:.1} ms, longest {longest:.1} ms");
         e2e::figures::record(&name, &figure);
-        assert!(readings[5] < READ_MAX, "{readings:?}");
+        assert!(readings[9] < READ_MAX, "{readings:?}");
     }
 }

@@ -80,6 +80,15 @@ async fn every_kind(outbox_server: &'static Db, inbox_server: &'static Db) {
         let insert = format!("INSERT INTO inbox (message_id, payload, status) VALUES {values}");
         inbox.sql(&insert).await;
     }
+    // The relay's own, which no inbox sees.
+    for status in [1, 2] {
+        rig.sql(&format!(
+            "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, exchange, \
+             routing_key, payload, status) VALUES ('relay-canary-{status}', 'relay', 'canary', \
+             'relay.canary', '', 'relay-canary.{status}', '{{}}', {status})"
+        ))
+        .await;
+    }
     let (code, ledger) = audit(&rig, &[]).await;
     assert_eq!((code, &ledger["balances"]), (0, &Value::Bool(true)));
     let all = [("outbox_rows", 2500), ("done", 2500), ("inbox_rows", 2500)];

@@ -5,6 +5,7 @@ use std::fmt;
 use time::PrimitiveDateTime;
 
 use super::read::Head;
+use crate::canary;
 use crate::ops::times::told;
 
 /// Everything that a row must be.
@@ -23,7 +24,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// A row that was set to sent by hand, without a time, is not meant by any.
+    /// A row that was set to sent by hand, without a time, is not meant by any, nor is the relay's own.
     pub(super) fn takes(&self, head: &Head) -> bool {
         let same = |wanted: &Option<String>, found: &[u8]| {
             wanted
@@ -31,6 +32,7 @@ impl Filter {
                 .is_none_or(|wanted| wanted.as_bytes() == found)
         };
         head.id > self.after
+            && !canary::is_one(&head.message_id)
             && head
                 .sent_at
                 .is_some_and(|sent| self.from <= sent && sent < self.to)
@@ -135,6 +137,11 @@ mod tests {
         assert!(!with(|f| f.key = Some("4".into())));
         assert!(with(|f| f.after = 6));
         assert!(!with(|f| f.after = 7));
+        let canary = Head {
+            message_id: "relay-canary-0".into(),
+            ..row.clone()
+        };
+        assert!(filter().takes(&row) && !filter().takes(&canary));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::Serialize;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
 
+use crate::canary;
 use crate::config::OutboxTable;
 use crate::held::Route;
 use crate::in_list::placeholders;
@@ -190,16 +191,14 @@ async fn rows(
     from: &str,
     status: u8,
 ) -> Result<Rows, sqlx::Error> {
-    let count = format!(
-        "SELECT COUNT(*) FROM \
-         (SELECT 1 FROM {from} WHERE status = {status} LIMIT {ROWS_COUNTED_MAX}) AS counted"
-    );
+    let count = canary::count_others(from, status, ROWS_COUNTED_MAX);
     let count: i64 = sqlx::query_scalar(AssertSqlSafe(count))
         .fetch_one(&mut *connection)
         .await?;
     let oldest = format!(
         "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)) FROM {from} \
-         WHERE status = {status} ORDER BY id LIMIT 1"
+         WHERE status = {status} AND {} ORDER BY id LIMIT 1",
+        canary::NOT_ONE
     );
     let oldest: Option<Option<i64>> = sqlx::query_scalar(AssertSqlSafe(oldest))
         .fetch_optional(connection)
@@ -224,8 +223,9 @@ async fn routes(
         "SELECT exchange, routing_key, COUNT(*), CAST(SUM(attempts > 0) AS SIGNED), \
          MIN(CASE WHEN attempts = 0 AND last_error IS NOT NULL THEN id END) FROM \
          (SELECT id, exchange, routing_key, attempts, last_error FROM {from} \
-          WHERE status = 1 ORDER BY id LIMIT {OLDEST_LOOKED_AT}) AS oldest \
-         GROUP BY exchange, routing_key ORDER BY COUNT(*) DESC LIMIT 1000"
+          WHERE status = 1 AND {} ORDER BY id LIMIT {OLDEST_LOOKED_AT}) AS oldest \
+         GROUP BY exchange, routing_key ORDER BY COUNT(*) DESC LIMIT 1000",
+        canary::NOT_ONE
     );
     let found = sqlx::query(AssertSqlSafe(statement))
         .fetch_all(&mut *connection)
