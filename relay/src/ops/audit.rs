@@ -1,5 +1,6 @@
 //! `relay audit`: outbox and inbox, joined by message id. Both are only read, page by page.
 
+mod chosen;
 mod inbox;
 mod judge;
 mod ledger;
@@ -20,6 +21,8 @@ use time::PrimitiveDateTime;
 
 use crate::config::{OutboxTable, TableArgs};
 use crate::ops::times::time;
+use crate::route::Route;
+use chosen::Chosen;
 use judge::Bounds;
 pub use ledger::Ledger;
 
@@ -42,6 +45,12 @@ pub struct AuditArgs {
     /// 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub since: Option<PrimitiveDateTime>,
+    /// Only messages of this event type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub event_type: Option<String>,
+    /// Only messages of this route
+    #[arg(long, num_args = 2, value_names = ["EXCHANGE", "ROUTING_KEY"])]
+    pub route: Option<Vec<String>>,
     /// A row that waits for longer than this counts as late as well
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub late: Duration,
@@ -64,7 +73,7 @@ pub struct AuditArgs {
 pub struct Audit {
     table: OutboxTable,
     inbox: DatabaseUrl,
-    since: Option<PrimitiveDateTime>,
+    chosen: Chosen,
     bounds: Bounds,
     recheck_after: Duration,
     limit: usize,
@@ -88,7 +97,17 @@ impl AuditArgs {
         Ok(Audit {
             table: self.table.resolve()?,
             inbox,
-            since: self.since,
+            chosen: Chosen {
+                since: self.since,
+                event_type: self.event_type.clone(),
+                route: self.route.as_deref().and_then(|route| match route {
+                    [exchange, routing_key] => Some(Route {
+                        exchange: exchange.clone().into(),
+                        routing_key: routing_key.clone().into(),
+                    }),
+                    _ => None,
+                }),
+            },
             bounds: Bounds {
                 late: self.late,
                 grace: self.grace,

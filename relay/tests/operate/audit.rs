@@ -102,6 +102,7 @@ async fn every_kind(outbox_server: &'static Db, inbox_server: &'static Db) {
     books.what_balances().await;
     books.what_does_not().await;
     books.text().await;
+    books.chosen().await;
     books.since().await;
 }
 
@@ -183,6 +184,25 @@ impl Books<'_> {
         ] {
             assert!(told.contains(part), "{part}: {told}");
         }
+    }
+
+    /// Those of one type, or of one route.
+    async fn chosen(&self) {
+        let other = format!(
+            "UPDATE outbox SET event_type = 'other', routing_key = 'order.other' WHERE message_id = '{}'",
+            self.ids[0]
+        );
+        self.rig.sql(&other).await;
+        for only in [
+            ["--type", "other"].as_slice(),
+            &["--route", "order-exchange", "order.other"],
+        ] {
+            let (_, ledger) = audit(self.rig, only).await;
+            counts(&ledger, &[("outbox_rows", 1), ("inbox_rows", 0)]);
+            assert!(ledger["only"].as_str().unwrap().contains("other"));
+        }
+        let (_, ledger) = audit(self.rig, &["--type", "nobody's"]).await;
+        counts(&ledger, &[("outbox_rows", 0)]);
     }
 
     /// Rows that were written and received before a time are not looked at.

@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use outbox::row::InboxStatus;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
-use time::PrimitiveDateTime;
 
+use super::chosen::Chosen;
 use super::walk::{PAGE, READ_TIMEOUT};
 use crate::in_list::{padded, padded_len, placeholders};
 
@@ -32,7 +32,8 @@ pub(super) struct Inbox {
 }
 
 const COLUMNS: &str = "message_id, status, event_type, aggregate_id, \
-    TIMESTAMPDIFF(MICROSECOND, received_at, UTC_TIMESTAMP(6)), received_at";
+    TIMESTAMPDIFF(MICROSECOND, received_at, UTC_TIMESTAMP(6)), received_at, \
+    event_type, exchange, routing_key";
 
 impl Inbox {
     pub(super) fn new(connection: MySqlConnection) -> Self {
@@ -64,7 +65,7 @@ impl Inbox {
     pub(super) async fn page(
         &mut self,
         after: &[u8],
-        since: Option<PrimitiveDateTime>,
+        chosen: &Chosen,
     ) -> anyhow::Result<(Vec<InboxRow>, Option<Vec<u8>>)> {
         let statement = format!(
             "SELECT {COLUMNS} FROM inbox WHERE message_id > ? ORDER BY message_id LIMIT {PAGE}"
@@ -80,10 +81,7 @@ impl Inbox {
             Some(last) if rows.len() == PAGE => Some(last.try_get_unchecked(0)?),
             _ => None,
         };
-        let wanted = rows.iter().filter(|row| {
-            let received = row.try_get_unchecked::<Option<PrimitiveDateTime>, _>(5);
-            since.is_none_or(|since| !matches!(received, Ok(Some(at)) if at < since))
-        });
+        let wanted = rows.iter().filter(|row| chosen.takes(row, 5));
         Ok((wanted.map(row_of).collect::<Result<_, _>>()?, next))
     }
 }

@@ -14,6 +14,8 @@ pub struct Ledger {
     pub outbox: String,
     /// Database.
     pub inbox: String,
+    /// Which messages it is about, when not about all.
+    pub only: Option<String>,
     /// Nothing is missing, waiting or parked.
     pub balances: bool,
     /// How many of what.
@@ -75,6 +77,7 @@ impl Ledger {
         Self {
             outbox: format!("{}.{}", audit.table.url.database(), audit.table.name),
             inbox: format!("{}.inbox", audit.inbox.database()),
+            only: audit.chosen.told(),
             balances: false,
             counts: Counts::default(),
             rows: Vec::new(),

@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use outbox::row::OutboxStatus;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
-use time::PrimitiveDateTime;
 
+use super::chosen::Chosen;
 use super::walk::{PAGE, READ_TIMEOUT};
 use crate::canary;
 use crate::in_list::{padded, padded_len, placeholders};
@@ -44,7 +44,7 @@ const COLUMNS: &str = "id, message_id, status, event_type, aggregate_id, \
     TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)), \
     TIMESTAMPDIFF(MICROSECOND, sent_at, UTC_TIMESTAMP(6)), \
     COALESCE(next_attempt_at > UTC_TIMESTAMP(6) AND attempts = 0 AND last_error IS NULL, 0), \
-    created_at";
+    created_at, event_type, exchange, routing_key";
 
 impl Outbox {
     pub(super) fn new(connection: MySqlConnection, table: &str) -> Self {
@@ -69,7 +69,7 @@ impl Outbox {
     pub(super) async fn page(
         &mut self,
         (after, upto): (u64, u64),
-        since: Option<PrimitiveDateTime>,
+        chosen: &Chosen,
     ) -> anyhow::Result<(Vec<OutboxRow>, Option<u64>)> {
         let statement = format!(
             "SELECT {COLUMNS} FROM {} WHERE id > ? AND id <= ? ORDER BY id LIMIT {PAGE}",
@@ -87,11 +87,7 @@ impl Outbox {
             Some(last) if rows.len() == PAGE => Some(last.try_get(0)?),
             _ => None,
         };
-        let wanted = rows.iter().filter(|row| {
-            let created = row.try_get_unchecked::<Option<PrimitiveDateTime>, _>(8);
-            // A row without a usable time is looked at rather than left out.
-            since.is_none_or(|since| !matches!(created, Ok(Some(at)) if at < since))
-        });
+        let wanted = rows.iter().filter(|row| chosen.takes(row, 8));
         let mut rows: Vec<OutboxRow> = wanted.map(row_of).collect::<Result<_, _>>()?;
         rows.retain(|row| !canary::is_one(&row.message_id));
         Ok((rows, next))

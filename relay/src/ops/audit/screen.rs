@@ -15,6 +15,9 @@ impl fmt::Display for Ledger {
             self.outbox, counts.outbox_rows
         )?;
         writeln!(f, "inbox       {}: {} rows", self.inbox, counts.inbox_rows)?;
+        if let Some(only) = &self.only {
+            writeln!(f, "only        {only}")?;
+        }
         writeln!(f, "done        {} sent and processed", counts.done)?;
         writeln!(f, "missing     {} sent, not in the inbox", counts.missing)?;
         writeln!(

@@ -55,15 +55,15 @@ pub(super) async fn walk(audit: &Audit, outbox: Outbox, inbox: Inbox) -> anyhow:
 impl Walk<'_> {
     async fn through_outbox(&mut self) -> anyhow::Result<()> {
         let upto = self.outbox.upto().await?;
-        let since = self.audit.since;
+        let chosen = &self.audit.chosen;
         let mut progress = Progress::new("outbox", upto);
-        let (mut page, mut next) = self.outbox.page((0, upto), since).await?;
+        let (mut page, mut next) = self.outbox.page((0, upto), chosen).await?;
         loop {
             let ids: Vec<&str> = page.iter().map(|row| row.message_id.as_str()).collect();
             // The next page of one server is read while the other one looks for this one's.
             let (found, following) = futures::try_join!(self.inbox.find(&ids), async {
                 match next {
-                    Some(after) => self.outbox.page((after, upto), since).await.map(Some),
+                    Some(after) => self.outbox.page((after, upto), chosen).await.map(Some),
                     None => Ok(None),
                 }
             })?;
@@ -100,13 +100,13 @@ impl Walk<'_> {
     /// Only rows that the outbox does not have; the others were met already, or came later.
     async fn through_inbox(&mut self) -> anyhow::Result<()> {
         let mut progress = Progress::new("inbox", self.ledger.counts.outbox_rows);
-        let since = self.audit.since;
-        let (mut page, mut next) = self.inbox.page(&[], since).await?;
+        let chosen = &self.audit.chosen;
+        let (mut page, mut next) = self.inbox.page(&[], chosen).await?;
         loop {
             let ids: Vec<&str> = page.iter().map(|row| row.message_id.as_str()).collect();
             let (known, following) = futures::try_join!(self.outbox.known(&ids), async {
                 match &next {
-                    Some(after) => self.inbox.page(after, since).await.map(Some),
+                    Some(after) => self.inbox.page(after, chosen).await.map(Some),
                     None => Ok(None),
                 }
             })?;
