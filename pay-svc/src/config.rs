@@ -175,6 +175,9 @@ impl ops::cli::Source for ParkedArgs {
     }
 }
 
+/// A killed instance's messages should be taken over within this.
+const TAKE_OVER_MAX: Duration = Duration::from_secs(30);
+
 /// Everything `run` needs, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -279,6 +282,22 @@ impl RunArgs {
                 age_max: max_age,
             },
         })
+    }
+}
+
+impl Config {
+    /// What works, but should be known: one line each, for the log.
+    #[must_use]
+    pub fn cautions(&self) -> Vec<String> {
+        let lease = self.work.provider_timeout + worker::SETTLE_TIME;
+        let late = (lease > TAKE_OVER_MAX).then(|| {
+            format!(
+                "PAY_PROVIDER_TIMEOUT ({:?}) makes others take over a dead instance's messages only \
+                 after {lease:?}, later than {TAKE_OVER_MAX:?}",
+                self.work.provider_timeout
+            )
+        });
+        late.into_iter().chain(self.provider.caution()).collect()
     }
 }
 

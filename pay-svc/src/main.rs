@@ -19,6 +19,9 @@ fn main() -> Exit {
 fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     telemetry::init(args.log.log_format);
     let config = args.resolve()?;
+    for caution in config.cautions() {
+        tracing::warn!(caution);
+    }
     boot::block_on(async {
         let shutdown = signals::listen(config.drain_timeout)?;
         pay_svc::build(config).await?.run(shutdown).await

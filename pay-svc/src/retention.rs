@@ -49,7 +49,8 @@ pub fn check(
         told(least)
     );
     let mend = format!(
-        "set it to {} or more, or to 0s, which keeps the rows",
+        "set it to {} or more, or to 0s, which keeps the rows; the relay's RELAY_INBOX_RETENTION must \
+         not be longer than it",
         told(least)
     );
     Err(ConfigError::new("PAY_RETENTION", problem, mend))
@@ -79,7 +80,8 @@ mod tests {
         for part in [
             "PAY_RETENTION: 1295999s is too short",
             "PAY_REPLAY_WINDOW (7d) + 7d in the broker's queue + PAY_MAX_AGE (1d) = 15d",
-            "; set it to 15d or more, or to 0s, which keeps the rows",
+            "; set it to 15d or more, or to 0s, which keeps the rows; the relay's \
+             RELAY_INBOX_RETENTION must not be longer than it",
         ] {
             assert!(err.contains(part), "{part} is not in {err}");
         }

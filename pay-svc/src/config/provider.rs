@@ -1,5 +1,6 @@
 //! Who takes the money.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +81,25 @@ pub enum ProviderSettings {
     Simulated(SimulatedSettings),
     /// A provider behind a URL.
     Http(Box<HttpSettings>),
+}
+
+impl ProviderSettings {
+    /// A token that everybody on the way can read, if there is one.
+    pub(super) fn caution(&self) -> Option<String> {
+        let Self::Http(http) = self else { return None };
+        let host = http.url.host().unwrap_or_default();
+        let is_here = host == "localhost"
+            || host
+                .trim_matches(['[', ']'])
+                .parse::<IpAddr>()
+                .is_ok_and(|address| address.is_loopback());
+        let is_bare = http.token.is_some() && http.url.scheme_str() == Some("http") && !is_here;
+        is_bare.then(|| {
+            format!(
+                "PAY_PROVIDER_TOKEN goes to {host} over http://, readable on the way; use https://"
+            )
+        })
+    }
 }
 
 impl ProviderArgs {

@@ -133,3 +133,25 @@ fn a_token_is_never_shown() {
     let config = resolve(&[&args[..], &["--provider-token", "hunter2"]].concat()).unwrap();
     assert!(!format!("{config:?}").contains("hunter2"));
 }
+
+#[test]
+fn what_works_but_should_be_known_is_told() {
+    let cautions = |more: &[&str]| {
+        let args = [&["--provider", "http", "--provider-token", "t0ken"], more].concat();
+        resolve(&args).unwrap().cautions()
+    };
+    for fine in [
+        "https://provider.example/charges",
+        "http://localhost:1/charges",
+        "http://127.0.0.1:1/charges",
+        "http://[::1]:1/charges",
+    ] {
+        assert_eq!(cautions(&["--provider-url", fine]), Vec::<String>::new());
+    }
+    let url = "http://provider.example/charges";
+    let told = cautions(&["--provider-url", url, "--provider-timeout", "21s"]);
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("PAY_PROVIDER_TIMEOUT (21s)") && told[0].contains("after 31s"));
+    assert!(told[1].contains("goes to provider.example over http://"));
+    assert!(!told[1].contains("t0ken"));
+}

@@ -46,7 +46,7 @@ impl Rule {
              gone, and be applied a second time. The rule: age of the row + time in the broker's \
              queue (RELAY_REPLAY_MARGIN) <= RELAY_INBOX_RETENTION. The oldest: {} + {} = {}, more \
              than {}. Choose a later --from; or, where the consumer's PAY_RETENTION is longer than \
-             that, set RELAY_INBOX_RETENTION to it",
+             that, set RELAY_INBOX_RETENTION to it, and never to more than it",
             told_duration(oldest),
             told_duration(margin),
             told_duration(oldest.saturating_add(margin)),
