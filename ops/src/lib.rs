@@ -26,6 +26,7 @@ pub mod http;
 pub mod page;
 
 mod csv;
+mod guesses;
 mod payload;
 mod statement;
 

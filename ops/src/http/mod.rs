@@ -7,8 +7,10 @@ mod openapi;
 mod request;
 mod rows;
 
+use std::time::Instant;
+
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::header::{CACHE_CONTROL, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -22,6 +24,7 @@ use utoipa::ToSchema;
 use crate::act::By;
 use crate::console::Console;
 use crate::error::Error;
+use crate::guesses::{Guesses, peer};
 use crate::page;
 pub use request::BODY_MAX;
 
@@ -35,10 +38,11 @@ pub fn router(console: &Console) -> Router {
             .route("/ops", any(off))
             .route("/ops/{*rest}", any(off));
     }
-    page::router(console).merge(api(console))
+    let guesses = Guesses::default();
+    page::router(console, guesses.clone()).merge(api(console, guesses))
 }
 
-fn api(console: &Console) -> Router {
+fn api(console: &Console, guesses: Guesses) -> Router {
     Router::new()
         .route("/ops/openapi.json", get(openapi::document))
         .route("/ops/api/me", get(me))
@@ -71,31 +75,56 @@ fn api(console: &Console) -> Router {
             let title = "The path does not take this method";
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", title)
         })
-        .layer(from_fn_with_state(console.clone(), admit))
+        .layer(from_fn_with_state((console.clone(), guesses), admit))
         .with_state(console.clone())
 }
 
 /// Who may come in: whoever has a token may look, an operator may act.
-async fn admit(State(console): State<Console>, mut request: Request, next: Next) -> Response {
-    let looks = [Method::GET, Method::HEAD].contains(request.method());
-    let person = match console.tokens().bearer(request.headers()) {
-        None => {
-            let title = "A token is needed";
-            return Refusal(Problem::new(StatusCode::UNAUTHORIZED, "no_token", title))
-                .into_response();
-        }
-        Some(person) if looks || person.role >= Role::Operator => person.clone(),
-        Some(_) => {
-            let title = "The token is not an operator's";
-            let status = StatusCode::FORBIDDEN;
-            return Refusal(Problem::new(status, "not_an_operator", title)).into_response();
-        }
+async fn admit(
+    State((console, guesses)): State<(Console, Guesses)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let person = match known(&console, &guesses, &request) {
+        Ok(person) => person,
+        Err(problem) => return Refusal(problem).into_response(),
     };
     request.extensions_mut().insert(person);
     let mut answer = next.run(request).await;
     let headers = answer.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
+}
+
+/// Whose token it is, if that may do this. Wrong ones are counted, with those of the page's login.
+fn known(console: &Console, guesses: &Guesses, request: &Request) -> Result<Person, Problem> {
+    let (from, now) = (peer(request.extensions()), Instant::now());
+    let is_guess = request.headers().contains_key(AUTHORIZATION);
+    if is_guess && let Some(wait) = guesses.lock().wait(from, now) {
+        let title = "Too many wrong tokens";
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        return Err(Problem::new(status, "too_many_guesses", title).retry_after(wait));
+    }
+    let looks = [Method::GET, Method::HEAD].contains(request.method());
+    match console.tokens().bearer(request.headers()) {
+        None => {
+            if is_guess {
+                guesses.lock().failed(from, now);
+                tracing::warn!(%from, "request with a wrong token");
+            }
+            let title = "A token is needed";
+            Err(Problem::new(StatusCode::UNAUTHORIZED, "no_token", title))
+        }
+        Some(person) => {
+            guesses.lock().succeeded(from);
+            if looks || person.role >= Role::Operator {
+                return Ok(person.clone());
+            }
+            let title = "The token is not an operator's";
+            let status = StatusCode::FORBIDDEN;
+            Err(Problem::new(status, "not_an_operator", title))
+        }
+    }
 }
 
 /// What was not done, and why.

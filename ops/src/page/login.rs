@@ -9,11 +9,12 @@ use axum::http::header::{HeaderName, RETRY_AFTER, SET_COOKIE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Redirect, Response};
 
+use super::Desk;
 use super::form::Fields;
 use super::frame::{Frame, Trouble, page as html};
 use super::guard::{self, CSRF, cookie};
 use super::session::{LIFE, secret};
-use super::{Desk, peer};
+use crate::guesses::peer;
 
 /// The login's own secret: there is no session yet that could hold one.
 const LOGIN_COOKIE: &str = "ops-login";
@@ -49,7 +50,7 @@ pub(super) async fn login(State(desk): State<Arc<Desk>>, request: Request) -> Re
     if !ours {
         return Trouble::foreign_form().page(&desk, None);
     }
-    if let Some(wait) = desk.failures().wait(from, now) {
+    if let Some(wait) = desk.guesses.lock().wait(from, now) {
         let seconds = wait.as_secs().max(1);
         let text = format!("Too many wrong tokens. Wait {seconds} seconds, then try again.");
         let mut response = form(
@@ -66,7 +67,7 @@ pub(super) async fn login(State(desk): State<Arc<Desk>>, request: Request) -> Re
     }
     let token = fields.get("token").unwrap_or_default();
     let Some(person) = desk.console.tokens().authenticate(token) else {
-        desk.failures().failed(from, now);
+        desk.guesses.lock().failed(from, now);
         tracing::warn!(%from, "login with a wrong token");
         let text = "This token is not known. It is the third part of an entry of OPS_TOKENS.";
         let next = safe(fields.raw("next")).to_owned();
@@ -74,7 +75,7 @@ pub(super) async fn login(State(desk): State<Arc<Desk>>, request: Request) -> Re
         *response.status_mut() = StatusCode::FORBIDDEN;
         return response;
     };
-    desk.failures().succeeded(from);
+    desk.guesses.lock().succeeded(from);
     tracing::info!(person = %person.name, %from, "logged in");
     let value = desk.sessions.open(person, now);
     let mut response = Redirect::to(safe(fields.raw("next"))).into_response();

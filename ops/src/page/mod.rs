@@ -9,7 +9,6 @@ mod bulk;
 mod form;
 mod frame;
 mod guard;
-mod limit;
 mod login;
 mod notice;
 mod origin;
@@ -20,8 +19,7 @@ mod session;
 mod show;
 mod view;
 
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
@@ -36,8 +34,8 @@ use axum::routing::{any, get, post};
 use svc_kit::http::Problem;
 
 use crate::console::Console;
+use crate::guesses::Guesses;
 use frame::Trouble;
-use limit::Limit;
 use session::{Sessions, Visitor};
 
 /// The longest form, in bytes: an edited payload of 64 KiB, each byte of it as `%XX`, and the rest.
@@ -61,27 +59,19 @@ const HEADERS: &[(HeaderName, &str)] = &[
 struct Desk {
     console: Console,
     sessions: Sessions,
-    failures: Mutex<Limit>,
+    guesses: Guesses,
     /// The cookie's name. Cookies know no ports, and the page of another service on this host has
     /// one of its own; the next process has another as well, which knows nothing of our sessions.
     cookie: String,
 }
 
-impl Desk {
-    fn failures(&self) -> std::sync::MutexGuard<'_, Limit> {
-        self.failures
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
 /// The page's routes, under `/ops`.
-pub fn router(console: &Console) -> Router {
+pub(crate) fn router(console: &Console, guesses: Guesses) -> Router {
     let instance: u32 = rand::random();
     let desk = Desk {
         console: console.clone(),
         sessions: Sessions::default(),
-        failures: Mutex::default(),
+        guesses,
         cookie: format!("ops-{}-{instance:08x}", console.table().name()),
     };
     Router::new()
@@ -121,11 +111,4 @@ async fn harden(mut response: Response) -> Response {
 async fn nothing(State(desk): State<Arc<Desk>>, visitor: Visitor) -> Response {
     let page = Trouble::missing("such page").page(&desk, Some(&visitor));
     std::future::ready(page).await
-}
-
-/// Where a request comes from; without a peer, as in a test without a socket, from nowhere.
-fn peer(extensions: &axum::http::Extensions) -> IpAddr {
-    extensions
-        .get::<axum::extract::ConnectInfo<std::net::SocketAddr>>()
-        .map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip())
 }

@@ -1,8 +1,13 @@
-//! How often a login may fail before an address has to wait. Pure: the time is an argument.
+//! How often a token may be wrong, at the login or in a request to the API, before an address has to
+//! wait. Pure: the time is an argument.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use axum::extract::ConnectInfo;
+use axum::http::Extensions;
 
 /// Failures in a row that an address has at once.
 const BURST: u32 = 10;
@@ -16,13 +21,30 @@ struct Failures {
     last: Instant,
 }
 
-/// Failed logins by address.
+/// Wrong tokens by address, at both doors together. Clones share them.
+#[derive(Clone, Default)]
+pub(crate) struct Guesses(Arc<Mutex<Limit>>);
+
+impl Guesses {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Limit> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where a request comes from; without a peer, as in a test without a socket, from nowhere.
+pub(crate) fn peer(extensions: &Extensions) -> IpAddr {
+    extensions
+        .get::<ConnectInfo<SocketAddr>>()
+        .map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip())
+}
+
+/// Wrong tokens by address.
 #[derive(Default)]
-pub(super) struct Limit(HashMap<IpAddr, Failures>);
+pub(crate) struct Limit(HashMap<IpAddr, Failures>);
 
 impl Limit {
     /// How long this address has to wait before it may try, if it has to.
-    pub(super) fn wait(&self, from: IpAddr, now: Instant) -> Option<Duration> {
+    pub(crate) fn wait(&self, from: IpAddr, now: Instant) -> Option<Duration> {
         let failures = self.0.get(&from)?;
         let past = now.saturating_duration_since(failures.last);
         let count = left(failures.count, past);
@@ -30,7 +52,7 @@ impl Limit {
     }
 
     /// Counts a failure.
-    pub(super) fn failed(&mut self, from: IpAddr, now: Instant) {
+    pub(crate) fn failed(&mut self, from: IpAddr, now: Instant) {
         if self.0.len() >= ADDRESSES_MAX && !self.0.contains_key(&from) {
             let oldest = self.0.iter().min_by_key(|(_, failures)| failures.last);
             if let Some(address) = oldest.map(|(&address, _)| address) {
@@ -46,8 +68,8 @@ impl Limit {
         failures.last = now;
     }
 
-    /// Forgets the failures of an address that has logged in.
-    pub(super) fn succeeded(&mut self, from: IpAddr) {
+    /// Forgets the failures of an address that has shown a token.
+    pub(crate) fn succeeded(&mut self, from: IpAddr) {
         self.0.remove(&from);
     }
 }
