@@ -8,7 +8,12 @@ impl Actions {
     /// As RFC 4180, with a header.
     #[must_use]
     pub fn csv(&self) -> String {
-        let mut out = HEADER.to_owned();
+        HEADER.to_owned() + &self.csv_rows()
+    }
+
+    /// The same without the header.
+    pub(crate) fn csv_rows(&self) -> String {
+        let mut out = String::new();
         for action in &self.actions {
             let Action {
                 id,

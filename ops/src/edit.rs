@@ -1,5 +1,7 @@
 //! Edit and retry: a new message with another id, and the original kept, discarded.
 
+mod told;
+
 use std::collections::BTreeMap;
 
 use outbox::{Event, MessageId, Received, WriteError};
@@ -118,6 +120,7 @@ async fn transaction(
     };
     let mut connection = console.connection().await?;
     let mut tx = begin(&mut connection).await?;
+    let given = edit.clone();
     let Some(original) = read(&mut tx, table, &key, edit).await? else {
         return Ok(not_written(Outcome::Missing { key: text }));
     };
@@ -139,6 +142,7 @@ async fn transaction(
         key: new,
         message_id,
     } = written;
+    let changed = told::changed(&given);
     let entries = [
         Entry {
             action: "edit",
@@ -150,7 +154,7 @@ async fn transaction(
             action: "edit",
             target: table.target(&new),
             before: Some(format!("{key}, message {}", original.message_id)),
-            after: Some("waiting".to_owned()),
+            after: Some(format!("waiting; {changed}")),
         },
     ];
     audit::write(&mut tx, by, &entries).await?;

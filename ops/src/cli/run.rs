@@ -65,6 +65,13 @@ pub fn run<S: Source>(verb: &Verb<S>) -> anyhow::Result<Exit> {
         Verb::Bulk(verb) => run_bulk(verb),
         Verb::Actions(with) if with.verb.csv => told(with, async |console, verb| {
             let actions = console.actions(&verb.filter).await?;
+            if let Some(next) = actions.next {
+                // Beside the file, which may go anywhere.
+                _ = writeln!(
+                    std::io::stderr(),
+                    "there is more: go on with --before {next}"
+                );
+            }
             Ok((actions.csv(), Exit::Drained))
         }),
         Verb::Actions(with) => show(with, async |console, verb| {
@@ -225,8 +232,9 @@ fn read_payload(path: &std::path::Path) -> std::io::Result<String> {
 fn bulk<S: Source, V: clap::Args>(with: &With<S, V>, plan: &Plan, by: &By) -> anyhow::Result<Exit> {
     told(with, async |console, _| {
         let id = console.bulk_start(plan, by).await?;
-        if let Err(err) = console.bulk_fill(id, plan).await {
-            let text = "what is in bulk goes its way; `bulk show` tells how far it came";
+        if let Err(err) = console.bulk_carry_out(id).await {
+            let text =
+                "what is in goes its way; the service, or `bulk resume`, goes on with the rest";
             tracing::error!(bulk = id, error = %err, text, "bulk is not complete");
             return Err(err);
         }

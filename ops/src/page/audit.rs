@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use askama::Template;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
+use futures::{StreamExt as _, stream};
 
 use super::Desk;
 use super::form::{Fields, query};
@@ -17,7 +19,7 @@ use super::view::searched;
 use crate::audit::{Action, ActionFilter};
 use crate::error::Error;
 
-/// Actions of a page, and of a file.
+/// Actions of a page, and of one read for a file.
 const PAGE: u32 = 50;
 const FILE: u32 = 10_000;
 
@@ -88,12 +90,25 @@ async fn listed(desk: &Desk, visitor: &Visitor, uri: &Uri) -> Result<Response, T
     Ok(html(StatusCode::OK, &page))
 }
 
-/// The same as a file for a spreadsheet.
+/// The same, all of it, as a file for a spreadsheet: read and sent page by page.
 pub(super) async fn csv(State(desk): State<Arc<Desk>>, visitor: Visitor, uri: Uri) -> Response {
     let file = async {
         let filter = filter(&uri, FILE)?;
-        let found = desk.console.actions(&filter).await;
-        let found = found.map_err(|err| Trouble::of(&err))?;
+        let first = desk.console.actions(&filter).await;
+        let first = first.map_err(|err| Trouble::of(&err))?;
+        let head = first.csv();
+        let rest = (desk.console.clone(), filter, first.next);
+        // An error cuts the file off, which a browser tells; a file that only ended would look whole.
+        let rest = stream::try_unfold(rest, async |(console, mut filter, next)| {
+            if next.is_none() {
+                return Ok(None);
+            }
+            filter.before = next;
+            let page = console.actions(&filter).await?;
+            let rows = page.csv_rows();
+            Ok::<_, Error>(Some((rows, (console, filter, page.next))))
+        });
+        let file = stream::once(std::future::ready(Ok(head))).chain(rest);
         let name = format!(
             "attachment; filename=\"{}-actions.csv\"",
             desk.console.table().name()
@@ -102,7 +117,7 @@ pub(super) async fn csv(State(desk): State<Arc<Desk>>, visitor: Visitor, uri: Ur
             (CONTENT_TYPE, "text/csv; charset=utf-8".to_owned()),
             (CONTENT_DISPOSITION, name),
         ];
-        Ok::<_, Trouble>((headers, found.csv()).into_response())
+        Ok::<_, Trouble>((headers, Body::from_stream(file)).into_response())
     };
     file.await
         .unwrap_or_else(|trouble| trouble.page(&desk, Some(&visitor)))

@@ -216,6 +216,9 @@ async fn an_edit_is_a_new_message_and_the_original_stays() {
         let old = world.console.detail(&key).await.unwrap().unwrap();
         assert_eq!(old.row.state, State::Discarded);
         assert_eq!(old.payload.raw.as_deref(), Some("{\"n\":1}"));
+        let audit = world.console.actions(&Default::default()).await.unwrap();
+        let after = audit.actions[0].after.clone().unwrap();
+        assert!(after.starts_with("waiting; changed "), "{after}");
         let again = world.console.edit(&key, &edit, &by("bob")).await.unwrap();
         assert!(matches!(again.original, Outcome::Conflict { .. }) && again.key.is_none());
     }

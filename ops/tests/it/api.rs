@@ -26,7 +26,9 @@ impl Api {
             std::time::Duration::from_secs(1),
         );
         drop(tasks::unit(serve));
-        let client = Client::builder().no_proxy().build().unwrap();
+        let client = Client::builder().no_proxy();
+        let client = client.redirect(reqwest::redirect::Policy::none());
+        let client = client.build().unwrap();
         Self { url, client }
     }
 
@@ -249,4 +251,80 @@ async fn requests_that_are_wrong_are_told_why() {
     let (status, document) = api.get("/ops/openapi.json").await;
     assert_eq!(status, 200);
     assert!(document["paths"]["/ops/api/rows/{key}/edit"]["post"].is_object());
+}
+
+#[tokio::test]
+async fn wrong_tokens_make_an_address_wait_at_both_doors() {
+    let world = worlds().await.remove(0);
+    let api = Api::of(&world).await;
+    let url = format!("{}/ops/api/me", api.url);
+    for _ in 0..30 {
+        // Without a token nothing is guessed.
+        let answer = api.client.get(&url).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 401);
+    }
+    for _ in 0..10 {
+        let answer = api
+            .client
+            .get(&url)
+            .bearer_auth("wrong")
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status().as_u16(), 401);
+    }
+    let answer = api
+        .client
+        .get(&url)
+        .bearer_auth(OPERATOR)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        answer.status().as_u16(),
+        429,
+        "whether it is right is not told"
+    );
+    let wait: u64 = answer.headers()["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((1..=6).contains(&wait), "{wait}");
+    assert_eq!(log_in(&api).await.status().as_u16(), 429);
+}
+
+/// The page's login, with a form's secret of our own.
+async fn log_in(api: &Api) -> reqwest::Response {
+    let login = api.client.post(format!("{}/ops/login", api.url));
+    let login = login
+        .header("cookie", "ops-login=x")
+        .header("origin", &api.url)
+        .header("content-type", "application/x-www-form-urlencoded")
+        .body(format!("csrf=x&token={OPERATOR}"));
+    login.send().await.unwrap()
+}
+
+#[tokio::test]
+async fn the_audit_as_a_file_is_whole_however_long_it_is() {
+    for world in worlds().await {
+        let fill = "INSERT INTO operator_actions (actor, action, target) \
+                    WITH RECURSIVE seq (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM seq WHERE i < 199) \
+                    SELECT 'ann', IF(MOD(a.i + b.i, 2), 'note', 'retry'), CONCAT(a.i, '-', b.i) \
+                    FROM seq a JOIN seq b";
+        world.sql(fill).await;
+        let api = Api::serve(ops::router(&world.console)).await;
+        let answer = log_in(&api).await;
+        assert_eq!(answer.status().as_u16(), 303);
+        let cookies = answer.headers().get_all("set-cookie").iter();
+        let cookies = cookies.filter_map(|cookie| cookie.to_str().ok()?.split(';').next());
+        let cookies = cookies.collect::<Vec<_>>().join("; ");
+        for (query, rows) in [("", 40_000), ("?action=note", 20_000)] {
+            let file = api.client.get(format!("{}/ops/audit.csv{query}", api.url));
+            let file = file.header("cookie", &cookies).send().await.unwrap();
+            let text = file.text().await.unwrap();
+            assert_eq!(text.lines().count(), 1 + rows, "{query}");
+            assert_eq!(text.matches("id,at,actor").count(), 1);
+        }
+    }
 }
