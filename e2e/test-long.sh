@@ -20,6 +20,12 @@ cargo test -p relay --features long --tests "long_${ONLY:-}" -- --test-threads 1
 if [ "${ONLY:-pay}" = pay ]; then
   cargo test -p pay-svc --features long --test it long_pay -- --test-threads 1 --nocapture
 fi
+# Lists and bulks of a million parked rows, on both kinds of server.
+if [ "${ONLY:-it}" = it ]; then
+  for db in mariadb mysql; do
+    TEST_DB=$db cargo test -p ops --features long --test it long_it -- --nocapture
+  done
+fi
 # The cross: what the short forms do on one kind of server, on the other one, too.
 if [ -z "${ONLY:-}" ]; then
   TEST_DB=mysql cargo test -p relay --features long --test broker --test database --test operate \
