@@ -38,7 +38,7 @@ GRANT CREATE, SELECT, INSERT, DELETE ON orders.outbox_attempts TO 'relay'@'%';
 GRANT CREATE, SELECT, INSERT, DELETE ON orders.outbox_pauses TO 'relay'@'%';
 -- The operators' bulk retry; `relay parked edit` and OPS_ALLOW_EDIT=true need INSERT on the outbox too.
 GRANT CREATE, SELECT, INSERT, UPDATE ON orders.outbox_bulks TO 'relay'@'%';
-GRANT CREATE, SELECT, INSERT, UPDATE ON orders.outbox_bulk_rows TO 'relay'@'%';
+GRANT CREATE, SELECT, INSERT, UPDATE, DELETE ON orders.outbox_bulk_rows TO 'relay'@'%';
 GRANT CREATE, SELECT, INSERT ON orders.operator_actions TO 'relay'@'%';
 REVOKE CREATE ON orders.outbox FROM 'relay'@'%';
 REVOKE CREATE ON orders.outbox_fence FROM 'relay'@'%';
@@ -54,7 +54,7 @@ GRANT CREATE, SELECT, INSERT, UPDATE, DELETE ON payments.inbox TO 'pay_svc'@'%';
 GRANT CREATE, SELECT, INSERT, DELETE ON payments.inbox_attempts TO 'pay_svc'@'%';
 GRANT CREATE, SELECT, INSERT, UPDATE ON payments.payments TO 'pay_svc'@'%';
 GRANT CREATE, SELECT, INSERT, UPDATE ON payments.inbox_bulks TO 'pay_svc'@'%';
-GRANT CREATE, SELECT, INSERT, UPDATE ON payments.inbox_bulk_rows TO 'pay_svc'@'%';
+GRANT CREATE, SELECT, INSERT, UPDATE, DELETE ON payments.inbox_bulk_rows TO 'pay_svc'@'%';
 GRANT CREATE, SELECT, INSERT ON payments.operator_actions TO 'pay_svc'@'%';
 REVOKE CREATE ON payments.inbox FROM 'pay_svc'@'%';
 REVOKE CREATE ON payments.inbox_attempts FROM 'pay_svc'@'%';

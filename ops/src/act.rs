@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 
 use serde::Serialize;
-use sqlx::{Connection as _, MySql, QueryBuilder, Row as _, Transaction};
+use sqlx::{Connection as _, MySql, MySqlConnection, QueryBuilder, Row as _, Transaction};
 use time::PrimitiveDateTime;
 use utoipa::ToSchema;
 
 use crate::audit::{self, Entry, Last};
-use crate::console::{Connection, Console, again, unit};
+use crate::console::{Console, again, unit};
 use crate::error::Error;
 use crate::filter::State;
 use crate::row::rfc3339;
@@ -288,11 +288,11 @@ async fn transaction(
 }
 
 pub(crate) async fn begin(
-    connection: &mut Connection,
+    connection: &mut MySqlConnection,
 ) -> Result<Transaction<'_, MySql>, sqlx::Error> {
     let set = format!("SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}");
     sqlx::query(sqlx::AssertSqlSafe(set))
-        .execute(&mut **connection)
+        .execute(&mut *connection)
         .await?;
     connection.begin().await
 }
@@ -321,10 +321,7 @@ async fn lock(
     let rows = query.build().fetch_all(&mut **tx).await?;
     let mut found = HashMap::with_capacity(rows.len());
     for row in &rows {
-        let key = match table {
-            Table::Outbox { .. } => Key::Id(row.try_get(0)?),
-            Table::Inbox => Key::Message(row.try_get_unchecked(0)?),
-        };
+        let key = table.key_of(row, 0)?;
         let status: u8 = row.try_get(1)?;
         let Some(state) = State::of(status) else {
             continue;

@@ -237,11 +237,16 @@ pub(crate) async fn last(
     target: &str,
 ) -> Result<Option<Last>, sqlx::Error> {
     let action = of_target(connection, target, 1).await?.pop();
-    Ok(action.map(|action| Last {
-        actor: action.actor,
-        action: action.action,
-        at: action.at,
-    }))
+    Ok(action.map(Last::from))
+}
+
+impl From<Action> for Last {
+    fn from(action: Action) -> Self {
+        let Action {
+            actor, action, at, ..
+        } = action;
+        Self { actor, action, at }
+    }
 }
 
 /// Writes actions, in the transaction of what they tell of.

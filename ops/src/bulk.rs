@@ -1,9 +1,17 @@
 //! A bulk retry is a schedule, not a job: each row gets its own `next_attempt_at`, the canary now and
 //! the rest behind it at a rate. Relay and workers know nothing of it, and it survives every restart
-//! because it is in the rows. Who records the failure of a row of a bulk parks those of its rows that
-//! were not tried yet, in the same transaction: see [`stop`].
+//! because it is in the rows.
+//!
+//! Who records the failure of a row of a bulk turns the bulk to `stopped` in the same transaction
+//! ([`stop`]), as a person turns it to `paused` or `cancelled`: one UPDATE of one row. Its rows follow,
+//! by windows ([`Console::bulk_carry_out`], [`Keeper`]).
 
+mod act;
+mod carry;
+mod fill;
 mod hold;
+mod keep;
+mod standing;
 mod start;
 
 use std::time::Duration;
@@ -13,7 +21,8 @@ use sqlx::mysql::MySqlRow;
 use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _};
 use utoipa::ToSchema;
 
-pub use hold::{active, stop};
+pub use act::{active, stop};
+pub use keep::{Keeper, check, rest_before_start};
 
 use crate::audit::Last;
 use crate::console::{Console, unit};
@@ -23,8 +32,7 @@ use crate::row::{text, time};
 use crate::statement::push_key;
 use crate::table::{Key, Table};
 
-/// Rows of a bulk, at most. Held keys of a relay are remembered by name up to 131,072, and stopping a
-/// bulk changes all its rows in one transaction.
+/// Rows of a bulk, at most. Held keys of a relay are remembered by name up to 131,072.
 pub const ROWS_MAX: u32 = 100_000;
 const BULKS_SHOWN: u32 = 20;
 
@@ -74,6 +82,8 @@ pub enum BulkState {
     Stopped,
     /// A person ended it; what was not tried is parked.
     Cancelled,
+    /// None of its rows is on its way any more.
+    Done,
 }
 
 impl BulkState {
@@ -86,6 +96,7 @@ impl BulkState {
             Self::Paused => "paused",
             Self::Stopped => "stopped",
             Self::Cancelled => "cancelled",
+            Self::Done => "done",
         }
     }
 
@@ -96,6 +107,7 @@ impl BulkState {
             Self::Paused,
             Self::Stopped,
             Self::Cancelled,
+            Self::Done,
         ]
         .into_iter()
         .find(|state| state.name() == name)
@@ -105,6 +117,15 @@ impl BulkState {
     /// Its rows go as their time comes.
     const fn is_active(self) -> bool {
         matches!(self, Self::Filling | Self::Running)
+    }
+
+    /// Its rows that were not tried are parked.
+    const fn holds_back(self) -> bool {
+        matches!(self, Self::Paused | Self::Stopped | Self::Cancelled)
+    }
+
+    const fn is_over(self) -> bool {
+        matches!(self, Self::Cancelled | Self::Done)
     }
 }
 
@@ -165,7 +186,7 @@ pub struct Progress {
 pub enum BulkAct {
     /// Hold back what was not tried.
     Pause,
-    /// Give what is held back new times, with the same canary and rate.
+    /// Give what is held back new times, with the same canary and rate, and put in what is not in yet.
     Resume,
     /// End it: what was not tried is parked.
     Cancel,
@@ -200,6 +221,27 @@ pub enum BulkOutcome {
         /// The number asked for.
         id: u64,
     },
+}
+
+impl Progress {
+    /// For the audit: `rows 100, waiting 90, done 10`.
+    fn told(&self) -> String {
+        let mut told = format!("rows {}", self.rows);
+        for (name, count) in [
+            ("waiting", self.waiting),
+            ("trying", self.trying),
+            ("done", self.done),
+            ("failed", self.failed),
+            ("held", self.held),
+            ("discarded", self.discarded),
+            ("gone", self.gone),
+        ] {
+            if count > 0 {
+                told.push_str(&format!(", {name} {count}"));
+            }
+        }
+        told
+    }
 }
 
 impl Console {

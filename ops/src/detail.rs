@@ -34,7 +34,7 @@ pub struct Detail {
     pub actions: Vec<Action>,
     /// Bulks the row is part of, the oldest first.
     pub bulks: Vec<u64>,
-    /// All of this in the order of time.
+    /// All of this, and what was done to its bulks, in the order of time.
     pub life: Vec<Moment>,
 }
 
@@ -104,14 +104,16 @@ async fn read(
     let row = row_of(table, &found)?;
     let attempts = attempts(connection, table, key).await?;
     let actions = audit::of_target(connection, &table.target(key), HISTORY_MAX).await?;
+    let bulks = crate::bulk::of_row(connection, table, key).await?;
+    let of_bulks = of_bulks(connection, table, &bulks).await?;
     let shown: Vec<u8> = found.try_get_unchecked(19)?;
     let bytes: i64 = found.try_get_unchecked(18)?;
     Ok(Some(Detail {
-        life: life(table, &row, &attempts, &actions),
+        life: life(table, &row, &attempts, (&actions, of_bulks)),
         content_type: text(&found, 16)?,
         headers: text(&found, 17)?,
         payload: Payload::new(&shown, bytes.unsigned_abs()),
-        bulks: crate::bulk::of_row(connection, table, key).await?,
+        bulks,
         row,
         attempts,
         actions,
@@ -143,7 +145,34 @@ async fn attempts(
     Ok(newest?.into_iter().rev().collect())
 }
 
-fn life(table: &Table, row: &Row, attempts: &[Attempt], actions: &[Action]) -> Vec<Moment> {
+/// What was done to the bulks of a row.
+async fn of_bulks(
+    connection: &mut MySqlConnection,
+    table: &Table,
+    bulks: &[u64],
+) -> Result<Vec<Moment>, sqlx::Error> {
+    let mut moments = Vec::new();
+    for bulk in bulks {
+        let actions = audit::of_target(connection, &table.bulk_target(*bulk), HISTORY_MAX).await?;
+        moments.extend(actions.into_iter().map(|action| Moment {
+            at: action.at,
+            what: action.action,
+            by: action.actor,
+            text: match action.reason {
+                Some(reason) => format!("bulk {bulk}: {reason}"),
+                None => format!("bulk {bulk}"),
+            },
+        }));
+    }
+    Ok(moments)
+}
+
+fn life(
+    table: &Table,
+    row: &Row,
+    attempts: &[Attempt],
+    (actions, of_bulks): (&[Action], Vec<Moment>),
+) -> Vec<Moment> {
     let (service, created, done) = match table {
         Table::Outbox { .. } => ("relay", "created", "sent"),
         Table::Inbox => ("pay-svc", "received", "processed"),
@@ -172,6 +201,7 @@ fn life(table: &Table, row: &Row, attempts: &[Attempt], actions: &[Action]) -> V
         by: action.actor.clone(),
         text: action.reason.clone().unwrap_or_default(),
     }));
+    life.extend(of_bulks);
     if row.done_at.is_some() && row.state == State::Done {
         life.push(Moment {
             at: row.done_at.clone(),

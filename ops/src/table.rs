@@ -1,5 +1,8 @@
 //! The two tables this works on, and what differs between them.
 
+use sqlx::Row as _;
+use sqlx::mysql::MySqlRow;
+
 use crate::filter::State;
 
 /// Which table.
@@ -48,6 +51,22 @@ impl Table {
         match self {
             Self::Outbox { .. } => "id",
             Self::Inbox => "message_id",
+        }
+    }
+
+    /// The key in a column of a row that was read.
+    pub(crate) fn key_of(&self, row: &MySqlRow, index: usize) -> Result<Key, sqlx::Error> {
+        Ok(match self {
+            Self::Outbox { .. } => Key::Id(row.try_get(index)?),
+            Self::Inbox => Key::Message(row.try_get_unchecked(index)?),
+        })
+    }
+
+    /// The service that works on it, as the audit calls it.
+    pub(crate) fn service(&self) -> &'static str {
+        match self {
+            Self::Outbox { .. } => "relay",
+            Self::Inbox => "pay-svc",
         }
     }
 

@@ -12,6 +12,7 @@ use svc_kit::signals::Shutdown;
 use svc_kit::tasks::Tasks;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ProviderSettings};
 use crate::consumer::{self, Consumer};
@@ -161,7 +162,18 @@ impl Service {
                 prune::run(database, metrics, retention, drain.clone()),
             );
         }
-        self.spawn_workers(&mut tasks, &shutdown);
+        let keeper = ops::bulk::Keeper {
+            console: console(&self.config),
+            failed: Arc::new(Notify::new()),
+            looked: CancellationToken::new(),
+            readiness: self.readiness.clone(),
+        };
+        self.spawn_workers(&mut tasks, &shutdown, &keeper);
+        let stop = drain.clone();
+        tasks.spawn("bulks", async move {
+            keeper.run(stop).await;
+            Ok(())
+        });
         let consumer = Consumer {
             amqp: self.config.amqp.clone(),
             store: self.store.clone(),
@@ -178,12 +190,14 @@ impl Service {
         tasks.supervise(&shutdown).await
     }
 
-    fn spawn_workers(&self, tasks: &mut Tasks, shutdown: &Shutdown) {
+    fn spawn_workers(&self, tasks: &mut Tasks, shutdown: &Shutdown, keeper: &ops::bulk::Keeper) {
         let worker = Worker {
             database: Arc::clone(&self.database),
             provider: Arc::clone(&self.provider),
             metrics: self.metrics.clone(),
             work: Arc::clone(&self.store.work),
+            failed: Arc::clone(&keeper.failed),
+            bulks_looked_at: keeper.looked.clone(),
             turn: Arc::new(Mutex::new(())),
             settings: self.config.work.clone(),
         };

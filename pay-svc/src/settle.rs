@@ -26,6 +26,14 @@ pub struct Settlement {
     pub verdict: Verdict,
 }
 
+impl Settlement {
+    /// A bulk it is of is stopped.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(self.verdict, Verdict::Failed { .. })
+    }
+}
+
 /// What became of a message.
 #[derive(Debug, Clone)]
 pub enum Verdict {
@@ -82,6 +90,8 @@ pub async fn settle(
     let mut connection = pool.acquire().await?;
     let outcome = async {
         let mut tx = connection.begin().await?;
+        // Before the rows, as everybody does.
+        let bulks = active_bulks(&mut tx, settlements).await?;
         let held = lock_held(&mut tx, lease, settlements).await?;
         let mine: Vec<&Settlement> = settlements
             .iter()
@@ -93,7 +103,11 @@ pub async fn settle(
             .map(|s| (s.due.message_id.as_slice(), written(s, &paid)))
             .collect();
         mark_processed(&mut tx, &written).await?;
-        write_failures(&mut tx, &mine).await?;
+        if let Some(why) = write_failures(&mut tx, &mine).await? {
+            for bulk in bulks {
+                bulk::stop(&mut tx, &Table::Inbox, bulk, ("pay-svc", &why)).await?;
+            }
+        }
         tx.commit().await?;
         let of = |s: &Settlement| written.get(s.due.message_id.as_slice()).copied();
         Ok(settlements
@@ -261,10 +275,11 @@ async fn mark_processed(
     Ok(())
 }
 
+/// Returns the first failure's text.
 async fn write_failures(
     tx: &mut Transaction<'_, MySql>,
     settlements: &[&Settlement],
-) -> Result<(), sqlx::Error> {
+) -> Result<Option<String>, sqlx::Error> {
     let mut why: Option<String> = None;
     for settlement in settlements {
         let Verdict::Failed {
@@ -308,25 +323,21 @@ async fn write_failures(
         .await?;
         why.get_or_insert(text);
     }
-    match why {
-        Some(why) => stop_bulks(tx, settlements, &why).await,
-        None => Ok(()),
-    }
+    Ok(why)
 }
 
-/// A message of a bulk that fails again holds back those of the bulk that were not tried yet.
-async fn stop_bulks(
+/// The bulks to be stopped when these messages are recorded as failed.
+async fn active_bulks(
     tx: &mut Transaction<'_, MySql>,
-    settlements: &[&Settlement],
-    why: &str,
-) -> Result<(), sqlx::Error> {
+    settlements: &[Settlement],
+) -> Result<Vec<u64>, sqlx::Error> {
     let failed: Vec<Key> = settlements
         .iter()
-        .filter(|s| matches!(s.verdict, Verdict::Failed { .. }))
+        .filter(|s| s.has_failed())
         .map(|s| Key::Message(s.due.message_id.clone()))
         .collect();
-    for bulk in bulk::active(tx, &Table::Inbox, &failed).await? {
-        bulk::stop(tx, &Table::Inbox, bulk, ("pay-svc", why)).await?;
+    match failed.is_empty() {
+        true => Ok(Vec::new()),
+        false => bulk::active(tx, &Table::Inbox, &failed).await,
     }
-    Ok(())
 }

@@ -55,6 +55,10 @@ pub struct Worker {
     pub metrics: Metrics,
     /// Rung when there is something to do.
     pub work: Arc<Notify>,
+    /// Rung after a failure was recorded: a bulk may have been stopped.
+    pub failed: Arc<Notify>,
+    /// Cancelled when what was stopped before this process began is held back.
+    pub bulks_looked_at: CancellationToken,
     /// Held by the worker that looks for work: the others would only find the same rows.
     pub turn: Arc<Mutex<()>>,
     /// How to work.
@@ -92,7 +96,7 @@ impl Worker {
             tokio::select! {
                 biased;
                 () = drain.cancelled() => return Ok(()),
-                () = self.database.up() => {}
+                () = async { tokio::join!(self.database.up(), self.bulks_looked_at.cancelled()); } => {}
             }
             let outcome = match self.next_claim(&drain).await {
                 Ok(Some(claimed)) => self.work(claimed).await,
@@ -297,6 +301,9 @@ impl Worker {
         loop {
             let err = match in_time(settle::settle(self.database.pool(), lease, group)).await {
                 Ok(written) => {
+                    if group.iter().any(Settlement::has_failed) {
+                        self.failed.notify_one();
+                    }
                     self.count(group, &written);
                     return Ok(());
                 }

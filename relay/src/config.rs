@@ -132,6 +132,15 @@ pub struct OutboxTable {
     pub name: String,
 }
 
+impl OutboxTable {
+    /// As the operators' core calls it.
+    #[must_use]
+    pub fn for_ops(&self) -> Table {
+        let name = self.name.clone();
+        Table::Outbox { name }
+    }
+}
+
 /// Checked settings of `relay run`.
 #[derive(Clone, Debug)]
 pub struct Config {

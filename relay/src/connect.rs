@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::ops::{Console, Settings, bulk};
 use anyhow::{Context, anyhow};
 use lapin::Connection;
 use sqlx::Connection as _;
@@ -10,7 +11,8 @@ use sqlx::mysql::MySqlConnection;
 use svc_kit::amqp::BrokerFault;
 use svc_kit::boot::ConfigError;
 use svc_kit::tasks::Tasks;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use crate::broker::Link;
 use crate::lane::Done;
@@ -45,6 +47,9 @@ impl Relay {
         canary::clear_all(&self.config.table).await;
         let mut reader = self.on_server("table reader", &server).await?;
         let pauses = self.pauses(&mut reader).await?;
+        bulk::rest_before_start(&mut reader, &self.config.table.for_ops())
+            .await
+            .context("holding back the rows of stopped bulks")?;
         let link = match self.connect_broker().await {
             Ok(link) => link,
             Err(err) => {
@@ -100,6 +105,24 @@ impl Relay {
         };
         pauses.show(&self.readiness, &self.metrics);
         Ok(pauses)
+    }
+
+    /// Ends with the session, like all its tasks.
+    fn keep_bulks(
+        &self,
+        failed: Arc<Notify>,
+    ) -> impl Future<Output = anyhow::Result<()>> + 'static {
+        let table = &self.config.table;
+        let keeper = bulk::Keeper {
+            console: Console::new(table.for_ops(), table.url.clone(), Settings::default()),
+            failed,
+            looked: CancellationToken::new(),
+            readiness: self.readiness.clone(),
+        };
+        async move {
+            keeper.run(CancellationToken::new()).await;
+            Ok(())
+        }
     }
 
     async fn connect_broker(&self) -> Result<Link, NotConnected> {
@@ -164,8 +187,16 @@ impl Relay {
 
         let (writes, writes_out) = mpsc::channel(1);
         let (written_in, written) = mpsc::channel(1);
-        let marker = mark::run(marker, name.clone(), writes_out, written_in);
+        let failed = Arc::new(Notify::new());
+        let marker = mark::run(
+            marker,
+            name.clone(),
+            writes_out,
+            written_in,
+            Arc::clone(&failed),
+        );
         tasks.spawn("marker", marker);
+        tasks.spawn("bulks", self.keep_bulks(failed));
 
         let (asks, asks_out) = mpsc::channel(1);
         let (answers_in, answers) = mpsc::channel(1);

@@ -1,6 +1,7 @@
 //! Writing down what became of rows: sent, failed, parked, or why a route is shut.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::ops::table::Key;
@@ -8,7 +9,7 @@ use ::ops::{Table, bulk};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, MySqlTransaction};
 use svc_kit::database::{Fault, classify};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::effects::{Failure, Mark, Sample};
 use crate::in_list::{padded, padded_len, placeholders};
@@ -64,7 +65,8 @@ struct Marker {
     table_locked: bool,
 }
 
-/// Writes until `writes` is closed, reporting each write once it is committed. A locked row waits by
+/// Writes until `writes` is closed, reporting each write once it is committed; `failed` is rung after
+/// a failure. A locked row waits by
 /// itself, for as long as the lock is held, and keeps no other from being written; a locked table
 /// keeps all of them, and then no more are taken.
 ///
@@ -75,6 +77,7 @@ pub async fn run(
     table: String,
     mut writes: mpsc::Receiver<Write>,
     written: mpsc::Sender<Written>,
+    failed: Arc<Notify>,
 ) -> anyhow::Result<()> {
     log_little(&mut connection).await;
     sqlx::query(AssertSqlSafe(format!(
@@ -92,7 +95,14 @@ pub async fn run(
     };
     loop {
         let done = match marker.next(&mut writes).await? {
-            Some(write) => tokio::time::timeout(WRITE_TIMEOUT, marker.write(write)).await??,
+            Some(write) => {
+                let is_failure = matches!(write, Write::Failed(_));
+                let done = tokio::time::timeout(WRITE_TIMEOUT, marker.write(write)).await??;
+                if is_failure {
+                    failed.notify_one();
+                }
+                done
+            }
             None => break,
         };
         if written.send(done).await.is_err() {

@@ -60,9 +60,7 @@ pub(super) async fn start(
     let BulkRequest { plan, reason } = request::json(&headers, body)?;
     let id = console.bulk_start(&plan, &by(&person, reason)).await?;
     // Nobody waits for it: what becomes of it is in the table, and a failure in the log.
-    drop(tasks::unit(
-        async move { console.bulk_fill(id, &plan).await },
-    ));
+    drop(tasks::unit(async move { console.bulk_carry_out(id).await }));
     Ok((StatusCode::ACCEPTED, Json(Begun { id })))
 }
 

@@ -19,6 +19,7 @@ use super::view::Asked;
 use crate::act::By;
 use crate::bulk::{Bulk, BulkAct, BulkOutcome, BulkState, Plan, Progress, ROWS_MAX};
 use crate::error::Error;
+use crate::table::Table;
 
 /// How often the page of a bulk under way is loaded again, in seconds.
 const REFRESH: u32 = 3;
@@ -35,6 +36,8 @@ struct PlanPage {
     rows_told: String,
     is_more: bool,
     max: u32,
+    /// A relay knows routes that are shut; the inbox has none.
+    shuts_routes: bool,
 }
 
 #[derive(Template)]
@@ -93,6 +96,7 @@ async fn counted(desk: &Desk, visitor: &Visitor, uri: &Uri) -> Result<Response, 
         rows_told: show::rows(rows),
         is_more: found.or_more,
         max: ROWS_MAX,
+        shuts_routes: matches!(desk.console.table(), Table::Outbox { .. }),
     };
     Ok(html(StatusCode::OK, &page))
 }
@@ -122,7 +126,7 @@ async fn begin(desk: &Desk, signed: &Signed) -> Result<Response, Trouble> {
     let console = desk.console.clone();
     // Rows are put in while the person watches; what becomes of that is in the table and the log.
     drop(svc_kit::tasks::unit(async move {
-        console.bulk_fill(id, &plan).await
+        console.bulk_carry_out(id).await
     }));
     desk.sessions
         .tell(visitor, Notice::good(format!("Bulk {id} has begun.")));
@@ -209,7 +213,7 @@ async fn acted(desk: &Desk, signed: &Signed, id: u64) -> Result<Response, Troubl
                 let at = show::time(last.at.as_deref());
                 format!(" Last, {actor} did “{action}” ({at} UTC).")
             });
-            let text = format!("Not done: bulk {id} is {} now.{who}", name(now));
+            let text = format!("Not done: bulk {id} is {} now.{who}", now.name());
             let told = (StatusCode::CONFLICT, Notice::warn(text));
             show(desk, visitor, id, Some(told)).await
         }
@@ -278,16 +282,6 @@ fn counts(progress: &Progress) -> Vec<(&'static str, String, &'static str)> {
         .collect()
 }
 
-const fn name(state: BulkState) -> &'static str {
-    match state {
-        BulkState::Filling => "filling",
-        BulkState::Running => "running",
-        BulkState::Paused => "paused",
-        BulkState::Stopped => "stopped",
-        BulkState::Cancelled => "cancelled",
-    }
-}
-
 impl BulkView {
     fn of(bulk: &Bulk) -> Self {
         let canary = match bulk.canary {
@@ -304,7 +298,7 @@ impl BulkView {
         };
         Self {
             id: bulk.id,
-            state: name(bulk.state),
+            state: bulk.state.name(),
             actor: show::line(&bulk.actor),
             reason: bulk.reason.as_deref().map(show::line),
             filter: show::line(&bulk.filter),
@@ -313,9 +307,9 @@ impl BulkView {
             started: show::time(bulk.started_at.as_deref()),
             changed: show::time(bulk.changed_at.as_deref()),
             stopped_by: bulk.stopped_by.as_deref().map(show::line),
-            can_pause: matches!(bulk.state, BulkState::Filling | BulkState::Running),
-            can_resume: matches!(bulk.state, BulkState::Paused | BulkState::Stopped),
-            can_cancel: bulk.state != BulkState::Cancelled,
+            can_pause: BulkAct::Pause.fits(bulk.state),
+            can_resume: bulk.state != BulkState::Filling && BulkAct::Resume.fits(bulk.state),
+            can_cancel: BulkAct::Cancel.fits(bulk.state),
         }
     }
 }

@@ -197,12 +197,8 @@ async fn an_edit_is_a_new_message_and_the_original_stays() {
         };
         let edited = world.console.edit(&key, &edit, &by("ann")).await.unwrap();
         assert!(is_done(&edited.original), "{edited:?}");
-        let new = world
-            .console
-            .detail(&edited.key.unwrap())
-            .await
-            .unwrap()
-            .unwrap();
+        let new = world.console.detail(&edited.key.unwrap()).await;
+        let new = new.unwrap().unwrap();
         assert_eq!(new.row.state, State::Waiting);
         assert_eq!(Some(&new.row.message_id), edited.message_id.as_ref());
         assert_eq!(new.payload.raw.as_deref(), Some("{\"n\":2}"));

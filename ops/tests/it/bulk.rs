@@ -1,8 +1,13 @@
 //! Bulks: the schedule in the rows, the canary, pause, resume, cancel, and what breaks them off.
 
-use ops::bulk::{self, Bulk, BulkAct, BulkOutcome, BulkState, Plan, Progress};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ops::bulk::{self, Bulk, BulkAct, BulkOutcome, BulkState, Keeper, Plan, Progress};
 use ops::table::Key;
 use ops::{Error, Filter, State};
+use svc_kit::admin::Readiness;
+use tokio_util::sync::CancellationToken;
 
 use crate::{World, by, worlds};
 
@@ -17,7 +22,7 @@ fn plan(canary: u32, rate: f64) -> Plan {
 
 async fn start(world: &World, plan: &Plan) -> u64 {
     let id = world.console.bulk_start(plan, &by("ann")).await.unwrap();
-    world.console.bulk_fill(id, plan).await.unwrap();
+    world.console.bulk_carry_out(id).await.unwrap();
     id
 }
 
@@ -62,6 +67,21 @@ async fn fail(world: &World, key: &str) {
             .unwrap();
     }
     tx.commit().await.unwrap();
+}
+
+/// As a worker that works on these.
+async fn claim(world: &World, ids: &[&str]) {
+    let claim = format!(
+        "UPDATE TABLE SET next_attempt_at = UTC_TIMESTAMP(6) + INTERVAL 20 SECOND \
+         WHERE message_id IN ('{}')",
+        ids.join("', '")
+    );
+    world.sql(&claim).await;
+}
+
+/// What the service does right after it.
+async fn carry_out(world: &World, id: u64) {
+    world.console.bulk_carry_out(id).await.unwrap();
 }
 
 #[tokio::test]
@@ -122,7 +142,9 @@ async fn a_failure_holds_back_what_was_not_tried_and_resume_begins_with_a_canary
     for world in worlds().await {
         let keys = world.park("m", 10, "too_large").await;
         let id = start(&world, &plan(2, 1.0)).await;
+        claim(&world, &["m0", "m1"]).await;
         fail(&world, &keys[0]).await;
+        carry_out(&world, id).await;
         let bulk = show(&world, id).await;
         assert_eq!(bulk.state, BulkState::Stopped);
         assert_eq!(bulk.stopped_by.as_deref(), Some("too_large: again"));
@@ -146,7 +168,11 @@ async fn a_failure_holds_back_what_was_not_tried_and_resume_begins_with_a_canary
             .unwrap()
             .actions;
         assert_eq!(audit.iter().filter(|a| a.action == "bulk_stop").count(), 1);
-        assert_eq!(audit[0].actor, "relay");
+        let stop = audit.iter().find(|a| a.action == "bulk_stop").unwrap();
+        assert_eq!(stop.actor, "relay");
+        let held = audit.iter().find(|a| a.action == "bulk_held").unwrap();
+        let counts = (held.before.as_deref(), held.after.as_deref());
+        assert_eq!(counts, (Some("stopped"), Some("rows 10, trying 2, held 8")));
 
         // A person has decided on one of them meanwhile.
         world
@@ -179,6 +205,7 @@ async fn pause_resume_and_cancel_are_told_apart_from_what_somebody_else_did() {
     for world in worlds().await {
         world.park("m", 10, "too_large").await;
         let id = start(&world, &plan(1, 1.0)).await;
+        claim(&world, &["m0"]).await;
         let paused = act(&world, id, BulkAct::Pause).await;
         assert!(matches!(
             paused,
@@ -208,9 +235,14 @@ async fn pause_resume_and_cancel_are_told_apart_from_what_somebody_else_did() {
             "{resumed:?}"
         );
         let cancelled = act(&world, id, BulkAct::Cancel).await;
-        // One of them has become the canary of the second start.
+        // One of them has become the canary of the second start: a relay may have it on its way, but
+        // no worker of the inbox has claimed it.
+        let held = match world.console.table() {
+            ops::Table::Outbox { .. } => 8,
+            ops::Table::Inbox => 9,
+        };
         assert!(
-            matches!(cancelled, BulkOutcome::Done { rows: 8, .. }),
+            matches!(cancelled, BulkOutcome::Done { rows, .. } if rows == held),
             "{cancelled:?}"
         );
         let dead = act(&world, id, BulkAct::Resume).await;
@@ -234,26 +266,107 @@ async fn what_was_touched_since_is_left_alone() {
         world.park("m", 4, "too_large").await;
         let id = start(&world, &plan(0, 0.01)).await;
         // Claimed by a worker, or tried and put off: not as the bulk left it.
-        world
-            .sql(
-                "UPDATE TABLE SET next_attempt_at = UTC_TIMESTAMP(6) + INTERVAL 9 SECOND \
-                  WHERE message_id = 'm3'",
-            )
-            .await;
+        claim(&world, &["m3"]).await;
         act(&world, id, BulkAct::Cancel).await;
-        // m0 is due at once.
         assert_eq!(
             world
                 .count("status = 3 AND message_id IN ('m1', 'm2')")
                 .await,
             2
         );
-        assert_eq!(
-            world
-                .count("status = 1 AND message_id IN ('m0', 'm3')")
-                .await,
-            2
+        assert_eq!(world.count("status = 1 AND message_id = 'm3'").await, 1);
+        // m0 is due: a relay may have it on its way.
+        let status = match world.console.table() {
+            ops::Table::Outbox { .. } => 1,
+            ops::Table::Inbox => 3,
+        };
+        let m0 = format!("status = {status} AND message_id = 'm0'");
+        assert_eq!(world.count(&m0).await, 1);
+    }
+}
+
+/// A keeper of its own for a while.
+async fn keep(world: &World, until: impl AsyncFn() -> bool) {
+    let stop = CancellationToken::new();
+    let readiness = Readiness::new(&[]);
+    let keeper = Keeper {
+        console: world.console.clone(),
+        failed: Arc::default(),
+        looked: CancellationToken::new(),
+        readiness: readiness.clone(),
+    };
+    let looked = keeper.looked.clone();
+    let keeping = svc_kit::tasks::unit(keeper.run(stop.clone()));
+    e2e::wait::until("the keeper", Duration::from_secs(60), async || {
+        until().await
+    })
+    .await;
+    looked.cancelled().await;
+    assert!(readiness.is_ready());
+    stop.cancel();
+    keeping.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_service_left_half_done_is_done_by_the_next() {
+    for world in worlds().await {
+        let keys = world.park("m", 1_200, "too_large").await;
+        let name = world.console.table().name().to_owned();
+        // Stopped, and the service died before it held anything back.
+        let id = start(&world, &plan(1, 1.0)).await;
+        fail(&world, &keys[0]).await;
+        assert_eq!(world.count("status = 3").await, 0);
+        keep(&world, async || world.count("status = 3").await == 1_199).await;
+        assert_eq!(show(&world, id).await.state, BulkState::Stopped);
+
+        // Resumed, and the person's process died before it let anything go.
+        let filling = format!(
+            "UPDATE {name}_bulks SET state = 'filling', held = 0, canary_wait_us = 0, \
+             interval_us = 0, changed_at = changed_at - INTERVAL 1 MINUTE"
         );
+        world.sql(&filling).await;
+        keep(&world, async || {
+            show(&world, id).await.state == BulkState::Running
+        })
+        .await;
+        assert_eq!(world.count("status = 1").await, 1_200);
+        assert_eq!(progress(&world, id).await.rows, 1_200, "none twice");
+    }
+}
+
+#[tokio::test]
+async fn a_bulk_ends_with_its_last_row_and_its_list_is_deleted_a_month_later() {
+    for world in worlds().await {
+        world.park("m", 1_200, "too_large").await;
+        let name = world.console.table().name().to_owned();
+        let id = start(&world, &plan(0, 0.0)).await;
+        world
+            .sql("UPDATE TABLE SET status = 2, next_attempt_at = NULL WHERE message_id <> 'm7'")
+            .await;
+        world
+            .sql("UPDATE TABLE SET status = 4 WHERE message_id = 'm7'")
+            .await;
+        keep(&world, async || {
+            show(&world, id).await.state == BulkState::Done
+        })
+        .await;
+        let filter = ops::audit::ActionFilter {
+            action: Some("bulk_done".to_owned()),
+            ..Default::default()
+        };
+        let audit = world.console.actions(&filter).await.unwrap().actions;
+        let told = audit[0].after.as_deref();
+        assert_eq!(told, Some("rows 1200, done 1199, discarded 1"));
+        assert!(matches!(
+            act(&world, id, BulkAct::Cancel).await,
+            BulkOutcome::Conflict { .. }
+        ));
+        world.park("n", 1, "too_large").await;
+        let younger = start(&world, &plan(0, 0.001)).await;
+        let aged = format!("UPDATE {name}_bulks SET changed_at = changed_at - INTERVAL 31 DAY");
+        world.sql(&aged).await;
+        keep(&world, async || progress(&world, id).await.rows == 0).await;
+        assert_eq!(progress(&world, younger).await.rows, 1, "it has not ended");
     }
 }
 

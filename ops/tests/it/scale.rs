@@ -161,7 +161,7 @@ async fn bulk(world: &World, name: &str) {
     };
     let begun = Instant::now();
     let id = world.console.bulk_start(&plan, &by("ann")).await.unwrap();
-    let rows = world.console.bulk_fill(id, &plan).await.unwrap();
+    let rows = world.console.bulk_carry_out(id).await.unwrap();
     report(
         &format!("{name}: a bulk of {rows} rows is put together"),
         begun.elapsed(),

@@ -43,6 +43,8 @@ impl Bench {
             work: Arc::clone(&work),
         };
         let worker = Worker {
+            failed: Arc::default(),
+            bulks_looked_at: tokio_util::sync::CancellationToken::new(),
             database,
             provider,
             metrics,

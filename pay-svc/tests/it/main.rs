@@ -15,6 +15,7 @@ mod instances;
 mod intake;
 mod intake_faults;
 mod kills;
+mod parked;
 mod payments_api;
 mod process;
 mod provider_outage;

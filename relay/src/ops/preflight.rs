@@ -1,5 +1,6 @@
 //! What the database must offer, condition by condition.
 
+use ::ops::bulk;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Executor, Row};
 use svc_kit::database::{Fault, classify};
@@ -186,41 +187,23 @@ async fn pauses(connection: &mut MySqlConnection, table: &OutboxTable) -> Condit
 /// As the pauses: without them a canary that fails does not hold back the rest of its bulk.
 async fn bulks(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {
     let (name, outbox) = ("bulks", &table.name);
-    for (companion, statement) in [
-        (
-            "bulks",
-            format!("UPDATE `{outbox}_bulks` SET state = state WHERE id = 0"),
+    let (object, err) = match bulk::check(connection, &table.for_ops()).await {
+        Ok(()) => return Condition::ok(name, format!("{outbox}_bulks and {outbox}_bulk_rows")),
+        Err(missing) => missing,
+    };
+    match classify(&err) {
+        Fault::MissingTable | Fault::Misconfigured(_) => Condition::not(
+            State::Warning,
+            name,
+            format!("{err}: a canary that fails would not hold back the rest of its bulk"),
+            format!(
+                "run `relay migrate`, then GRANT SELECT, INSERT, UPDATE, DELETE ON {}.{object} TO {}",
+                table.url.database(),
+                table.url.user()
+            ),
         ),
-        (
-            "bulk_rows",
-            format!("UPDATE `{outbox}_bulk_rows` SET due_at = due_at WHERE bulk_id = 0"),
-        ),
-    ] {
-        let object = format!("{outbox}_{companion}");
-        let tried = connection.execute(sqlx::raw_sql(AssertSqlSafe(statement)));
-        match tried.await {
-            Ok(_) => {}
-            Err(err)
-                if matches!(
-                    classify(&err),
-                    Fault::MissingTable | Fault::Misconfigured(_)
-                ) =>
-            {
-                return Condition::not(
-                    State::Warning,
-                    name,
-                    format!("{err}: a canary that fails would not hold back the rest of its bulk"),
-                    format!(
-                        "run `relay migrate`, then GRANT SELECT, INSERT, UPDATE ON {}.{object} TO {}",
-                        table.url.database(),
-                        table.url.user()
-                    ),
-                );
-            }
-            Err(err) => return denied(name, &err, &object),
-        }
+        _ => denied(name, &err, &object),
     }
-    Condition::ok(name, format!("{outbox}_bulks and {outbox}_bulk_rows"))
 }
 
 /// The one thing that the relay inserts into the outbox.

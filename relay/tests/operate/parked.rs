@@ -2,7 +2,8 @@
 
 use e2e::wait::until;
 
-use crate::rig::{LATER, Rig, SOON};
+use crate::rig::ops::stop;
+use crate::rig::{LATER, QUEUE, Rig, SOON};
 
 /// Runs `relay parked …`; exit code and what it printed.
 async fn parked(rig: &Rig, args: &[&str]) -> (i32, String) {
@@ -130,28 +131,15 @@ async fn a_canary_that_fails_holds_back_the_rest_and_a_killed_relay_loses_none_o
     ))
     .await;
     let relay = rig.tailing().await;
-    ok(
-        &rig,
-        &[
-            "bulk",
-            "start",
-            "--canary",
-            "1",
-            "--canary-wait",
-            "60",
-            "--rate",
-            "10",
-        ],
-    )
-    .await;
+    let start = "bulk start --canary 1 --canary-wait 60 --rate 10";
+    ok(&rig, &start.split(' ').collect::<Vec<_>>()).await;
     until("the bulk to stop", LATER, async || {
         ok(&rig, &["bulk", "show", "1"]).await.contains("stopped")
     })
     .await;
-    assert_eq!(
-        rig.count("status = 3 AND next_attempt_at IS NULL").await,
-        29
-    );
+    // The failure turned the bulk; its rows follow.
+    rig.wait_count("status = 3 AND next_attempt_at IS NULL", 29)
+        .await;
     assert!(
         ok(&rig, &["bulk", "show", "1"])
             .await
@@ -185,4 +173,113 @@ async fn a_canary_that_fails_holds_back_the_rest_and_a_killed_relay_loses_none_o
         told.contains("done         30") && told.contains("failed       0"),
         "{told}"
     );
+    until("the bulk to end", LATER, async || {
+        ok(&rig, &["bulk", "show", "1"])
+            .await
+            .contains("state        done")
+    })
+    .await;
+    let life = ok(&rig, &["show", &ids[29]]).await;
+    for what in ["bulk_start", "bulk_stop", "bulk_resume", "bulk_done"] {
+        assert!(life.contains(what), "{what} is not in\n{life}");
+    }
+}
+
+/// As a failure leaves it whose relay dies right after: no other relay may send what was not tried.
+#[tokio::test]
+async fn rows_of_a_stopped_bulk_that_became_due_while_no_relay_ran_are_held_back() {
+    let mut rig = Rig::new(e2e::shared::either().await).await;
+    rig.set("RELAY_SWEEP_INTERVAL", "500ms");
+    park(&rig, 1_100).await;
+    ok(&rig, &["bulk", "start", "--canary", "0", "--rate", "0"]).await;
+    rig.sql("UPDATE outbox_bulks SET state = 'stopped', held = 0")
+        .await;
+    rig.insert(1).await;
+    let _relay = rig.tailing().await;
+    rig.wait_sent(1).await;
+    assert_eq!(rig.count("status = 3").await, 1_100);
+    until("the bulk to be at rest", SOON, async || {
+        ok(&rig, &["actions"]).await.contains("bulk_held")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bulk_whose_starter_is_killed_is_filled_by_resume_or_by_the_relay() {
+    const ROWS: i64 = 20_000;
+    let mut rig = Rig::new(e2e::shared::either().await).await;
+    rig.set("RELAY_SWEEP_INTERVAL", "500ms");
+    for (bulk, relay) in [("1", false), ("2", true)] {
+        let fill = format!(
+            "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, routing_key, \
+             payload, status, attempts, last_error) WITH RECURSIVE seq (i) AS (SELECT 0 UNION ALL \
+             SELECT i + 1 FROM seq WHERE i < 199) SELECT CONCAT('{bulk}-', a.i * 200 + b.i), 'order', \
+             UUID(), 'order.placed.v1', 'order.pay', 'x', 3, 5, 'too_large: 406' \
+             FROM seq a JOIN seq b WHERE a.i < 100"
+        );
+        rig.sql(&fill).await;
+        let starter = rig.command(&["parked", "bulk", "start", "--rate", "0.001"]);
+        until("some rows to be in", SOON, async || {
+            rig.count("status = 1").await >= 500
+        })
+        .await;
+        starter.kill().unwrap();
+        assert!(
+            rig.count("status = 3").await > 500,
+            "killed too late to tell anything"
+        );
+        if relay {
+            let relay = rig.tailing().await;
+            rig.wait_count("status = 3", 0).await;
+            stop(&relay).await;
+        } else {
+            let told = ok(&rig, &["bulk", "resume", bulk]).await;
+            assert!(told.contains("filling -> running"), "{told}");
+            assert_eq!(rig.count("status = 3").await, 0);
+        }
+        let members = format!(
+            "SELECT CAST(COUNT(DISTINCT row_key) AS SIGNED), COUNT(*) FROM outbox_bulk_rows \
+             WHERE bulk_id = {bulk}"
+        );
+        let members: (i64, i64) = sqlx::query_as(sqlx::AssertSqlSafe(members))
+            .fetch_one(&rig.pool)
+            .await
+            .unwrap();
+        assert_eq!(members, (ROWS, ROWS));
+        assert!(
+            ok(&rig, &["bulk", "show", bulk])
+                .await
+                .contains("state        running")
+        );
+        rig.sql("DELETE FROM outbox").await;
+    }
+}
+
+/// As the page says: it stops no bulk, and what has become due meanwhile goes together.
+#[tokio::test]
+async fn behind_a_shut_route_the_rows_of_a_bulk_wait_and_then_go_together() {
+    let mut rig = Rig::without_queue(e2e::shared::either().await).await;
+    rig.set("RELAY_SWEEP_INTERVAL", "500ms");
+    park(&rig, 20).await;
+    let _relay = rig.tailing().await;
+    let start = [
+        "bulk",
+        "start",
+        "--canary",
+        "1",
+        "--canary-wait",
+        "0",
+        "--rate",
+        "1000",
+    ];
+    ok(&rig, &start).await;
+    rig.wait_waiting("order.pay", 20).await;
+    assert!(
+        ok(&rig, &["bulk", "show", "1"])
+            .await
+            .contains("state        running")
+    );
+    assert_eq!(rig.count("status = 1 AND attempts = 0").await, 20);
+    rig.declare_queue(QUEUE, "order.*").await;
+    rig.wait_sent(20).await;
 }
