@@ -58,14 +58,17 @@ struct MomentView {
     text: String,
 }
 
-/// What the edit form begins with.
+/// What the edit form begins with. A text with characters that do not show, or that reorder others, is
+/// `None`: it would not come back as it was, so it stays as it is.
 struct EditView {
-    event_type: String,
-    exchange: String,
-    routing_key: String,
+    event_type: Option<String>,
+    exchange: Option<String>,
+    routing_key: Option<String>,
     content_type: Option<String>,
-    headers: String,
+    headers: Option<String>,
     payload: Option<String>,
+    /// One of them is not offered, besides the payload.
+    is_partial: bool,
 }
 
 /// Everything about one row.
@@ -178,7 +181,10 @@ fn changes(detail: &Detail, fields: &Fields) -> Result<Edit, Error> {
         (sent != own.map_or("", String::as_str)).then(|| sent.to_owned())
     };
     let headers = match fields.raw("headers").map(unix) {
-        Some(text) if text != unix(&begun.headers) && !text.trim().is_empty() => {
+        Some(text)
+            if begun.headers.as_deref().map(unix).as_ref() != Some(&text)
+                && !text.trim().is_empty() =>
+        {
             let read: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|err| {
                 Error::invalid("headers", format!("are not a JSON object of texts: {err}"))
             })?;
@@ -312,14 +318,25 @@ impl MomentView {
 
 impl EditView {
     fn of(detail: &Detail) -> Self {
-        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let shows = |text: &String| {
+            let text = unix(text);
+            show::lines(&text) == text
+        };
+        let text = |text: &Option<String>| Some(text.clone().unwrap_or_default()).filter(shows);
+        let row = &detail.row;
+        let (event_type, exchange) = (text(&row.event_type), text(&row.exchange));
+        let (routing_key, headers) = (text(&row.routing_key), text(&detail.headers));
+        let content_type = detail.content_type.clone().filter(shows);
+        let others = [&event_type, &exchange, &routing_key, &headers];
         Self {
-            event_type: text(&detail.row.event_type),
-            exchange: text(&detail.row.exchange),
-            routing_key: text(&detail.row.routing_key),
-            content_type: detail.content_type.clone(),
-            headers: text(&detail.headers),
-            payload: detail.payload.raw.clone(),
+            is_partial: others.iter().any(|text| text.is_none())
+                || content_type.is_some() != detail.content_type.is_some(),
+            event_type,
+            exchange,
+            routing_key,
+            content_type,
+            headers,
+            payload: detail.payload.raw.clone().filter(shows),
         }
     }
 }

@@ -235,9 +235,9 @@ async fn failures_and_an_operator_at_the_same_bulk_meet_no_deadlock() {
         let fake = FakeProvider::start().unwrap();
         fake.script(|_| Reply::status(422));
         let service = desk.serve(&vhost.amqp_url, &fake);
-        desk.ok(&["bulk", "start", "--canary", "0", "--rate", "300"])
+        desk.ok(&["bulk", "start", "--canary", "0", "--rate", "40"])
             .await;
-        for _ in 0..10 {
+        for _ in 0..6 {
             until("the bulk to be stopped", SOON, async || {
                 desk.ok(&["bulk", "show", "1"]).await.contains("stopped")
             })
