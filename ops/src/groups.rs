@@ -17,7 +17,7 @@ impl Table {
     fn grouped_max(&self) -> u32 {
         match self {
             Self::Outbox { .. } => 20_000,
-            Self::Inbox => 1_000,
+            Self::Inbox => 500,
         }
     }
 }
