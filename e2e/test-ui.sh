@@ -45,5 +45,6 @@ export UI_PICTURES=$target/ui
 export SCHEMATHESIS=$venv/bin/schemathesis
 # The whole workspace is named, so that the dependencies keep the features they were built with for
 # `make test`; its programs are built for the tests to run.
-cargo build --workspace --bins
-cargo test --workspace --features e2e/ui --test ui -- --test-threads=1 "$@"
+features=e2e/otlp,order-svc/otlp,relay/otlp,pay-svc/otlp
+cargo build --workspace --features "$features" --bins
+cargo test --workspace --features "e2e/ui,$features" --test ui -- --test-threads=1 "$@"

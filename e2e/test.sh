@@ -8,8 +8,11 @@ cd "$(dirname "$0")/.."
 target=$(cargo metadata --format-version 1 --no-deps |
   sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
 e2e/install.sh
+# The programs under test can export traces, which is off until an endpoint is set: so the traces need
+# no build of their own.
+features=e2e/otlp,order-svc/otlp,relay/otlp,pay-svc/otlp
 # Also builds the fetcher, with the same features as the tests so that nothing is built twice.
-cargo test --workspace --no-run
+cargo test --workspace --features "$features" --no-run
 
 loudly() { printf '\n%s\n*** %s\n%s\n\n' "$rule" "$1" "$rule" >&2; }
 rule='******************************************************************************'
@@ -28,9 +31,9 @@ echo "Fetching RabbitMQ 4, unless it is there (optional)"
 "$target/debug/e2e" fetch-rabbitmq4 || echo "RabbitMQ 4 is left out; the machine's own is tested" >&2
 
 status=0
-cargo test --workspace || status=$?
+cargo test --workspace --features "$features" || status=$?
 # The relay once more with its second binlog reader, which is off by default. The whole workspace is
 # named, so that the dependencies keep the features they were built with.
-cargo test --workspace --features relay/mysql-cdc --test reader || status=$?
+cargo test --workspace --features "$features,relay/mysql-cdc" --test reader || status=$?
 [ -z "$mysql_missing" ] || loudly "$mysql_missing"
 exit "$status"

@@ -25,6 +25,8 @@ pub mod db;
 pub mod fetch;
 pub mod figures;
 mod home;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 mod owner;
 pub mod port;
 pub mod product;

@@ -25,7 +25,7 @@ use crate::openapi;
 use crate::order::{Order, rfc3339};
 use crate::place::{self, Found};
 use crate::request::{OrderRequest, RequestError};
-use crate::trace::Trace;
+use crate::trace::{self, Trace};
 
 /// The longest body, in bytes.
 pub const BODY_MAX: usize = 64 * 1024;
@@ -176,9 +176,26 @@ fn read(headers: &HeaderMap, body: &[u8]) -> Result<OrderRequest, Problem> {
 async fn answer(api: Api, headers: &HeaderMap, request: OrderRequest) -> Result<Response, Problem> {
     let key = idempotency_key(headers)?;
     let order = Order::new(Uuid::now_v7(), OffsetDateTime::now_utc(), request);
-    // The span ends with the answer.
-    let (trace, _span) = Trace::of(headers);
-    match api.orders.place(Wanted::new(order, key, trace)).await {
+    let (trace, span) = Trace::of(headers);
+    let commit = span.as_ref().map(trace::commit);
+    let placed = api.orders.place(Wanted::new(order, key, trace)).await;
+    if let Some(commit) = commit {
+        commit.end();
+    }
+    let answer = told(placed);
+    if let Some(span) = span {
+        trace::answered(
+            span,
+            answer
+                .as_ref()
+                .map_or_else(|no| no.status, Response::status),
+        );
+    }
+    answer
+}
+
+fn told(placed: Result<Placed, NotPlaced>) -> Result<Response, Problem> {
+    match placed {
         Ok(Placed::New(receipt) | Placed::Again(receipt)) => Ok(created(receipt)),
         Ok(Placed::KeyReused) => Err(Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,

@@ -1,6 +1,6 @@
 //! W3C Trace Context: what the message tells of the request it comes from.
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use outbox::event::Event;
 use svc_kit::trace::{Kind, Span, TRACEPARENT, TraceParent, exports};
 
@@ -58,6 +58,20 @@ impl Trace {
     #[must_use]
     pub fn bytes(&self) -> usize {
         TRACEPARENT_LEN + self.state.as_ref().map_or(0, String::len)
+    }
+}
+
+/// The span of an order's transaction, its wait for one included.
+#[must_use]
+pub fn commit(request: &Span) -> Span {
+    Span::start("commit order", Kind::Internal, Some(request.place()))
+}
+
+/// Ends the span of a request.
+pub fn answered(mut request: Span, status: StatusCode) {
+    request.tell("http.response.status_code", status.as_str());
+    if status.is_server_error() {
+        request.fail(status.as_str());
     }
 }
 

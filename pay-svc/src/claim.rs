@@ -46,16 +46,11 @@ impl Due {
         String::from_utf8_lossy(&self.message_id).into_owned()
     }
 
-    /// The header `occurred-at`, if the message has one.
+    /// A header, if the message has it as a text.
     #[must_use]
-    pub fn occurred_at(&self) -> Option<String> {
+    pub fn header(&self, name: &str) -> Option<String> {
         let headers: serde_json::Value = serde_json::from_str(self.headers.as_deref()?).ok()?;
-        Some(
-            headers
-                .get(outbox::message::OCCURRED_AT)?
-                .as_str()?
-                .to_owned(),
-        )
+        Some(headers.get(name)?.as_str()?.to_owned())
     }
 }
 

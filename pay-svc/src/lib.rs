@@ -11,6 +11,7 @@ pub mod service;
 
 pub mod consumer;
 pub mod topology;
+mod trace;
 
 pub mod store;
 

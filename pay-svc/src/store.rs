@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::database::{Database, retire_if_read_only};
 use crate::metrics::Metrics;
+use crate::trace;
 
 /// A transaction that has not ended by then has failed; whether it committed is unknown.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,6 +59,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; none of the deliveries is then known to be stored.
     pub async fn take_in(&self, mut batch: Vec<Received>) -> Result<Vec<Claim>, StoreError> {
+        let spans = trace::receiving(&batch);
         let claims = match self.commit(&mut batch, None).await {
             Err(StoreError::Database(err)) if matches!(classify(&err), Fault::Other) => {
                 tracing::warn!(error = %err, messages = batch.len(), "batch refused, storing one by one");
@@ -65,6 +67,7 @@ impl Store {
             }
             outcome => outcome?,
         };
+        drop(spans);
         self.count(&batch, &claims);
         Ok(claims)
     }

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use outbox::message::OCCURRED_AT;
 use svc_kit::backoff::Backoff;
 use svc_kit::database::{Fault, classify};
+use svc_kit::trace::Span;
 use time::OffsetDateTime;
 use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +23,7 @@ use crate::payment::{self, PlacedOrder};
 use crate::provider::{Charge, Provider};
 use crate::schedule::{self, Class, Policy, Spent};
 use crate::settle::{self, Settlement, Verdict, Written};
+use crate::trace;
 
 /// What of a lease is left for writing when the provider has used all its time.
 pub const SETTLE_TIME: Duration = Duration::from_secs(10);
@@ -180,7 +183,7 @@ impl Worker {
                 ignored.push(Settlement { due, verdict });
                 continue;
             }
-            let occurred_at = due.occurred_at();
+            let occurred_at = due.header(OCCURRED_AT);
             let read = payment::read(
                 due.event_type.as_deref(),
                 &due.payload,
@@ -198,25 +201,32 @@ impl Worker {
         let paid = in_time(settle::paid(self.database.pool(), &orders)).await?;
         let mut verdicts: FuturesUnordered<_> = now
             .into_iter()
-            .map(|(due, read)| match read {
-                Ok(order) if paid.contains_key(&order.order_id.to_string()) => {
-                    let verdict = Verdict::AlreadyPaid;
-                    futures::future::ready(Settlement { due, verdict }).boxed()
-                }
-                Ok(order) => self.charge(lease, due, order),
-                Err(unpayable) => {
-                    let verdict = self.failed(&due, unpayable.class, unpayable.text, None);
-                    futures::future::ready(Settlement { due, verdict }).boxed()
-                }
+            .map(|(due, read)| {
+                let span = trace::processing(&due);
+                let settlement = match read {
+                    Ok(order) if paid.contains_key(&order.order_id.to_string()) => {
+                        let verdict = Verdict::AlreadyPaid;
+                        futures::future::ready(Settlement { due, verdict }).boxed()
+                    }
+                    Ok(order) => self.charge(lease, due, order, span.as_ref()),
+                    Err(unpayable) => {
+                        let verdict = self.failed(&due, unpayable.class, unpayable.text, None);
+                        futures::future::ready(Settlement { due, verdict }).boxed()
+                    }
+                };
+                trace::judged(span, settlement)
             })
             .collect();
         // Settles what is there together, and never waits for more.
-        while let Some(first) = verdicts.next().await {
-            let mut group = vec![first];
-            while let Some(Some(next)) = verdicts.next().now_or_never() {
+        while let Some((first, span)) = verdicts.next().await {
+            let (mut group, mut spans) = (vec![first], vec![span]);
+            while let Some(Some((next, span))) = verdicts.next().now_or_never() {
                 group.push(next);
+                spans.push(span);
             }
             self.write(lease, group).await?;
+            // They end here.
+            drop(spans);
         }
         Ok(later)
     }
@@ -227,7 +237,9 @@ impl Worker {
         lease: &Lease,
         due: Due,
         order: PlacedOrder,
+        processing: Option<&Span>,
     ) -> BoxFuture<'a, Settlement> {
+        let span = trace::charging(processing);
         let limit = self.settings.provider_timeout;
         let ends = lease.expires.min(Instant::now() + limit);
         async move {
@@ -242,6 +254,9 @@ impl Worker {
                 () = tokio::time::sleep_until(ends.into()) => None,
                 answer = self.provider.charge(&charge) => Some(answer),
             };
+            if let Some(span) = span {
+                span.end();
+            }
             let verdict = match answer {
                 Some(Ok(receipt)) => Verdict::Charged { order, receipt },
                 Some(Err(err)) => {

@@ -13,6 +13,7 @@ use crate::lease::Lease;
 use crate::publish::{closed, publish};
 use crate::queue::Item;
 use crate::settle::Verdict;
+use crate::trace::Publishing;
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -75,6 +76,7 @@ pub async fn run(
     let mut channel: Option<Channel> = None;
     while let Some(items) = batches.recv().await {
         // A row that makes us panic is like one that makes the broker close: it goes alone next time.
+        let spans = Publishing::begin(&items);
         let attempt = attempt(&broker, &mut channel, &items, frame_max);
         let outcome = AssertUnwindSafe(attempt)
             .catch_unwind()
@@ -83,6 +85,7 @@ pub async fn run(
                 code: 0,
                 text: "the relay panicked over it".into(),
             });
+        spans.end(&outcome);
         if !matches!(outcome, Outcome::Settled(_) | Outcome::LeaseOver)
             && let Some(dead) = channel.take()
         {

@@ -38,6 +38,7 @@ pub mod lane;
 pub mod mark;
 pub mod publish;
 pub mod settle;
+pub mod trace;
 
 #[cfg(test)]
 mod model;

@@ -100,8 +100,12 @@ pub enum Kind {
     Server,
     /// Sent a message.
     Producer,
-    /// Processed a message.
+    /// Received or processed a message.
     Consumer,
+    /// Asked another program and waited for the answer.
+    Client,
+    /// None of these.
+    Internal,
 }
 
 /// A piece of work in a trace, from its start until it is dropped.
@@ -127,6 +131,18 @@ impl Span {
         }
     }
 
+    /// Where spans are exported: starts it below the place that a header names, and none where the
+    /// header is not there, or is no `traceparent`. Else the header is not even looked for.
+    #[must_use]
+    pub fn follow(
+        name: &'static str,
+        kind: Kind,
+        header: impl FnOnce() -> Option<String>,
+    ) -> Option<Self> {
+        let parent = TraceParent::parse(&exports().then(header)??)?;
+        Some(Self::start(name, kind, Some(parent)))
+    }
+
     /// Its place, for the header of what follows from it.
     #[must_use]
     pub fn place(&self) -> TraceParent {
@@ -139,6 +155,9 @@ impl Span {
             exported.tell(name, value.into());
         }
     }
+
+    /// Ends it, as dropping it does.
+    pub fn end(self) {}
 
     /// It ended badly.
     pub fn fail(&mut self, why: impl Into<String>) {

@@ -106,6 +106,8 @@ pub(super) fn start(
             Kind::Server => SpanKind::Server,
             Kind::Producer => SpanKind::Producer,
             Kind::Consumer => SpanKind::Consumer,
+            Kind::Client => SpanKind::Client,
+            Kind::Internal => SpanKind::Internal,
         })
         .start_with_context(tracer, &above);
     let context = opentelemetry::trace::Span::span_context(&span);
