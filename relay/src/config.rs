@@ -87,8 +87,8 @@ pub struct RunArgs {
     #[arg(long, env = "RELAY_BATCH_BYTES", default_value_t = 4 << 20,
           value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     pub batch_bytes: u64,
-    /// Channels that publish side by side
-    #[arg(long, env = "RELAY_LANES", default_value_t = 4,
+    /// Channels that publish side by side, each a batch; together at most four full ones
+    #[arg(long, env = "RELAY_LANES", default_value_t = 16,
           value_parser = clap::value_parser!(u16).range(1..=64))]
     pub lanes: u16,
     /// Time for the broker to confirm a batch

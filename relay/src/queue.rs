@@ -1,8 +1,9 @@
 //! Rows that wait for a lane. No IO.
 //!
-//! With an order per key a key lives in one lane, and a batch takes at most one row of it: the next
-//! one goes when that one is settled. Without, all lanes take from two lines: what the binlog brought
-//! goes first, so that new rows are not late for a backlog.
+//! Any idle lane takes what is next: a new row should find one and not wait for the answers of others.
+//! With an order per key at most one row of a key is on its way, and the next one goes when that one is
+//! settled. Without, there are two lines: what the binlog brought goes first, so that new rows are not
+//! late for a backlog.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
@@ -28,7 +29,6 @@ struct Line {
     ready: VecDeque<Item>,
     /// The rows behind the one that is in `ready` or on its way, by key; keyed order only.
     behind: HashMap<u64, VecDeque<Item>>,
-    busy: bool,
 }
 
 impl Line {
@@ -40,14 +40,15 @@ impl Line {
 /// What a lane is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seat {
-    /// The rows of this line.
-    Line(usize),
-    /// Without an order: the rows of [`FRESH`] and [`OLD`].
+    /// All rows but probes.
     Shared,
     Probes(Pace),
 }
 
-/// Without an order: rows of the binlog.
+/// Full batches on their way at once, in however many lanes. More of them make the broker no faster,
+/// and cost the relay a fifth more processor time a row.
+pub const BATCHES_OUT_MAX: usize = 4;
+/// The one line of keyed order; without an order, rows of the binlog.
 const FRESH: usize = 0;
 /// Without an order: rows of the table.
 const OLD: usize = 1;
@@ -55,13 +56,13 @@ const OLD: usize = 1;
 /// backlog at the broker a new row only waits longer there.
 const OLD_LANES_MAX: usize = 2;
 
-/// The rows waiting for each lane.
+/// The rows waiting for the lanes.
 pub struct Queue {
     order: Order,
     limit: BatchLimit,
     lanes: usize,
-    /// One line per lane with an order per key; otherwise [`FRESH`] and [`OLD`], shared.
-    lines: Vec<Line>,
+    /// [`FRESH`] and [`OLD`].
+    lines: [Line; 2],
     /// A probe is ready here; what waits behind it is in the line of its key.
     prompt: VecDeque<Item>,
     slow: VecDeque<Item>,
@@ -73,6 +74,8 @@ pub struct Queue {
     alone: bool,
     /// What waits, by [`Source`].
     loads: [Load; 2],
+    /// What lanes of [`Seat::Shared`] have.
+    out: Load,
 }
 
 /// Rows and their bytes.
@@ -84,24 +87,33 @@ pub struct Load {
     pub bytes: usize,
 }
 
+impl Load {
+    fn add(&mut self, items: &[Item]) {
+        self.rows += items.len();
+        self.bytes += items.iter().map(Item::bytes).sum::<usize>();
+    }
+
+    fn take(&mut self, items: &[Item]) {
+        self.rows -= items.len();
+        self.bytes -= items.iter().map(Item::bytes).sum::<usize>();
+    }
+}
+
 impl Queue {
     /// An empty queue for `lanes` lanes and [`PROBE_LANES`] more.
     pub fn new(order: Order, lanes: usize, limit: BatchLimit) -> Self {
-        let lines = match order {
-            Order::Key => lanes,
-            Order::None => 2,
-        };
         Self {
             order,
             limit,
             lanes,
-            lines: (0..lines).map(|_| Line::default()).collect(),
+            lines: Default::default(),
             prompt: VecDeque::new(),
             slow: VecDeque::new(),
             lanes_busy: 0,
             lanes_old: 0,
             alone: false,
             loads: [Load::default(); 2],
+            out: Load::default(),
         }
     }
 
@@ -122,8 +134,7 @@ impl Queue {
 
     /// Rows of `key` that wait behind the one that goes next; none without an order.
     pub fn behind(&self, key: u64) -> usize {
-        let line = &self.lines[self.line_of(key)];
-        line.behind.get(&key).map_or(0, VecDeque::len)
+        self.lines[FRESH].behind.get(&key).map_or(0, VecDeque::len)
     }
 
     /// The commit of the oldest waiting row that the binlog brought.
@@ -137,17 +148,14 @@ impl Queue {
 
     /// Adds a row behind all earlier ones of its key.
     pub fn push(&mut self, item: Item) {
-        let load = &mut self.loads[item.source as usize];
-        load.rows += 1;
-        load.bytes += item.bytes();
+        self.loads[item.source as usize].add(std::slice::from_ref(&item));
         if self.order == Order::Key {
-            let line = self.line_of(item.key);
-            let line = &mut self.lines[line];
-            if let Some(behind) = line.behind.get_mut(&item.key) {
+            let behind = &mut self.lines[FRESH].behind;
+            if let Some(behind) = behind.get_mut(&item.key) {
                 behind.push_back(item);
                 return;
             }
-            line.behind.insert(item.key, VecDeque::new());
+            behind.insert(item.key, VecDeque::new());
         }
         self.ready(item);
     }
@@ -155,8 +163,7 @@ impl Queue {
     /// Nothing of its key is before it.
     fn ready(&mut self, item: Item) {
         let line = match (self.order, item.source) {
-            (Order::Key, _) => self.line_of(item.key),
-            (Order::None, Source::Binlog) => FRESH,
+            (Order::Key, _) | (Order::None, Source::Binlog) => FRESH,
             (Order::None, Source::Sweep) => OLD,
         };
         match item.company {
@@ -179,16 +186,22 @@ impl Queue {
             Seat::Probes(Pace::Slow) => vec![self.slow.pop_front()?],
             Seat::Probes(Pace::Prompt) if suspect_waits => return None,
             Seat::Probes(Pace::Prompt) => vec![self.prompt.pop_front()?],
-            Seat::Line(line) if self.lines[line].busy => return None,
-            Seat::Line(line) => self.batch_of(&[line], suspect_waits)?,
+            Seat::Shared if !self.may_more_go() => return None,
             Seat::Shared => self.batch_of(self.shared_lines(), suspect_waits)?,
         };
-        if let Seat::Line(line) = seat {
-            self.lines[line].busy = true;
+        if seat == Seat::Shared {
+            self.out.add(&batch);
         }
         self.lanes_busy += usize::from(seat != Seat::Probes(Pace::Slow));
         self.lanes_old += usize::from(seat == Seat::Shared && has_old(&batch));
         Some(self.count_out(batch))
+    }
+
+    /// A lane waits until there is room for a full batch: with any room taken at once, a backlog would
+    /// go in ever smaller batches.
+    fn may_more_go(&self) -> bool {
+        let most = |one: usize| one.saturating_mul(BATCHES_OUT_MAX - 1);
+        self.out.rows <= most(self.limit.rows) && self.out.bytes <= most(self.limit.bytes)
     }
 
     /// One lane has something of the backlog, however many new rows there are; what is to be sent
@@ -234,19 +247,18 @@ impl Queue {
         let seat = self.seat(lane);
         self.lanes_busy -= usize::from(seat != Seat::Probes(Pace::Slow));
         self.lanes_old -= usize::from(seat == Seat::Shared && has_old(batch));
-        if let Seat::Line(line) = seat {
-            self.lines[line].busy = false;
+        if seat == Seat::Shared {
+            self.out.take(batch);
         }
         if self.order == Order::None {
             return;
         }
         for item in batch {
-            let line = self.line_of(item.key);
-            let line = &mut self.lines[line];
-            match line.behind.get_mut(&item.key).and_then(VecDeque::pop_front) {
+            let behind = &mut self.lines[FRESH].behind;
+            match behind.get_mut(&item.key).and_then(VecDeque::pop_front) {
                 Some(next) => self.ready(next),
                 None => {
-                    line.behind.remove(&item.key);
+                    behind.remove(&item.key);
                 }
             }
         }
@@ -254,8 +266,7 @@ impl Queue {
 
     /// Takes out every row behind the one of `key` that is on its way.
     pub fn drop_key(&mut self, key: u64) -> Vec<Item> {
-        let line = self.line_of(key);
-        let dropped = self.lines[line]
+        let dropped = self.lines[FRESH]
             .behind
             .get_mut(&key)
             .map(std::mem::take)
@@ -299,15 +310,9 @@ impl Queue {
 
     fn count_out(&mut self, dropped: Vec<Item>) -> Vec<Item> {
         for item in &dropped {
-            let load = &mut self.loads[item.source as usize];
-            load.rows -= 1;
-            load.bytes -= item.bytes();
+            self.loads[item.source as usize].take(std::slice::from_ref(item));
         }
         dropped
-    }
-
-    fn line_of(&self, key: u64) -> usize {
-        usize::try_from(key % self.lines.len() as u64).unwrap_or(0)
     }
 
     fn seat(&self, lane: usize) -> Seat {
@@ -316,10 +321,7 @@ impl Queue {
         } else if lane >= self.lanes {
             Seat::Probes(Pace::Prompt)
         } else {
-            match self.order {
-                Order::Key => Seat::Line(lane),
-                Order::None => Seat::Shared,
-            }
+            Seat::Shared
         }
     }
 

@@ -3,10 +3,11 @@
 use crate::config::Order;
 use crate::metrics::Source;
 use crate::pass::Room;
+use crate::queue::BATCHES_OUT_MAX;
 use crate::session::{MARKS_MAX, Session};
 
-/// Batches' worth of rows that may wait for each lane.
-const BATCHES_AHEAD: usize = 4;
+/// Full batches that may wait while as many as may be are on their way.
+const BATCHES_AHEAD: usize = 4 * BATCHES_OUT_MAX;
 
 impl Session<'_> {
     /// Room for rows of a source in the queue. A broker that blocks, or marks that pile up, take it
@@ -22,7 +23,7 @@ impl Session<'_> {
             let share = max - max / 4;
             max.saturating_sub(all).min(share.saturating_sub(own))
         };
-        let rows_max = self.config.lanes * self.config.batch.rows * BATCHES_AHEAD;
+        let rows_max = self.config.batch.rows * BATCHES_AHEAD;
         Room {
             rows: free(rows_max, queue.rows(), own.rows),
             bytes: free(self.config.buffer_bytes / 2, queue.bytes(), own.bytes),

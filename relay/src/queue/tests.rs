@@ -129,3 +129,32 @@ fn without_an_order_new_rows_go_before_a_backlog_and_some_lanes_are_kept_for_the
         "the rest of a batch is for the backlog"
     );
 }
+
+#[test]
+fn an_idle_lane_takes_what_there_is_but_a_backlog_goes_in_full_batches() {
+    let limit = BatchLimit {
+        rows: 5,
+        bytes: usize::MAX,
+    };
+    let mut queue = Queue::new(Order::Key, 16, limit);
+    let mut sizes = Vec::new();
+    let mut small = Vec::new();
+    for id in 0..15 {
+        queue.push(item(id, id, Company::Anyone));
+        small.extend(queue.next_batch(small.len()));
+    }
+    sizes.extend(small.iter().map(Vec::len));
+    assert_eq!(sizes, [1; 15], "none of them waits for the others");
+    for id in 15..100 {
+        queue.push(item(id, id, Company::Anyone));
+    }
+    let full = queue.next_batch(15).unwrap();
+    assert_eq!(full.len(), 5);
+    // Four full batches are out: the next one goes when there is room for all of it.
+    for (lane, batch) in small.iter().enumerate().take(5) {
+        assert!(queue.next_batch(lane).is_none());
+        queue.settled(lane, batch);
+    }
+    assert_eq!(queue.next_batch(0).map(|batch| batch.len()), Some(5));
+    assert!(queue.next_batch(1).is_none());
+}
