@@ -22,6 +22,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Unless the URL names another, in seconds: a dead broker is noticed within two of these.
 const HEARTBEAT: u16 = 10;
+/// RabbitMQ's own, in bytes. lapin has 32 frames of room each way; asked for from the start, it is memory
+/// that nothing has touched yet, where room that grows once the broker has named its limit is written
+/// over with zeros: 8 MiB resident of a relay that does nothing.
+const FRAME_MAX: u32 = 131_072;
 
 /// Reply code of a connection that is closed because its client is done.
 const REPLY_SUCCESS: u16 = 200;
@@ -237,6 +241,7 @@ fn parse(text: &str) -> Result<AMQPUri, ConfigError> {
         uri.authority.host = address.to_string();
     }
     uri.query.heartbeat.get_or_insert(HEARTBEAT);
+    uri.query.frame_max.get_or_insert(FRAME_MAX);
     Ok(uri)
 }
 
@@ -288,6 +293,13 @@ mod tests {
         let heartbeat = |url| resolve(&["--amqp-url", url]).unwrap().uri.query.heartbeat;
         assert_eq!(heartbeat("amqp://mq"), Some(10));
         assert_eq!(heartbeat("amqp://mq?heartbeat=3"), Some(3));
+    }
+
+    #[test]
+    fn frames_are_as_large_as_rabbitmqs_unless_the_url_says_otherwise() {
+        let frame_max = |url| resolve(&["--amqp-url", url]).unwrap().uri.query.frame_max;
+        assert_eq!(frame_max("amqp://mq"), Some(131_072));
+        assert_eq!(frame_max("amqp://mq?frame_max=8192"), Some(8192));
     }
 
     #[test]
