@@ -39,6 +39,10 @@ use crate::{
     scene::{Memory, Scale, Scene},
 };
 
+/// The relay's: what is raw shall not be slower for its allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures raw limits and the product side by side; writes results.json and results.svg.
 #[derive(Parser)]
 #[command(name = "bench")]
