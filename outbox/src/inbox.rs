@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use sqlx::{AssertSqlSafe, MySql, Row as _, Transaction};
+use time::PrimitiveDateTime;
 
 use crate::message::{DIGEST_PREFIX, MessageId, Problem, Received, digest};
 use crate::row::InboxStatus;
@@ -74,8 +75,21 @@ pub async fn claim_all(
     tx: &mut Transaction<'_, MySql>,
     received: &[Received],
 ) -> Result<Vec<Claim>, Error> {
+    claim_all_until(tx, received, None).await
+}
+
+/// As [`claim_all`]; what is to be worked on is due to others at `due_at` only, by the database's
+/// clock: whoever stores it works on it at once, and leaves it to them by doing nothing.
+///
+/// # Errors
+/// As [`claim_all`].
+pub async fn claim_all_until(
+    tx: &mut Transaction<'_, MySql>,
+    received: &[Received],
+    due_at: Option<PrimitiveDateTime>,
+) -> Result<Vec<Claim>, Error> {
     check_sizes(tx, received).await?;
-    let outcomes = store(tx, received).await?;
+    let outcomes = store(tx, received, due_at).await?;
 
     let conflicts: Vec<Received> = received
         .iter()
@@ -86,7 +100,7 @@ pub async fn claim_all(
     if !conflicts.is_empty() {
         uncount(tx, received, &outcomes).await?;
     }
-    let mut conflicts = store(tx, &conflicts).await?.into_iter();
+    let mut conflicts = store(tx, &conflicts, None).await?.into_iter();
 
     Ok(outcomes
         .into_iter()
@@ -125,6 +139,7 @@ struct Group<'a> {
 async fn store(
     tx: &mut Transaction<'_, MySql>,
     received: &[Received],
+    due_at: Option<PrimitiveDateTime>,
 ) -> Result<Vec<Outcome>, sqlx::Error> {
     let mut groups: BTreeMap<&MessageId, Group<'_>> = BTreeMap::new();
     for received in received {
@@ -142,7 +157,7 @@ async fn store(
     for range in statement::ranges(rows.iter().map(|group| size(group.head))) {
         let rows = &rows[range];
         // Each inserted row counts as one, each updated one as two.
-        if insert(tx, rows).await? > rows.len() as u64 {
+        if insert(tx, rows, due_at).await? > rows.len() as u64 {
             known.extend(read_known(tx, rows).await?);
         }
     }
@@ -169,18 +184,22 @@ async fn store(
 }
 
 /// Returns the affected rows.
-async fn insert(tx: &mut Transaction<'_, MySql>, rows: &[&Group<'_>]) -> Result<u64, sqlx::Error> {
+async fn insert(
+    tx: &mut Transaction<'_, MySql>,
+    rows: &[&Group<'_>],
+    due_at: Option<PrimitiveDateTime>,
+) -> Result<u64, sqlx::Error> {
     let sql = format!(
         "INSERT INTO `inbox` (`message_id`, `event_type`, `aggregate_id`, `exchange`, `routing_key`, \
-         `headers`, `payload`, `status`, `last_error`, `deliveries`) VALUES {} \
+         `headers`, `payload`, `status`, `next_attempt_at`, `last_error`, `deliveries`) VALUES {} \
          ON DUPLICATE KEY UPDATE `deliveries` = LEAST(`deliveries` + VALUES(`deliveries`), 4294967295)",
-        statement::rows("(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows.len())
+        statement::rows("(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows.len())
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for Group { head, deliveries } in rows {
-        let status = match head.problem {
-            None => InboxStatus::Received,
-            Some(_) => InboxStatus::Parked,
+        let (status, due_at) = match head.problem {
+            None => (InboxStatus::Received, due_at),
+            Some(_) => (InboxStatus::Parked, None),
         };
         query = query
             .bind(head.message_id.as_str().as_bytes())
@@ -191,6 +210,7 @@ async fn insert(tx: &mut Transaction<'_, MySql>, rows: &[&Group<'_>]) -> Result<
             .bind(head.headers.to_string())
             .bind(&head.payload)
             .bind(status.code())
+            .bind(due_at)
             .bind(head.problem.as_ref().map(error_text))
             .bind(*deliveries);
     }

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use outbox::message::Received;
 use outbox::row::InboxStatus;
 use rand::seq::SliceRandom as _;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow, MySqlPool};
@@ -34,6 +35,20 @@ pub struct Due {
 }
 
 impl Due {
+    /// The row of a message that has just been stored, leased to whoever stored it.
+    pub(crate) fn stored(received: Received, lease: PrimitiveDateTime) -> Self {
+        let headers = received.headers.to_string();
+        Self {
+            message_id: received.message_id.as_str().as_bytes().to_vec(),
+            event_type: received.event_type,
+            headers: (headers.len() <= HEADERS_READ_MAX).then_some(headers),
+            payload: received.payload,
+            attempts: 0,
+            age_micros: 0,
+            lease,
+        }
+    }
+
     /// Time since the message was stored.
     #[must_use]
     pub fn age(&self) -> Duration {
@@ -70,6 +85,23 @@ pub struct Claimed {
     pub lease: Lease,
     /// At least one.
     pub rows: Vec<Due>,
+}
+
+/// When a lease that begins now ends, by the database's clock: for rows that are about to be stored.
+///
+/// # Errors
+/// The database's.
+pub async fn begin_lease(
+    connection: &mut sqlx::MySqlConnection,
+    lease: Duration,
+) -> Result<Lease, sqlx::Error> {
+    let expires = Instant::now() + lease;
+    let until =
+        sqlx::query_scalar("SELECT CAST(UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND AS DATETIME(6))")
+            .bind(i64::try_from(lease.as_micros()).unwrap_or(i64::MAX))
+            .fetch_one(connection)
+            .await?;
+    Ok(Lease { until, expires })
 }
 
 /// Windows, in multiples of what is wanted, in which rows are looked for. A wider one only when all

@@ -21,7 +21,7 @@ use svc_kit::amqp::Amqp;
 use svc_kit::backoff::Backoff;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::Store;
+use crate::store::{Handover, Store};
 use crate::topology::{self, QUEUE};
 
 /// Name of the readiness condition: is there a connection?
@@ -59,6 +59,8 @@ pub struct Consumer {
     pub amqp: Amqp,
     /// Where messages go.
     pub store: Store,
+    /// Who works on it.
+    pub handover: Option<Handover>,
     /// Where the two conditions are told.
     pub readiness: Readiness,
     /// How to take.
@@ -275,7 +277,8 @@ impl Consumer {
                 decode_parts(&delivery.properties, exchange, key, delivery.data)
             })
             .collect();
-        if let Err(err) = self.store.take_in(received).await {
+        let stored = self.store.take_in(received, self.handover.as_ref()).await;
+        if let Err(err) = stored {
             return Err(End::Database(format!("{:#}", anyhow::Error::from(err))));
         }
         // Stored all the same: when a queue is deleted, what was sent ahead exists only here.

@@ -11,7 +11,7 @@ use svc_kit::migrate::Set;
 use svc_kit::signals::Shutdown;
 use svc_kit::tasks::Tasks;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ProviderSettings};
@@ -22,8 +22,8 @@ use crate::http::{self, Api};
 use crate::metrics::Metrics;
 use crate::provider::{Http, Provider, Simulated};
 use crate::prune;
-use crate::store::Store;
-use crate::worker::{self, Worker};
+use crate::store::{Handover, Store};
+use crate::worker::Worker;
 
 /// A service whose listeners are bound.
 pub struct Service {
@@ -116,7 +116,7 @@ fn console(config: &Config) -> ops::Console {
     let settings = ops::Settings {
         tokens: config.tokens.clone(),
         allow_edit: config.allow_edit,
-        lease: config.work.provider_timeout + worker::SETTLE_TIME,
+        lease: config.work.lease(),
     };
     ops::Console::new(ops::Table::Inbox, config.database.clone(), settings)
 }
@@ -168,7 +168,7 @@ impl Service {
             looked: CancellationToken::new(),
             readiness: self.readiness.clone(),
         };
-        self.spawn_workers(&mut tasks, &shutdown, &keeper);
+        let handover = self.spawn_workers(&mut tasks, &shutdown, &keeper);
         let stop = drain.clone();
         tasks.spawn("bulks", async move {
             keeper.run(stop).await;
@@ -177,6 +177,7 @@ impl Service {
         let consumer = Consumer {
             amqp: self.config.amqp.clone(),
             store: self.store.clone(),
+            handover,
             readiness: self.readiness.clone(),
             settings: self.config.intake,
         };
@@ -190,7 +191,15 @@ impl Service {
         tasks.supervise(&shutdown).await
     }
 
-    fn spawn_workers(&self, tasks: &mut Tasks, shutdown: &Shutdown, keeper: &ops::bulk::Keeper) {
+    /// One worker always looks for what is due, so only where there are several is anything handed
+    /// to the others.
+    fn spawn_workers(
+        &self,
+        tasks: &mut Tasks,
+        shutdown: &Shutdown,
+        keeper: &ops::bulk::Keeper,
+    ) -> Option<Handover> {
+        let (workers, handed) = mpsc::channel(1);
         let worker = Worker {
             database: Arc::clone(&self.database),
             provider: Arc::clone(&self.provider),
@@ -199,11 +208,14 @@ impl Service {
             failed: Arc::clone(&keeper.failed),
             bulks_looked_at: keeper.looked.clone(),
             turn: Arc::new(Mutex::new(())),
+            handed: Arc::new(Mutex::new(handed)),
             settings: self.config.work.clone(),
         };
         for _ in 0..self.config.workers {
             tasks.spawn("worker", worker.clone().run(shutdown.drain.clone()));
         }
+        let lease = worker.settings.lease();
+        (self.config.workers > 1).then_some(Handover { workers, lease })
     }
 }
 

@@ -9,8 +9,10 @@ use outbox::message::Received;
 use sqlx::{Connection as _, MySql, Transaction};
 use svc_kit::backoff::Backoff;
 use svc_kit::database::{Fault, classify};
-use tokio::sync::Notify;
+use time::PrimitiveDateTime;
+use tokio::sync::{Notify, mpsc};
 
+use crate::claim::{Claimed, Due, Lease, begin_lease};
 use crate::database::{Database, retire_if_read_only};
 use crate::metrics::Metrics;
 use crate::trace;
@@ -23,6 +25,16 @@ const BUSY_BACKOFF_MIN: Duration = Duration::from_millis(5);
 const BUSY_BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// What is kept of a body that the database does not take for a reason of its own, in bytes.
 const LAST_RESORT_BYTES: usize = 1024;
+
+/// Where messages that have just been stored are worked on without being looked for: that saves a
+/// third of what the database does for a message.
+#[derive(Debug, Clone)]
+pub struct Handover {
+    /// With no place in it, messages are stored for whoever finds them.
+    pub workers: mpsc::Sender<Claimed>,
+    /// How long they belong to the worker then.
+    pub lease: Duration,
+}
 
 /// Writes deliveries into the inbox.
 #[derive(Debug, Clone)]
@@ -55,20 +67,42 @@ impl Store {
     /// acknowledged; there is one for each, in their order.
     ///
     /// A message that alone keeps the others from being stored is stored truncated, and parked.
+    /// What is to be worked on goes to `handover` if a worker has the time.
     ///
     /// # Errors
     /// [`StoreError`]; none of the deliveries is then known to be stored.
-    pub async fn take_in(&self, mut batch: Vec<Received>) -> Result<Vec<Claim>, StoreError> {
+    pub async fn take_in(
+        &self,
+        mut batch: Vec<Received>,
+        handover: Option<&Handover>,
+    ) -> Result<Vec<Claim>, StoreError> {
+        let place = handover.and_then(|to| Some((to.workers.try_reserve().ok()?, to.lease)));
+        let wanted = match &place {
+            Some((_, lease)) => Beside::Lease(*lease),
+            None => Beside::Nothing,
+        };
         let spans = trace::receiving(&batch);
-        let claims = match self.commit(&mut batch, None).await {
+        let (claims, lease) = match self.commit(&mut batch, wanted).await {
             Err(StoreError::Database(err)) if matches!(classify(&err), Fault::Other) => {
                 tracing::warn!(error = %err, messages = batch.len(), "batch refused, storing one by one");
-                self.one_by_one(&mut batch).await?
+                (self.one_by_one(&mut batch).await?, None)
             }
             outcome => outcome?,
         };
         drop(spans);
         self.count(&batch, &claims);
+        match place.zip(lease) {
+            Some(((place, _), lease)) => {
+                let rows: Vec<Due> = to_work_on(batch, &claims)
+                    .map(|received| Due::stored(received, lease.until))
+                    .collect();
+                if !rows.is_empty() {
+                    place.send(Claimed { lease, rows });
+                }
+            }
+            None if to_work_on(batch, &claims).next().is_some() => self.work.notify_one(),
+            None => {}
+        }
         Ok(claims)
     }
 
@@ -82,8 +116,9 @@ impl Store {
         operator: Operator,
     ) -> Result<Claim, StoreError> {
         let mut batch = [received];
-        let claims = self.commit(&mut batch, Some(&operator)).await?;
+        let (claims, _) = self.commit(&mut batch, Beside::Audit(&operator)).await?;
         self.count(&batch, &claims);
+        self.work.notify_one();
         Ok(claims
             .into_iter()
             .next()
@@ -94,13 +129,13 @@ impl Store {
         let mut claims = Vec::with_capacity(batch.len());
         for index in 0..batch.len() {
             let one = &mut batch[index..=index];
-            let claim = match self.commit(one, None).await {
+            let (claim, _) = match self.commit(one, Beside::Nothing).await {
                 Err(StoreError::Database(err)) if matches!(classify(&err), Fault::Other) => {
                     let id = one[0].message_id.as_str();
                     tracing::warn!(error = %err, message_id = id, "message refused, storing its beginning");
                     one[0].truncate(LAST_RESORT_BYTES);
                     one[0].headers = serde_json::Value::Object(serde_json::Map::new());
-                    self.commit(one, None).await?
+                    self.commit(one, Beside::Nothing).await?
                 }
                 outcome => outcome?,
             };
@@ -113,11 +148,11 @@ impl Store {
     async fn commit(
         &self,
         batch: &mut [Received],
-        operator: Option<&Operator>,
-    ) -> Result<Vec<Claim>, StoreError> {
+        beside: Beside<'_>,
+    ) -> Result<(Vec<Claim>, Option<Lease>), StoreError> {
         let mut backoff = Backoff::new(BUSY_BACKOFF_MIN, BUSY_BACKOFF_MAX);
         for _ in 1..BUSY_MAX {
-            match self.attempt(batch, operator).await {
+            match self.attempt(batch, beside).await {
                 Err(StoreError::Database(err)) if matches!(classify(&err), Fault::Busy) => {
                     tracing::debug!(error = %err, "inbox is busy, trying again");
                     tokio::time::sleep(backoff.next()).await;
@@ -125,17 +160,17 @@ impl Store {
                 outcome => return outcome,
             }
         }
-        self.attempt(batch, operator).await
+        self.attempt(batch, beside).await
     }
 
     async fn attempt(
         &self,
         batch: &mut [Received],
-        operator: Option<&Operator>,
-    ) -> Result<Vec<Claim>, StoreError> {
-        let attempt = tokio::time::timeout(TRANSACTION_TIMEOUT, self.transaction(batch, operator));
+        beside: Beside<'_>,
+    ) -> Result<(Vec<Claim>, Option<Lease>), StoreError> {
+        let attempt = tokio::time::timeout(TRANSACTION_TIMEOUT, self.transaction(batch, beside));
         match attempt.await {
-            Ok(Ok(claims)) => Ok(claims),
+            Ok(Ok(stored)) => Ok(stored),
             Ok(Err(err)) => {
                 self.database.suspect(&err);
                 Err(StoreError::Database(err))
@@ -150,17 +185,21 @@ impl Store {
     async fn transaction(
         &self,
         batch: &mut [Received],
-        operator: Option<&Operator>,
-    ) -> Result<Vec<Claim>, sqlx::Error> {
+        beside: Beside<'_>,
+    ) -> Result<(Vec<Claim>, Option<Lease>), sqlx::Error> {
         let mut connection = self.database.pool().acquire().await?;
         let outcome = async {
             let mut tx = connection.begin().await?;
-            let claims = claim(&mut tx, batch).await?;
-            if let (Some(operator), [received]) = (operator, &*batch) {
+            let lease = match beside {
+                Beside::Lease(lease) => Some(begin_lease(&mut tx, lease).await?),
+                Beside::Nothing | Beside::Audit(_) => None,
+            };
+            let claims = claim(&mut tx, batch, lease.map(|lease| lease.until)).await?;
+            if let (Beside::Audit(operator), [received]) = (beside, &*batch) {
                 audit(&mut tx, operator, received).await?;
             }
             tx.commit().await?;
-            Ok(claims)
+            Ok((claims, lease))
         }
         .await;
         if let Err(err) = &outcome {
@@ -171,17 +210,13 @@ impl Store {
 
     fn count(&self, batch: &[Received], claims: &[Claim]) {
         self.metrics.received.inc_by(claims.len() as u64);
-        let mut work = false;
         for (received, claim) in batch.iter().zip(claims) {
             let class = match (claim, &received.problem) {
                 (Claim::Duplicate, _) => {
                     self.metrics.duplicates.inc();
                     continue;
                 }
-                (Claim::First, None) => {
-                    work = true;
-                    continue;
-                }
+                (Claim::First, None) => continue,
                 (Claim::First, Some(problem)) => problem.class(),
                 (Claim::Conflict, _) => "id_conflict",
             };
@@ -189,19 +224,34 @@ impl Store {
             let id = received.message_id.as_str();
             tracing::warn!(message_id = id, class, "message stored and parked");
         }
-        if work {
-            self.work.notify_one();
-        }
     }
+}
+
+/// What else a transaction that stores messages does.
+#[derive(Clone, Copy)]
+enum Beside<'a> {
+    Nothing,
+    /// What is to be worked on belongs to a worker from the start, for so long.
+    Lease(Duration),
+    Audit(&'a Operator),
+}
+
+fn to_work_on(batch: Vec<Received>, claims: &[Claim]) -> impl Iterator<Item = Received> {
+    let claimed = batch.into_iter().zip(claims);
+    let new = |(received, claim): (Received, &Claim)| {
+        (*claim == Claim::First && received.problem.is_none()).then_some(received)
+    };
+    claimed.filter_map(new)
 }
 
 /// Claims the batch, cutting down what the server would not take as it is.
 async fn claim(
     tx: &mut Transaction<'_, MySql>,
     batch: &mut [Received],
+    due_at: Option<PrimitiveDateTime>,
 ) -> Result<Vec<Claim>, sqlx::Error> {
     loop {
-        match inbox::claim_all(tx, batch).await {
+        match inbox::claim_all_until(tx, batch, due_at).await {
             Ok(claims) => return Ok(claims),
             Err(inbox::Error::Database(err)) => return Err(err),
             Err(inbox::Error::TooLarge {

@@ -12,7 +12,7 @@ use svc_kit::backoff::Backoff;
 use svc_kit::database::{Fault, classify};
 use svc_kit::trace::Span;
 use time::OffsetDateTime;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::claim::{self, Claimed, Due, Lease};
@@ -47,6 +47,14 @@ pub struct Settings {
     pub ignored: IgnoredTypes,
 }
 
+impl Settings {
+    /// How long claimed rows are a worker's.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        self.provider_timeout + SETTLE_TIME
+    }
+}
+
 /// One of several equal workers.
 #[derive(Clone)]
 pub struct Worker {
@@ -64,6 +72,8 @@ pub struct Worker {
     pub bulks_looked_at: CancellationToken,
     /// Held by the worker that looks for work: the others would only find the same rows.
     pub turn: Arc<Mutex<()>>,
+    /// What has just been stored, leased to whichever worker takes it.
+    pub handed: Arc<Mutex<mpsc::Receiver<Claimed>>>,
     /// How to work.
     pub settings: Settings,
 }
@@ -98,7 +108,7 @@ impl Worker {
         loop {
             tokio::select! {
                 biased;
-                () = drain.cancelled() => return Ok(()),
+                () = drain.cancelled() => {}
                 () = async { tokio::join!(self.database.up(), self.bulks_looked_at.cancelled()); } => {}
             }
             let outcome = match self.next_claim(&drain).await {
@@ -131,12 +141,15 @@ impl Worker {
         }
     }
 
-    /// Waits for work. `None` is the drain; a claim itself is never broken off.
+    /// Waits for work. A claim itself is never broken off; after a drain there is what the consumer
+    /// still hands over, then `None`.
     async fn next_claim(&self, drain: &CancellationToken) -> Result<Option<Claimed>, WorkError> {
         let _turn = tokio::select! {
             biased;
-            () = drain.cancelled() => return Ok(None),
+            () = drain.cancelled() => return Ok(self.next_handed().await),
+            // Before what is handed over: retries must not wait for a queue to run dry.
             turn = self.turn.lock() => turn,
+            Some(handed) = self.next_handed() => return Ok(Some(handed)),
         };
         while !drain.is_cancelled() {
             if let Some(claimed) = self.claim().await? {
@@ -148,12 +161,17 @@ impl Worker {
                 () = tokio::time::sleep(POLL_EVERY) => {}
             }
         }
-        Ok(None)
+        Ok(self.next_handed().await)
+    }
+
+    /// `None` when nothing will be handed over any more.
+    async fn next_handed(&self) -> Option<Claimed> {
+        self.handed.lock().await.recv().await
     }
 
     async fn claim(&self) -> Result<Option<Claimed>, WorkError> {
-        let lease = self.settings.provider_timeout + SETTLE_TIME;
-        let claim = claim::claim(self.database.pool(), self.settings.claim_max, lease);
+        let (max, lease) = (self.settings.claim_max, self.settings.lease());
+        let claim = claim::claim(self.database.pool(), max, lease);
         in_time(claim).await
     }
 

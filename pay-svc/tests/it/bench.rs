@@ -11,15 +11,16 @@ use pay_svc::ignore::IgnoredTypes;
 use pay_svc::metrics::Metrics;
 use pay_svc::provider::Provider;
 use pay_svc::schedule::Policy;
-use pay_svc::store::Store;
+use pay_svc::store::{Handover, Store};
 use pay_svc::worker::{Settings, Step, Worker};
 use sqlx::MySqlPool;
 use svc_kit::admin::Readiness;
 use svc_kit::database::DatabaseUrl;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, mpsc};
 
 pub(crate) struct Bench {
     pub(crate) store: Store,
+    pub(crate) handover: Handover,
     pub(crate) worker: Worker,
     pub(crate) pool: MySqlPool,
     pub(crate) database: TestDatabase,
@@ -42,6 +43,11 @@ impl Bench {
             metrics: metrics.clone(),
             work: Arc::clone(&work),
         };
+        let (workers, handed) = mpsc::channel(1);
+        let handover = Handover {
+            workers,
+            lease: settings().lease(),
+        };
         let worker = Worker {
             failed: Arc::default(),
             bulks_looked_at: tokio_util::sync::CancellationToken::new(),
@@ -50,11 +56,13 @@ impl Bench {
             metrics,
             work,
             turn: Arc::new(Mutex::new(())),
+            handed: Arc::new(Mutex::new(handed)),
             settings: settings(),
         };
         let pool = test_database.pool().unwrap();
         Self {
             store,
+            handover,
             worker,
             pool,
             database: test_database,
@@ -62,7 +70,7 @@ impl Bench {
     }
 
     pub(crate) async fn take_in(&self, received: Received) -> Claim {
-        self.store.take_in(vec![received]).await.unwrap()[0]
+        self.store.take_in(vec![received], None).await.unwrap()[0]
     }
 
     /// Steps until nothing is due.

@@ -58,7 +58,7 @@ impl Place {
         let batch = ids
             .iter()
             .map(|id| received(&format!("m-{id}"), &order_payload(*id)));
-        bench.store.take_in(batch.collect()).await.unwrap();
+        bench.store.take_in(batch.collect(), None).await.unwrap();
         ids.iter().map(Uuid::to_string).collect()
     }
 

@@ -153,7 +153,7 @@ async fn a_batch_that_waits_too_long_for_a_lock_is_tried_again() {
             .unwrap();
         let store = bench.store.clone();
         let message = received("m-1", &order_payload(Uuid::now_v7()));
-        let storing = svc_kit::tasks::unit(async move { store.take_in(vec![message]).await });
+        let storing = svc_kit::tasks::unit(async move { store.take_in(vec![message], None).await });
         let waits = async || {
             // Of nothing but this batch: the server is the test's own, and its text may be no text.
             let sql = "SELECT COUNT(*) FROM information_schema.processlist \

@@ -353,10 +353,10 @@ async fn retries_and_new_messages_share_a_claim() {
         let one = |n| received(&format!("{prefix}-{n}"), &order_payload(Uuid::now_v7()));
         (0..20).map(one).collect::<Vec<_>>()
     };
-    bench.store.take_in(batch("retry")).await.unwrap();
+    bench.store.take_in(batch("retry"), None).await.unwrap();
     bench.work_off().await;
     bench.let_time_pass().await;
-    bench.store.take_in(batch("new")).await.unwrap();
+    bench.store.take_in(batch("new"), None).await.unwrap();
 
     bench.worker.step().await.unwrap();
     let by_attempts: Vec<(u32, i64)> =

@@ -72,7 +72,7 @@ async fn instances_share_the_work_and_never_work_on_one_message_at_a_time() {
         let provider = Scripted::always(Act::Capture);
         let first = Bench::new(db, handle(&provider)).await;
         let batch = (0..600).map(|n| received(&format!("m-{n}"), &order_payload(Uuid::now_v7())));
-        first.store.take_in(batch.collect()).await.unwrap();
+        first.store.take_in(batch.collect(), None).await.unwrap();
         let others = (0..3).map(|_| Bench::on(another(&first.database), handle(&provider)));
         let mut instances: Vec<Bench> = others.collect();
         instances.push(first);
@@ -178,7 +178,7 @@ async fn an_outcome_the_database_refuses_fails_alone() {
             .collect();
         let bad = order_payload(Uuid::now_v7()).replace("1999", "666");
         batch.insert(10, received("bad", &bad));
-        bench.store.take_in(batch).await.unwrap();
+        bench.store.take_in(batch, None).await.unwrap();
 
         bench.work_off().await;
 
@@ -202,7 +202,7 @@ async fn workers_that_race_for_one_order_pay_it_once() {
                 batch.push(received(&format!("m-{copy}-{n}"), &order_payload(*order)));
             }
         }
-        first.store.take_in(batch).await.unwrap();
+        first.store.take_in(batch, None).await.unwrap();
         let mut workers: Vec<_> = (0..4).map(|_| first.worker.clone()).collect();
         for worker in &mut workers {
             worker.settings.claim_max = 30;
