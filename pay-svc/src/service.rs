@@ -214,8 +214,12 @@ impl Service {
         for _ in 0..self.config.workers {
             tasks.spawn("worker", worker.clone().run(shutdown.drain.clone()));
         }
-        let lease = worker.settings.lease();
-        (self.config.workers > 1).then_some(Handover { workers, lease })
+        let handover = Handover {
+            workers,
+            rows_max: worker.settings.claim_max,
+            lease: worker.settings.lease(),
+        };
+        (self.config.workers > 1).then_some(handover)
     }
 }
 

@@ -32,6 +32,8 @@ const LAST_RESORT_BYTES: usize = 1024;
 pub struct Handover {
     /// With no place in it, messages are stored for whoever finds them.
     pub workers: mpsc::Sender<Claimed>,
+    /// A batch of more messages is more than a worker may have at once.
+    pub rows_max: usize,
     /// How long they belong to the worker then.
     pub lease: Duration,
 }
@@ -76,7 +78,9 @@ impl Store {
         mut batch: Vec<Received>,
         handover: Option<&Handover>,
     ) -> Result<Vec<Claim>, StoreError> {
-        let place = handover.and_then(|to| Some((to.workers.try_reserve().ok()?, to.lease)));
+        let place = handover
+            .filter(|to| batch.len() <= to.rows_max)
+            .and_then(|to| Some((to.workers.try_reserve().ok()?, to.lease)));
         let wanted = match &place {
             Some((_, lease)) => Beside::Lease(*lease),
             None => Beside::Nothing,

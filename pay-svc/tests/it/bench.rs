@@ -46,6 +46,7 @@ impl Bench {
         let (workers, handed) = mpsc::channel(1);
         let handover = Handover {
             workers,
+            rows_max: settings().claim_max,
             lease: settings().lease(),
         };
         let worker = Worker {

@@ -67,6 +67,22 @@ async fn a_worker_gets_what_was_stored_and_nobody_else_finds_it() {
     }
 }
 
+/// A worker charges all it has at once, and has no more than its share of what the provider takes.
+#[tokio::test]
+async fn more_than_a_worker_may_have_is_not_handed_over() {
+    for db in e2e::shared::databases().await {
+        let provider = Scripted::always(Act::Capture);
+        let bench = Bench::new(db, handle(&provider)).await;
+        let ids: Vec<String> = (0..=bench.handover.rows_max)
+            .map(|n| n.to_string())
+            .collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        hand_over(&bench, &ids).await;
+        assert_eq!(leased(&bench).await, 0);
+        assert_eq!(bench.work_off().await, ids.len());
+    }
+}
+
 #[tokio::test]
 async fn without_a_free_worker_rows_are_stored_for_whoever_finds_them() {
     for db in e2e::shared::databases().await {
