@@ -31,6 +31,7 @@ async fn leased(bench: &Bench) -> i64 {
 
 /// A worker as the service runs it, until `drain` and until nothing more can be handed over.
 fn work(bench: &Bench, drain: &CancellationToken) -> JoinHandle<anyhow::Result<()>> {
+    bench.worker.bulks_looked_at.cancel();
     let watch = std::sync::Arc::clone(&bench.worker.database).watch(drain.clone());
     let worker = bench.worker.clone().run(drain.clone());
     svc_kit::tasks::unit(async move {
