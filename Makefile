@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ui test-long bench lint up test-up down
+.PHONY: help demo test test-ui test-long bench lint up urls test-up down
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -45,14 +45,21 @@ lint: ## Check format, lints, documentation, and dependency rules
 up: ## Start everything in containers (docker compose)
 	sh deploy/secrets.sh
 	docker compose up --build --detach --wait
+	@$(MAKE) --no-print-directory urls
+
+urls: ## Print the addresses of what `make up` started
 	@echo
-	@echo 'orders     http://127.0.0.1:8769/order/orders   (through the gateway; also :8763)'
-	@echo 'payments   http://127.0.0.1:8769/pay/payments/ORDER_ID'
-	@echo 'operators  http://127.0.0.1:9764/ops outbox, http://127.0.0.1:9762/ops inbox; the token is the'
-	@echo '           last field of deploy/secrets/ops_tokens'
-	@echo "Grafana    http://127.0.0.1:$${GRAFANA_PORT:-3000}   Prometheus http://127.0.0.1:$${PROMETHEUS_PORT:-9090}"
-	@echo "RabbitMQ   http://127.0.0.1:$${RABBITMQ_PORT:-15672}  (admin, deploy/secrets/rabbitmq_admin_password)"
-	@echo 'metrics    order-svc :9763/metrics, pay-svc :9762/metrics, relay :9764/metrics'
+	@echo 'a sample order  curl -X POST http://127.0.0.1:8769/order/buy'
+	@echo 'orders          http://127.0.0.1:8769/order/orders/ORDER_ID'
+	@echo 'payments        http://127.0.0.1:8769/pay/payments/ORDER_ID'
+	@echo 'operators       http://127.0.0.1:9764/ops outbox, http://127.0.0.1:9762/ops inbox;'
+	@echo '                the token to log in: cut -d: -f3 deploy/secrets/ops_tokens'
+	@echo 'metrics         http://127.0.0.1:9763/metrics order-svc'
+	@echo '                http://127.0.0.1:9764/metrics relay'
+	@echo '                http://127.0.0.1:9762/metrics pay-svc'
+	@echo "Prometheus      http://127.0.0.1:$${PROMETHEUS_PORT:-9090}"
+	@echo "RabbitMQ        http://127.0.0.1:$${RABBITMQ_PORT:-15672} (admin, deploy/secrets/rabbitmq_admin_password)"
+	@echo "Grafana         http://127.0.0.1:$${GRAFANA_PORT:-3000} (admin, deploy/secrets/grafana_admin_password)"
 
 test-up: ## Run docker-compose.yml, kill each container once, balance the books (root; not in CI)
 	@e2e/compose/run.sh

@@ -13,18 +13,19 @@ cache=${OUTBOX_RELAY_CACHE:-/var/cache/outbox-relay}/compose
 
 have() { docker image inspect "$1" >/dev/null 2>&1; }
 
-debian() { # NAME SUITE PACKAGES
+debian() { # IMAGE:NAME SUITE [PACKAGES]
   have "$1" && return
+  local root=$cache/${1#*:}
   echo "$1: Debian $2"
   mkdir -p "$cache"
-  if [ ! -e "$cache/$2.done" ]; then
-    rm -rf "${cache:?}/$2"
-    debootstrap --variant=minbase --include="$3" "$2" "$cache/$2" "$mirror" >"$cache/$2.log"
-    # What a container would only carry about.
-    rm -rf "$cache/$2"/var/cache/apt/archives/*.deb
-    touch "$cache/$2.done"
+  if [ ! -e "$root.done" ]; then
+    rm -rf "$root"
+    debootstrap --variant=minbase ${3:+--include="$3"} "$2" "$root" "$mirror" >"$root.log"
+    # What a container would only carry about, as Debian's own slim images have it.
+    rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/*
+    touch "$root.done"
   fi
-  tar --directory "$cache/$2" --create --exclude=./proc --exclude=./sys . |
+  tar --directory "$root" --create --exclude=./proc --exclude=./sys . |
     docker import - "$1" >/dev/null
 }
 
@@ -34,7 +35,8 @@ image() { # TAG: the Dockerfile is read from the standard input, its context is 
   docker build --quiet --tag "$1" --file - . >/dev/null
 }
 
-debian debian:trixie-slim trixie gcc,libc6-dev,ca-certificates
+debian debian:trixie-slim trixie
+debian debian:trixie-build trixie gcc,libc6-dev,ca-certificates
 if ! have rust:1.95-slim-trixie; then
   echo 'rust:1.95-slim-trixie: the Rust of this machine'
   tar --directory "$(rustc --print sysroot)" --exclude=./share --create . |
@@ -45,9 +47,10 @@ if ! have rust:1.95-slim-trixie; then
   image rust:1.95-slim-trixie <<'DOCKERFILE'
 FROM rust-standin AS toolchain
 FROM certificates-standin AS certificates
-FROM debian:trixie-slim
+FROM debian:trixie-build
 COPY --from=toolchain / /usr/local
 COPY --from=certificates / /etc/ssl/certs
+ENV CARGO_HOME=/usr/local/cargo
 DOCKERFILE
 fi
 

@@ -34,6 +34,7 @@ end() {
   exit $status
 }
 trap end EXIT
+trap 'say "failed: line $LINENO"' ERR
 
 sh deploy/secrets.sh
 [ "${BUILD:-1}" = 0 ] || { say 'building'; compose build "${services[@]}"; }
@@ -73,13 +74,64 @@ for n in $(seq 20); do place "first-$n" /order/orders; done
 for id in $(cat "$orders"); do paid "$id"; done
 say '21 orders are paid'
 
+# What `make up` prints is there.
+for url in $(make -s urls | grep -oE 'http://[^ ,;]+'); do
+  case $url in
+    */buy) continue ;; # was asked above
+    *:"${GRAFANA_PORT:-3000}") [[ " ${services[*]} " == *' grafana '* ]] || continue ;;
+  esac
+  url=${url/ORDER_ID/$(head -n 1 "$orders")}
+  curl --silent --fail --location --output /dev/null "$url" || { say "$url does not answer"; exit 1; }
+done
+token=$(cut -d: -f3 deploy/secrets/ops_tokens)
+for port in 9764 9762; do
+  curl --silent --fail --output /dev/null --header "Authorization: Bearer $token" \
+    "http://127.0.0.1:$port/ops/api/rows" || { say "the token does not open :$port/ops"; exit 1; }
+done
+status=$(for relay in relay relay-2; do compose exec -T $relay relay status; done)
+grep -q tailing <<<"$status" || { say "neither relay works: $status"; exit 1; }
+say 'every address answers, and the token opens the console'
+
+prometheus=http://127.0.0.1:${PROMETHEUS_PORT:-9090}/api/v1
+rules=$(curl --silent --fail "$prometheus/rules")
+[ "$(grep -o '"type":"alerting"' <<<"$rules" | wc -l)" = \
+  "$(grep -c -- '- alert:' grafana/prometheus/rules.yml)" ] && ! grep -q '"health":"err"' <<<"$rules" ||
+  { say "Prometheus has other rules than rules.yml: $rules"; exit 1; }
+say 'Prometheus has all the rules'
+
+# One order-svc is stopped, as by a deployment: its address goes from the gateway's list, and no
+# request fails meanwhile. `placed_by` counts the instances that answered.
+placed_by() { compose logs --no-log-prefix --since "$1" gateway | # "upstream":"dead : alive"
+  grep '"uri":"/order/orders","status":201' | sed -E 's/.*"upstream":"([^"]* )?([^"]+)".*/\2/' | sort -u | wc -l; }
+now() { date --utc +%FT%T.%NZ; }
+since=$(now)
+for n in $(seq 20); do place "both-$n" /order/orders; done
+[ "$(placed_by "$since")" = 2 ] || { say 'the gateway does not use both instances'; exit 1; }
+compose stop order-svc >/dev/null 2>&1
+since=$(now)
+for n in $(seq 50); do
+  curl --silent --fail --max-time 5 --output /dev/null --request POST "$gateway/order/orders" \
+    --header 'Content-Type: application/json' \
+    --data '{"customer_id":"compose","amount_minor":1250,"currency":"EUR"}' ||
+    { say "order $n was refused while one of two instances was stopped"; exit 1; }
+done
+[ "$(placed_by "$since")" = 1 ] || { say 'the gateway still answers for a stopped instance'; exit 1; }
+compose up --detach --no-build --wait --wait-timeout 60 order-svc >/dev/null 2>&1
+for _ in $(seq 20); do
+  since=$(now)
+  for n in $(seq 10); do place "again-$since-$n" /order/orders; done
+  [ "$(placed_by "$since")" != 2 ] || break
+done
+[ "$(placed_by "$since")" = 2 ] || { say 'an instance that came back gets no orders'; exit 1; }
+say 'an instance was stopped: no order was refused; it came back and gets orders again'
+
 n=0
 while :; do n=$((n + 1)); place "more-$n" /order/orders; done &
 placer=$!
 for service in order-svc order-svc-2 relay relay-2 pay-svc gateway rabbitmq mysql; do
   container=$(compose ps --quiet "$service")
   # From outside: `docker kill` counts as a wish, and the container would stay down.
-  kill -9 "$(docker inspect --format '{{.State.Pid}}' "$container")"
+  as_root kill -9 "$(docker inspect --format '{{.State.Pid}}' "$container")"
   started=$SECONDS
   compose up --detach --no-build --no-recreate --wait --wait-timeout 240 "${services[@]}" >/dev/null 2>&1
   restarts=$(docker inspect --format '{{.RestartCount}}' "$container")
@@ -107,7 +159,7 @@ done
 say "orders $placed, events $events, sent $sent, processed $processed, payments $payments"
 [ "$placed" = "$events" ] && [ "$placed" = "$sent" ] && [ "$placed" = "$payments" ] &&
   [ "$placed" = "$processed" ] && [ "$placed" -ge "$(sort -u "$orders" | wc -l)" ]
-up=$(curl --silent --fail 'http://127.0.0.1:9090/api/v1/query' --data-urlencode \
+up=$(curl --silent --fail "$prometheus/query" --data-urlencode \
   'query=count(up{job=~"relay|order-svc|pay-svc"} == 1)' | grep -oE '"[0-9]+"\]' | tr -dc 0-9)
 [ "$up" = 5 ] || { say "Prometheus sees $up of 5 services"; exit 1; }
 say 'the books balance, and Prometheus sees all five services'
