@@ -33,7 +33,7 @@ GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'relay'@'%';
 GRANT SESSION_VARIABLES_ADMIN ON *.* TO 'relay'@'%';
 GRANT CREATE, SELECT, UPDATE, DELETE ON orders.outbox TO 'relay'@'%';
 GRANT CREATE, SELECT, UPDATE ON orders.outbox_fence TO 'relay'@'%';
-GRANT CREATE, SELECT, INSERT, DELETE ON orders.outbox_attempts TO 'relay'@'%';
+GRANT CREATE, SELECT, INSERT ON orders.outbox_attempts TO 'relay'@'%';
 -- INSERT and DELETE are for `relay pause` and `relay resume` with this account.
 GRANT CREATE, SELECT, INSERT, DELETE ON orders.outbox_pauses TO 'relay'@'%';
 -- The operators' bulk retry; `relay parked edit` and OPS_ALLOW_EDIT=true need INSERT on the outbox too.

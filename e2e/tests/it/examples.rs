@@ -1,4 +1,4 @@
-//! The examples of docs/writing-events.md, each as it stands there, through a relay to a queue.
+//! The examples of docs/writing-events.md and README's INSERT, each as it stands there, through a relay to a queue.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection};
 
 const PAGE: &str = include_str!("../../../docs/writing-events.md");
+const README: &str = include_str!("../../../README.md");
 const PASSWORD: &str = "examples";
 const SOON: Duration = Duration::from_secs(30);
 
@@ -42,7 +43,8 @@ async fn through_a_relay(db: &Db) {
     let mut connection = MySqlConnection::connect(&db.user_url(&user, PASSWORD, &database.name))
         .await
         .unwrap();
-    for sql in blocks("sql") {
+    let insert = blocks(README, "sql").swap_remove(0);
+    for sql in blocks(PAGE, "sql").into_iter().chain([insert]) {
         connection
             .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
             .await
@@ -57,20 +59,26 @@ async fn through_a_relay(db: &Db) {
         ("MYSQL_DATABASE", &database.name),
     ];
     for (language, program) in [("python", "/usr/bin/python3"), ("php", "/usr/bin/php")] {
-        for script in blocks(language) {
+        for script in blocks(PAGE, language) {
             run(program, &script, &env);
         }
     }
 
-    wait::until("the three examples to arrive", SOON, async || {
+    wait::until("the four examples to arrive", SOON, async || {
         let queue = management.queue(&vhost.name, "all").await.unwrap();
-        queue.is_some_and(|queue| queue.total == 3)
+        queue.is_some_and(|queue| queue.total == 4)
     })
     .await;
     let notes = notes(&management, &vhost).await;
     let names: Vec<&str> = notes.keys().map(String::as_str).collect();
-    assert_eq!(names, ["php", "plain SQL", "python"], "{}", relay.log());
-    assert!(notes.values().all(|kind| kind == "order.noted.v1"));
+    assert_eq!(
+        names,
+        ["README", "php", "plain SQL", "python"],
+        "{}",
+        relay.log()
+    );
+    let noted = notes.values().filter(|kind| **kind == "order.noted.v1");
+    assert_eq!(noted.count(), 3);
     let delayed: (u8, i64, String) = sqlx::query_as(
         "SELECT status, TIMESTAMPDIFF(MINUTE, UTC_TIMESTAMP(6), next_attempt_at), headers \
          FROM outbox WHERE aggregate_type = 'reminder'",
@@ -113,7 +121,7 @@ async fn notes(management: &Management, vhost: &Vhost) -> BTreeMap<String, Value
         .iter()
         .map(|message| {
             let body: Value = serde_json::from_str(message["payload"].as_str().unwrap()).unwrap();
-            let note = body["note"].as_str().unwrap().to_owned();
+            let note = body["note"].as_str().unwrap_or("README").to_owned();
             (note, message["properties"]["type"].clone())
         })
         .collect()
@@ -126,10 +134,10 @@ async fn migrate(url: &str) {
     assert!(status.success(), "{}", migration.log());
 }
 
-/// The page's code blocks in a language; at least one.
-fn blocks(language: &str) -> Vec<String> {
+/// A page's code blocks in a language; at least one.
+fn blocks(page: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
-    let blocks: Vec<String> = PAGE
+    let blocks: Vec<String> = page
         .split(&fence)
         .skip(1)
         .map(|rest| rest.split("\n```").next().unwrap().to_owned())

@@ -15,6 +15,7 @@ mod owner;
 mod product;
 mod proxy;
 mod rabbit;
+mod readme;
 mod replay;
 mod system;
 mod wait;
