@@ -3,9 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+e2e/install.sh
 target=$(cargo metadata --format-version 1 --no-deps |
   sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
-e2e/install.sh
 # One call, so that all programs share their dependencies.
 cargo build --release -p relay -p order-svc -p pay-svc -p e2e
 if [ "${QUICK:-}" != 1 ] && [ "${DB:-}" != mariadb ]; then

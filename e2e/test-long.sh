@@ -4,9 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+e2e/install.sh
 target=$(cargo metadata --format-version 1 --no-deps |
   sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
-e2e/install.sh
 cargo build -p e2e -p relay -p order-svc -p pay-svc
 "$target/debug/e2e" fetch-mysql
 

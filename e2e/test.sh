@@ -5,9 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+e2e/install.sh
 target=$(cargo metadata --format-version 1 --no-deps |
   sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
-e2e/install.sh
 # The programs under test can export traces, which is off until an endpoint is set: so the traces need
 # no build of their own.
 features=e2e/otlp,order-svc/otlp,relay/otlp,pay-svc/otlp

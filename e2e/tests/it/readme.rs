@@ -9,7 +9,7 @@ use std::{
 
 use e2e::product;
 
-/// These start with `make up`, need a system's own services, or are written `…` for many.
+/// These start with `make up`, or need a system's own services.
 const NOT_RUN: [&str; 5] = [
     "make up",
     "make down",
@@ -41,11 +41,10 @@ fn sources(directory: &Path) -> String {
     all
 }
 
-/// README's commands, in running text and in blocks without a language: settings and words.
-fn commands() -> Vec<(Vec<String>, Vec<String>)> {
-    let readme = text("README.md");
+/// A page's commands, in running text and in blocks without a language: settings and words.
+fn commands(page: &str) -> Vec<(Vec<String>, Vec<String>)> {
     let mut found = Vec::new();
-    for (n, part) in readme.split("```").enumerate() {
+    for (n, part) in text(page).split("```").enumerate() {
         if n % 2 == 1 {
             let lines = part.lines().skip(1).filter(|_| part.starts_with('\n'));
             found.extend(lines.map(|line| line.split('#').next().unwrap().to_owned()));
@@ -70,14 +69,14 @@ fn commands() -> Vec<(Vec<String>, Vec<String>)> {
         let is_known = |word: &String| known.iter().chain(&PROGRAMS).any(|name| name == word);
         words.len() > 1 && is_known(&words[0])
     });
-    let commands: Vec<_> = commands.collect();
-    assert!(commands.len() > 30, "README has few commands: {commands:?}");
-    commands
+    commands.collect()
 }
 
 #[test]
 fn every_command_of_readme_is_run_by_a_test_or_by_ci() {
-    for (settings, words) in commands() {
+    let commands = commands("README.md");
+    assert!(commands.len() > 30, "{commands:?}");
+    for (settings, words) in commands {
         if NOT_RUN.contains(&words.join(" ").as_str()) {
             continue;
         }
@@ -87,15 +86,35 @@ fn every_command_of_readme_is_run_by_a_test_or_by_ci() {
             "cargo" => built(&words),
             "docker" => assert!(text("e2e/compose/run.sh").contains("relay status")),
             "systemctl" => panic!("{words:?} is run by nobody"),
-            program => understood(program, &words[1..]),
+            program => called(program, &understood(program, &words[1..])),
         }
     }
+}
+
+#[test]
+fn the_commands_of_the_other_pages_are_there() {
+    let docs = fs::read_dir(root().join("docs")).unwrap();
+    let docs = docs.map(|entry| format!("docs/{}", entry.unwrap().file_name().display()));
+    let pages = docs.filter(|page| page.ends_with(".md"));
+    let pages: Vec<String> = pages
+        .chain(["RUNBOOK.md", "SECURITY.md", "METRICS.md"].map(str::to_owned))
+        .collect();
+    let mut tried = 0;
+    for (_, words) in pages.iter().flat_map(|page| commands(page)) {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        if PROGRAMS.contains(&words[0]) {
+            understood(words[0], &words[1..]);
+            tried += 1;
+        }
+    }
+    assert!(tried > 10, "{tried}");
 }
 
 /// A target that CI makes, with settings that the Makefile names.
 fn made(settings: &[String], words: &[&str]) {
     let makefile = text("Makefile");
-    let ci = text(".github/workflows/ci.yml") + &text(".ci/run");
+    let ci = text(".github/workflows/ci.yml") + &text(".ci/run") + &text("e2e/compose/run.sh");
+    let ci = ci.replace("make -s ", "make ");
     let mut made = ci.split("make ").skip(1).map(|rest| {
         let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '-');
         &rest[..end.unwrap_or(rest.len())]
@@ -141,20 +160,15 @@ fn built(words: &[&str]) {
     };
     let tests = sources(&tests);
     if let Some(filter) = filter {
-        let is_module = tests.contains(&format!("\nmod {filter};"));
+        let is_module = tests.contains(&format!("mod {filter};"));
         assert!(is_module, "{words:?}: no tests of that name");
     }
 }
 
-/// A subcommand that has these flags, and that its program's tests call.
-fn understood(program: &str, words: &[&str]) {
-    let subcommand = words[0];
-    if subcommand == "…" || words.contains(&"…") {
-        return;
-    }
-    let mut sub: Vec<&str> = words.to_vec();
-    let names = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase());
-    sub.truncate(sub.iter().take_while(|word| names(word)).count());
+/// A subcommand that is there and has these flags; its words.
+fn understood<'a>(program: &str, words: &[&'a str]) -> Vec<&'a str> {
+    let names = |word: &&&str| word.chars().all(|c| c.is_ascii_lowercase());
+    let sub: Vec<&str> = words.iter().take_while(names).copied().collect();
     let help = Command::new(product::binary(program).unwrap())
         .args(&sub)
         .arg("--help")
@@ -165,6 +179,11 @@ fn understood(program: &str, words: &[&str]) {
     for flag in words.iter().filter(|word| word.starts_with("--")) {
         assert!(help.contains(flag), "{program} {words:?}: no {flag}");
     }
+    sub
+}
+
+/// A subcommand that its program's tests call.
+fn called(program: &str, sub: &[&str]) {
     let tests = sources(&root().join(program).join("tests"));
     assert!(
         sub.iter()
