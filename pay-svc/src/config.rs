@@ -89,7 +89,7 @@ struct IntakeArgs {
     #[arg(long, env = "PAY_PREFETCH", value_name = "N")]
     prefetch: Option<u16>,
     /// Messages stored, claimed or settled in one transaction, at most
-    #[arg(long, env = "PAY_BATCH_MAX", value_name = "N", default_value_t = 200)]
+    #[arg(long, env = "PAY_BATCH_MAX", value_name = "N", default_value_t = 500)]
     batch_max: u16,
 }
 
