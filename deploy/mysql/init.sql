@@ -31,12 +31,13 @@ GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'relay'@'%';
 -- For binlog_row_image = MINIMAL in its own sessions: a mark then adds 3 % to the binlog of an
 -- insert instead of 102 %. The relay works without this right.
 GRANT SESSION_VARIABLES_ADMIN ON *.* TO 'relay'@'%';
-GRANT CREATE, SELECT, UPDATE, DELETE ON orders.outbox TO 'relay'@'%';
+-- INSERT is for the canary (RELAY_CANARY_INTERVAL) and for `relay parked edit`.
+GRANT CREATE, SELECT, INSERT, UPDATE, DELETE ON orders.outbox TO 'relay'@'%';
 GRANT CREATE, SELECT, UPDATE ON orders.outbox_fence TO 'relay'@'%';
 GRANT CREATE, SELECT, INSERT ON orders.outbox_attempts TO 'relay'@'%';
 -- INSERT and DELETE are for `relay pause` and `relay resume` with this account.
 GRANT CREATE, SELECT, INSERT, DELETE ON orders.outbox_pauses TO 'relay'@'%';
--- The operators' bulk retry; `relay parked edit` and OPS_ALLOW_EDIT=true need INSERT on the outbox too.
+-- The operators' bulk retry.
 GRANT CREATE, SELECT, INSERT, UPDATE ON orders.outbox_bulks TO 'relay'@'%';
 GRANT CREATE, SELECT, INSERT, UPDATE, DELETE ON orders.outbox_bulk_rows TO 'relay'@'%';
 GRANT CREATE, SELECT, INSERT ON orders.operator_actions TO 'relay'@'%';

@@ -36,4 +36,4 @@ pub use error::Error;
 pub use filter::{Filter, Order, PageAsk, State};
 pub use http::router;
 pub use row::{Page, Row};
-pub use table::Table;
+pub use table::{NO_CANARY, Table};

@@ -5,6 +5,10 @@ use sqlx::mysql::MySqlRow;
 
 use crate::filter::State;
 
+/// A relay's canaries, which come and go by themselves, are none of the operators' rows: true of all
+/// others, in SQL.
+pub const NO_CANARY: &str = "message_id NOT LIKE 'relay-canary-%'";
+
 /// Which table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Table {

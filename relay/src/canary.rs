@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 /// Begins the message id of each, and no other's: those are UUIDs.
 const PREFIX: &str = "relay-canary-";
 /// Rows that are none, in SQL. The other way round it is a range of the message ids' index.
-pub const NOT_ONE: &str = "message_id NOT LIKE 'relay-canary-%'";
+pub use ops::NO_CANARY as NOT_ONE;
 
 /// To the broker or the database and back.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

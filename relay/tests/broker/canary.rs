@@ -165,7 +165,8 @@ async fn nests(rig: &Rig) -> usize {
 #[tokio::test]
 async fn without_the_rights_to_a_queue_of_its_own_no_canary_is_written() {
     let mut rig = rig(e2e::shared::either().await).await;
-    let relay = limited(&mut rig).await;
+    let rights = ["^order-exchange$", "^order-exchange$", "^$"];
+    let relay = limited(&mut rig, rights).await;
     wait_log(&relay, "relay-canary.* and to write to amq.default").await;
     wait_late(&rig, 5.0).await;
     rig.insert(20).await;
@@ -179,12 +180,27 @@ async fn without_the_rights_to_a_queue_of_its_own_no_canary_is_written() {
     assert!(told.contains("no canary comes back"), "{told}");
 }
 
-/// A relay with the rights of deploy/rabbitmq for one without a canary.
-async fn limited(rig: &mut Rig) -> Process {
+#[tokio::test]
+async fn the_rights_that_deploy_gives_suffice() {
+    let mut rig = rig(e2e::shared::either().await).await;
+    let definitions = include_str!("../../../deploy/rabbitmq/definitions.json");
+    let definitions: serde_json::Value = serde_json::from_str(definitions).unwrap();
+    let all = definitions["permissions"].as_array().unwrap();
+    let relay = all.iter().find(|entry| entry["user"] == "relay").unwrap();
+    let rights = ["configure", "write", "read"].map(|right| relay[right].as_str().unwrap());
+    let relay = limited(&mut rig, rights).await;
+    wait_flying(&rig).await;
+    rig.insert(20).await;
+    rig.wait_count(&format!("status = 2 AND NOT {OWN}"), 20)
+        .await;
+    assert_calm(&relay);
+}
+
+/// A relay whose account has these rights alone: to configure, write and read.
+async fn limited(rig: &mut Rig, rights: [&str; 3]) -> Process {
     let api = rig.rabbit.management().unwrap();
     let user = format!("canary-{}", rig.vhost.name);
     api.create_user(&user, "pw", "").await.unwrap();
-    let rights = ["^order-exchange$", "^order-exchange$", "^$"];
     api.set_permissions(&rig.vhost.name, &user, rights)
         .await
         .unwrap();
@@ -213,6 +229,10 @@ async fn one_that_waits_is_not_counted_and_is_tidied_up() {
     let told = command(&rig, &["status", "--json"]).await;
     assert!(told.contains("\"rows\": 0,"), "{told}");
     assert!(!told.contains("relay-canary."), "{told}");
+    let listed = command(&rig, &["parked", "list", "--state", "waiting"]).await;
+    assert!(!listed.contains("relay-canary"), "{listed}");
+    let groups = command(&rig, &["parked", "groups", "--state", "waiting", "--json"]).await;
+    assert!(groups.contains("\"groups\": []"), "{groups}");
     rig.wait_count("message_id = 'relay-canary-old'", 1).await;
 
     command(&rig, &["resume"]).await;
