@@ -388,7 +388,11 @@ mod tests {
             [shown("a"), shown("b"), shown("c")],
             [None, Some(3.0), Some(4.0)]
         );
+        let many: Vec<Route> = (0..60).map(|n| route(&format!("r{n}"))).collect();
+        let many: Vec<_> = many.iter().map(|route| (route, 1)).collect();
+        metrics.set_waiting(&many);
+        assert_eq!([shown("r49"), shown("r50")], [Some(1.0), None]);
         metrics.set_waiting(&[]);
-        assert_eq!([shown("b"), shown("c")], [None, None]);
+        assert_eq!([shown("b"), shown("c"), shown("r0")], [None; 3]);
     }
 }
