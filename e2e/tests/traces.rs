@@ -4,10 +4,14 @@
     reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
 )]
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use e2e::{
     otlp::{Collector, Exported},
+    provider::Reply,
     stage::{Stage, client},
     wait,
 };
@@ -26,6 +30,12 @@ async fn a_trace_goes_from_the_request_through_the_relay_to_the_payment() {
         ("OTEL_BSP_SCHEDULE_DELAY", "200"),
     ];
     let stage = Stage::with(e2e::shared::flavor(), &export).await.unwrap();
+    let asked: Arc<Mutex<Vec<_>>> = Arc::default();
+    let calls = Arc::clone(&asked);
+    stage.provider.script(move |call| {
+        calls.lock().unwrap().push(call.traceparent.clone());
+        Reply::captured()
+    });
     let order = place(&stage, &format!("00-{TRACE}-{CALLER}-01")).await;
     let unwanted = TRACE.replace('4', "5");
     // Whose caller does not record its trace.
@@ -48,7 +58,13 @@ async fn a_trace_goes_from_the_request_through_the_relay_to_the_payment() {
     find(&spans, ("pay-svc", "receive", 5), &request.span_id);
     let process = find(&spans, ("pay-svc", "process", 5), &request.span_id);
     assert_eq!(process.attributes["messaging.message.id"], id);
-    find(&spans, ("pay-svc", "charge", 3), &process.span_id);
+    let charge = find(&spans, ("pay-svc", "charge", 3), &process.span_id);
+    let told = format!("00-{TRACE}-{}-01", charge.span_id);
+    let asked = asked.lock().unwrap().clone();
+    assert!(
+        asked.contains(&Some(told)),
+        "the provider joins in: {asked:?}"
+    );
     let failed: Vec<_> = spans.iter().filter(|span| span.error.is_some()).collect();
     assert!(failed.is_empty(), "{failed:?}");
     assert_eq!(spans.len(), 6, "{spans:#?}");

@@ -8,6 +8,7 @@ mod simulated;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use svc_kit::trace::TraceParent;
 use uuid::Uuid;
 
 use crate::schedule::Class;
@@ -25,6 +26,8 @@ pub struct Charge {
     pub amount_minor: i64,
     /// ISO 4217, three capital letters.
     pub currency: String,
+    /// Where in a trace this is, for the provider to join in.
+    pub traceparent: Option<TraceParent>,
 }
 
 /// How a charge ended. A decline is an outcome, not a failure: it is not tried again.

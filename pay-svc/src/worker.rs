@@ -265,6 +265,7 @@ impl Worker {
                 order_id: order.order_id,
                 amount_minor: order.amount_minor,
                 currency: order.currency.clone(),
+                traceparent: span.as_ref().map(Span::place),
             };
             let answer = tokio::select! {
                 biased;

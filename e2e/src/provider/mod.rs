@@ -32,6 +32,8 @@ pub struct Call {
     pub key: String,
     /// The header `Authorization`.
     pub authorization: Option<String>,
+    /// The header `traceparent`.
+    pub traceparent: Option<String>,
     /// From the body.
     pub order_id: String,
     /// From the body.

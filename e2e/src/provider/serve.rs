@@ -184,6 +184,7 @@ async fn read(request: Request<Incoming>) -> Option<Call> {
     };
     let key = header("idempotency-key")?;
     let authorization = header(AUTHORIZATION.as_str());
+    let traceparent = header("traceparent");
     if request.method() != Method::POST || header("content-type")? != "application/json" {
         return None;
     }
@@ -193,6 +194,7 @@ async fn read(request: Request<Incoming>) -> Option<Call> {
     Some(Call {
         key,
         authorization,
+        traceparent,
         order_id: charge.order_id,
         amount_minor: charge.amount_minor,
         currency: charge.currency,

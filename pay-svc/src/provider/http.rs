@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
+use svc_kit::trace::TRACEPARENT;
 use time::OffsetDateTime;
 
 use super::answer::{self, Answer};
@@ -104,6 +105,11 @@ impl Http {
             request
                 .headers_mut()
                 .insert(AUTHORIZATION, authorization.clone());
+        }
+        if let Some(place) = charge.traceparent {
+            let place = HeaderValue::from_str(&place.to_string());
+            let place = place.expect("a place is hexadecimal and hyphens");
+            request.headers_mut().insert(TRACEPARENT, place);
         }
         request
     }

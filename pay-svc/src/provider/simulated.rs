@@ -124,6 +124,7 @@ mod tests {
     fn charge(order: u128, currency: &str) -> Charge {
         let order_id = Uuid::from_u128(order);
         Charge {
+            traceparent: None,
             order_id,
             amount_minor: 100,
             currency: currency.to_owned(),

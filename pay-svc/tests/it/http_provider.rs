@@ -9,11 +9,14 @@ use e2e::provider::Reply;
 use e2e::wait::until;
 use pay_svc::config::ProviderSettings;
 use pay_svc::provider::{Charge, ChargeError, Http, Outcome, Provider, Receipt};
+use svc_kit::trace::TraceParent;
 use uuid::Uuid;
 
 use crate::app::{App, SOON, classes, config_with, database, inbox_row, payments, vhost};
 use crate::bench::Bench;
 use crate::messages::{Outgoing, Publisher, order_payload, received};
+
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 /// A client as these flags make it.
 pub(crate) fn client(url: &str, more: &[&str]) -> Http {
@@ -31,6 +34,7 @@ fn charge(order_id: Uuid) -> Charge {
         order_id,
         amount_minor: 1999,
         currency: "EUR".to_owned(),
+        traceparent: TraceParent::parse(TRACEPARENT),
     }
 }
 
@@ -64,6 +68,7 @@ async fn a_charge_is_one_post_with_the_order_as_its_key() {
         );
         assert_eq!((call.amount_minor, call.currency.as_str()), (1999, "EUR"));
         assert_eq!(call.authorization.as_deref(), Some("Bearer t0ken"));
+        assert_eq!(call.traceparent.as_deref(), Some(TRACEPARENT));
         assert_eq!(call.nth, n + 1);
     }
     let ledger = fake.ledger();
