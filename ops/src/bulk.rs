@@ -136,6 +136,8 @@ pub struct Bulk {
     pub id: u64,
     /// Where it stands.
     pub state: BulkState,
+    /// Its rows are as its state asks for: all in, with their times, or held back.
+    pub followed: bool,
     /// Who started it.
     pub actor: String,
     /// Why.
@@ -202,10 +204,11 @@ pub enum BulkOutcome {
         id: u64,
         /// What it was.
         before: BulkState,
-        /// What it is now.
+        /// What it is now; its rows follow.
         after: BulkState,
-        /// Rows that were changed.
-        rows: u64,
+        /// Rows that were changed, when they have followed already.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rows: Option<u64>,
     },
     /// Not done: the bulk is in a state in which this can't be done.
     Conflict {
@@ -216,11 +219,38 @@ pub enum BulkOutcome {
         /// Who acted on it last.
         last: Option<Last>,
     },
+    /// Not done: its rows are still being held back; once they are, it can be resumed.
+    Early {
+        /// The bulk.
+        id: u64,
+        /// What it is.
+        now: BulkState,
+    },
     /// There is no such bulk.
     Missing {
         /// The number asked for.
         id: u64,
     },
+}
+
+impl Bulk {
+    /// How far its rows have followed, while they do.
+    pub(crate) fn following(&self) -> Option<String> {
+        let Progress {
+            rows,
+            waiting,
+            held,
+            ..
+        } = self.progress.as_ref()?;
+        match self.state {
+            _ if self.followed => None,
+            state if state.holds_back() => {
+                Some(format!("holding back: {held} of {}", held + waiting))
+            }
+            _ if *held > 0 => Some(format!("letting go: {} of {rows}", rows - held)),
+            _ => Some(format!("putting rows in: {rows} so far")),
+        }
+    }
 }
 
 impl Progress {
@@ -285,7 +315,7 @@ impl Console {
 fn select(table: &Table) -> QueryBuilder<MySql> {
     QueryBuilder::new(format!(
         "SELECT id, state, actor, reason, filter, canary, canary_wait_us, interval_us, stopped_by, \
-         started_at, changed_at FROM `{}_bulks`",
+         started_at, changed_at, held FROM `{}_bulks`",
         table.name()
     ))
 }
@@ -293,9 +323,12 @@ fn select(table: &Table) -> QueryBuilder<MySql> {
 fn bulk_of(row: &MySqlRow) -> Result<Bulk, sqlx::Error> {
     let filter = text(row, 4)?.unwrap_or_default();
     let interval: u64 = row.try_get(7)?;
+    let state = BulkState::parse(&text(row, 1)?.unwrap_or_default())?;
+    let held = row.try_get::<u8, _>(11)? != 0;
     Ok(Bulk {
         id: row.try_get(0)?,
-        state: BulkState::parse(&text(row, 1)?.unwrap_or_default())?,
+        state,
+        followed: state != BulkState::Filling && (held || !state.holds_back()),
         actor: text(row, 2)?.unwrap_or_default(),
         reason: text(row, 3)?,
         filter: serde_json::from_str::<Filter>(&filter).map_or(filter, |filter| filter.told()),

@@ -3,9 +3,10 @@
 
 use sqlx::{MySql, MySqlConnection, QueryBuilder, Transaction};
 use svc_kit::database::{Fault, classify};
+use svc_kit::tasks;
 
 use super::standing::{TEXT_MAX, lock, set};
-use super::{BulkAct, BulkOutcome, BulkState, carry, progress};
+use super::{BulkAct, BulkOutcome, BulkState, carry};
 use crate::act::{By, begin};
 use crate::audit::{self, Action, Entry, Last};
 use crate::console::{Console, again, unit};
@@ -33,7 +34,7 @@ impl BulkAct {
         }
     }
 
-    /// Can this be done to a bulk in that state?
+    /// Can this be done to a bulk in that state? To be resumed, its rows must be held back besides.
     #[must_use]
     pub const fn fits(self, state: BulkState) -> bool {
         match self {
@@ -47,67 +48,77 @@ impl BulkAct {
     }
 }
 
-/// What a turn came to.
-enum Turn {
-    Done { before: BulkState },
-    Not(BulkOutcome),
-}
-
 impl Console {
-    /// Pauses, resumes or cancels a bulk, and then does what follows for its rows. Should that be cut
-    /// short, the service goes on with it.
+    /// Pauses, resumes or cancels a bulk: at once, whatever its size. Its rows follow in a task of their
+    /// own; should that be cut short, the service goes on with it.
+    ///
+    /// # Errors
+    /// The database's; the bulk is as it was.
+    pub async fn bulk_turn(&self, id: u64, act: BulkAct, by: &By) -> Result<BulkOutcome, Error> {
+        let outcome = self.turned(id, act, by).await?;
+        if matches!(outcome, BulkOutcome::Done { .. }) {
+            let console = self.clone();
+            // What becomes of it is in the table, and a failure in the log.
+            drop(tasks::unit(async move { console.bulk_carry_out(id).await }));
+        }
+        Ok(outcome)
+    }
+
+    /// The same, but waits for the rows: before it resumes, and after what it does.
     ///
     /// # Errors
     /// The database's; the bulk is as it was.
     pub async fn bulk_act(&self, id: u64, act: BulkAct, by: &By) -> Result<BulkOutcome, Error> {
-        let (console, by) = (self.clone(), by.checked()?);
         if act == BulkAct::Resume {
-            // What was not held back yet would keep its old time.
             carry::come_to_rest(self, id).await?;
         }
-        let turned = unit(async move {
+        let mut outcome = self.turned(id, act, by).await?;
+        if let BulkOutcome::Done { after, rows, .. } = &mut outcome {
+            match self.bulk_carry_out(id).await {
+                Ok(changed) => {
+                    *rows = Some(changed);
+                    if *after == BulkState::Filling {
+                        *after = BulkState::Running;
+                    }
+                }
+                Err(err) => {
+                    tracing::warn!(bulk = id, error = %err, "rows of a bulk are left to be changed");
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    async fn turned(&self, id: u64, act: BulkAct, by: &By) -> Result<BulkOutcome, Error> {
+        let (console, by) = (self.clone(), by.checked()?);
+        unit(async move {
             again(|| {
                 let (console, by) = (console.clone(), by.clone());
                 async move { turn(&console, id, act, &by).await }
             })
             .await
-        });
-        let before = match turned.await? {
-            Turn::Not(outcome) => return Ok(outcome),
-            Turn::Done { before } => before,
-        };
-        let rows = self.bulk_carry_out(id).await.unwrap_or_else(|err| {
-            tracing::warn!(bulk = id, error = %err, "rows of a bulk are left to be changed");
-            0
-        });
-        let after = match act {
-            BulkAct::Resume => BulkState::Running,
-            BulkAct::Pause | BulkAct::Cancel => act.after(),
-        };
-        Ok(BulkOutcome::Done {
-            id,
-            before,
-            after,
-            rows,
         })
+        .await
     }
 }
 
-async fn turn(console: &Console, id: u64, act: BulkAct, by: &By) -> Result<Turn, Error> {
+async fn turn(console: &Console, id: u64, act: BulkAct, by: &By) -> Result<BulkOutcome, Error> {
     let table = console.table();
     let mut connection = console.connection().await?;
-    // Before the lock: it may be 100,000 rows to count.
-    let counts = progress(&mut connection, table, id).await?;
     let mut tx = begin(&mut connection).await?;
     let Some(bulk) = lock(&mut tx, table, id).await? else {
-        return Ok(Turn::Not(BulkOutcome::Missing { id }));
+        return Ok(BulkOutcome::Missing { id });
     };
     let before = bulk.state;
     if !act.fits(before) {
         drop(tx);
         let last = last(&mut connection, &table.bulk_target(id)).await?;
         let now = before;
-        return Ok(Turn::Not(BulkOutcome::Conflict { id, now, last }));
+        return Ok(BulkOutcome::Conflict { id, now, last });
+    }
+    if act == BulkAct::Resume && before.holds_back() && !bulk.held {
+        // What is not held back yet would keep its old time, and go before the canary.
+        return Ok(BulkOutcome::Early { id, now: before });
     }
     let base = match (act, before) {
         (BulkAct::Resume, BulkState::Paused | BulkState::Stopped) => format!(
@@ -123,12 +134,17 @@ async fn turn(console: &Console, id: u64, act: BulkAct, by: &By) -> Result<Turn,
     let entry = Entry {
         action: act.name(),
         target: table.bulk_target(id),
-        before: Some(format!("{}: {}", before.name(), counts.told())),
+        before: Some(before.name().to_owned()),
         after: Some(act.after().name().to_owned()),
     };
     audit::write(&mut tx, by, &[entry]).await?;
     tx.commit().await?;
-    Ok(Turn::Done { before })
+    Ok(BulkOutcome::Done {
+        id,
+        before,
+        after: act.after(),
+        rows: None,
+    })
 }
 
 /// Who turned a bulk last; that its rows have followed since tells nobody anything.

@@ -254,7 +254,9 @@ fn bulk_act<S: Source>(
         let outcome = console.bulk_act(verb.id, act, &by).await?;
         let exit = match outcome {
             BulkOutcome::Done { .. } => Exit::Drained,
-            BulkOutcome::Conflict { .. } | BulkOutcome::Missing { .. } => Exit::Failed,
+            BulkOutcome::Conflict { .. }
+            | BulkOutcome::Early { .. }
+            | BulkOutcome::Missing { .. } => Exit::Failed,
         };
         Ok((print(&outcome, with.json), exit))
     })

@@ -239,6 +239,7 @@ impl Screen for Bulk {
         };
         line(&mut out, "plan", Some(&plan));
         line(&mut out, "stopped by", self.stopped_by.as_deref());
+        line(&mut out, "its rows", self.following().as_deref());
         if let Some(progress) = &self.progress {
             for (name, rows) in [
                 ("rows", progress.rows),
@@ -286,10 +287,17 @@ impl Screen for BulkOutcome {
                 before,
                 after,
                 rows,
-            } => format!(
-                "bulk {id}: {} -> {}, {rows} rows changed\n",
-                before.name(),
-                after.name()
+            } => {
+                let rows = match rows {
+                    Some(rows) => format!("{rows} rows changed"),
+                    None => "the service goes on with its rows".to_owned(),
+                };
+                let (before, after) = (before.name(), after.name());
+                format!("bulk {id}: {before} -> {after}, {rows}\n")
+            }
+            Self::Early { id, now } => format!(
+                "bulk {id}: NOT DONE, it is {}, and its rows are still being held back\n",
+                now.name()
             ),
             Self::Conflict { id, now, last: by } => {
                 let by = last(by.as_ref());

@@ -109,9 +109,15 @@ async fn act(
 ) -> Answer<BulkOutcome> {
     let BulkWhy { reason } = request::json(&headers, body)?;
     let (person, id) = (asked.0, number(asked.1)?);
-    match console.bulk_act(id, act, &by(person, reason)).await? {
+    match console.bulk_turn(id, act, &by(person, reason)).await? {
         done @ BulkOutcome::Done { .. } => Ok(Json(done)),
         BulkOutcome::Missing { .. } => Err(unknown().into()),
+        BulkOutcome::Early { now, .. } => {
+            let title = "The rows of the bulk are still being held back";
+            let problem = Problem::new(StatusCode::CONFLICT, "conflict", title);
+            let detail = "ask again when the bulk says followed: true";
+            Err(problem.error("state", now.name()).detail(detail).into())
+        }
         BulkOutcome::Conflict { now, last, .. } => {
             let title = "The bulk is in another state";
             let mut detail = format!("it is {}", now.name());
@@ -140,7 +146,7 @@ macro_rules! on_a_bulk {
         #[utoipa::path(post, path = $path, tag = "bulks", params(("id" = u64, Path)),
             request_body = Option<BulkWhy>,
             responses(
-                (status = 200, description = "Done", body = BulkOutcome),
+                (status = 200, description = "Done; its rows follow", body = BulkOutcome),
                 (status = "4XX", description = "Malformed (400), no token (401), not an \
                  operator's (403), no such bulk (404), in another state (409), too long (413), not \
                  JSON (415), invalid (422)",

@@ -1,6 +1,7 @@
 //! Bulk retry: the plan with the number of rows it will touch, then its progress.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use askama::Template;
 use axum::extract::rejection::PathRejection;
@@ -17,12 +18,14 @@ use super::session::Visitor;
 use super::show;
 use super::view::Asked;
 use crate::act::By;
-use crate::bulk::{Bulk, BulkAct, BulkOutcome, BulkState, Plan, Progress, ROWS_MAX};
+use crate::bulk::{Bulk, BulkAct, BulkOutcome, Plan, Progress, ROWS_MAX};
 use crate::error::Error;
 use crate::table::Table;
 
-/// How often the page of a bulk under way is loaded again, in seconds.
+/// How often the page of a bulk under way is loaded again, in seconds; and at most a fifth of the time
+/// goes into counting, which takes seconds for 100,000 rows that lie apart.
 const REFRESH: u32 = 3;
+const COUNTING_SHARE: u32 = 5;
 
 #[derive(Template)]
 #[template(path = "bulk_plan.html")]
@@ -52,6 +55,7 @@ struct BulksPage {
 struct BulkPage {
     frame: Frame,
     bulk: BulkView,
+    following: Option<String>,
     counts: Vec<(&'static str, String, &'static str)>,
     settled: u64,
     rows: u64,
@@ -199,11 +203,11 @@ async fn acted(desk: &Desk, signed: &Signed, id: u64) -> Result<Response, Troubl
         actor: visitor.name.clone(),
         reason: fields.get("reason").map(str::to_owned),
     };
-    let outcome = desk.console.bulk_act(id, act, &by).await;
+    let outcome = desk.console.bulk_turn(id, act, &by).await;
     match outcome.map_err(|err| Trouble::of(&err))? {
-        BulkOutcome::Done { rows, .. } => {
+        BulkOutcome::Done { .. } => {
             let is = if act == BulkAct::Resume { "" } else { "is " };
-            let text = format!("Bulk {id} {is}{what}; it changed {}.", show::rows(rows));
+            let text = format!("Bulk {id} {is}{what}; its rows follow.");
             desk.sessions.tell(visitor, Notice::good(text));
             Ok(Redirect::to(&format!("/ops/bulks/{id}")).into_response())
         }
@@ -217,6 +221,14 @@ async fn acted(desk: &Desk, signed: &Signed, id: u64) -> Result<Response, Troubl
             let told = (StatusCode::CONFLICT, Notice::warn(text));
             show(desk, visitor, id, Some(told)).await
         }
+        BulkOutcome::Early { now, .. } => {
+            let text = format!(
+                "Not done: bulk {id} is {}, and its rows are still being held back.",
+                now.name()
+            );
+            let told = (StatusCode::CONFLICT, Notice::warn(text));
+            show(desk, visitor, id, Some(told)).await
+        }
         BulkOutcome::Missing { .. } => Err(Trouble::missing("such bulk")),
     }
 }
@@ -227,11 +239,13 @@ async fn show(
     id: u64,
     told: Option<(StatusCode, Notice)>,
 ) -> Result<Response, Trouble> {
+    let begun = Instant::now();
     let found = desk
         .console
         .bulk(id)
         .await
         .map_err(|err| Trouble::of(&err))?;
+    let counting = begun.elapsed();
     let bulk = found.ok_or_else(|| Trouble::missing("such bulk"))?;
     let progress = bulk.progress.clone().unwrap_or_default();
     let mut frame = Frame::new(desk, visitor, "bulk");
@@ -239,13 +253,14 @@ async fn show(
     if let Some((code, notice)) = told {
         (status, frame.notice) = (code, Some(notice));
     }
-    let is_under_way = bulk.state == BulkState::Filling || progress.waiting + progress.trying > 0;
+    let is_under_way = !bulk.followed || progress.waiting + progress.trying > 0;
     // A page with a form that somebody fills in must not be loaded again under their hands; the
     // forms here are single buttons.
-    frame.refresh = is_under_way.then_some(REFRESH);
+    frame.refresh = is_under_way.then(|| refresh(counting));
     let page = BulkPage {
         frame,
         bulk: BulkView::of(&bulk),
+        following: bulk.following(),
         counts: counts(&progress),
         settled: progress
             .rows
@@ -254,6 +269,12 @@ async fn show(
         last_due: (progress.waiting > 0).then(|| show::time(progress.last_due_at.as_deref())),
     };
     Ok(html(status, &page))
+}
+
+/// Seconds until the page is loaded again.
+fn refresh(counting: Duration) -> u32 {
+    let rest = (counting * (COUNTING_SHARE - 1)).as_secs();
+    u32::try_from(rest).unwrap_or(u32::MAX).max(REFRESH)
 }
 
 fn counts(progress: &Progress) -> Vec<(&'static str, String, &'static str)> {
@@ -308,8 +329,19 @@ impl BulkView {
             changed: show::time(bulk.changed_at.as_deref()),
             stopped_by: bulk.stopped_by.as_deref().map(show::line),
             can_pause: BulkAct::Pause.fits(bulk.state),
-            can_resume: bulk.state != BulkState::Filling && BulkAct::Resume.fits(bulk.state),
+            can_resume: bulk.followed && BulkAct::Resume.fits(bulk.state),
             can_cancel: BulkAct::Cancel.fits(bulk.state),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_takes_long_to_count_is_loaded_again_less_often() {
+        assert_eq!(refresh(Duration::from_millis(20)), 3);
+        assert_eq!(refresh(Duration::from_millis(4500)), 18);
     }
 }

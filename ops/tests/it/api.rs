@@ -210,6 +210,20 @@ async fn a_bulk_is_begun_shown_and_paused() {
     assert_eq!(status, 200);
     let (status, body) = api.post(&format!("{path}/pause"), json!({})).await;
     assert_eq!((status, &body["code"]), (409, &json!("conflict")));
+    e2e::wait::until("its rows", std::time::Duration::from_secs(20), async || {
+        api.get(&path).await.1["followed"] == true
+    })
+    .await;
+    // As a failure leaves it: what is not held back yet would go before the canary.
+    world
+        .sql("UPDATE TABLE_bulks SET state = 'stopped', held = 0")
+        .await;
+    let (status, body) = api.post(&format!("{path}/resume"), json!({})).await;
+    assert_eq!((status, &body["code"]), (409, &json!("conflict")));
+    assert!(body["title"].as_str().unwrap().contains("held back"));
+    world
+        .sql("UPDATE TABLE_bulks SET state = 'paused', held = 1")
+        .await;
     assert_eq!(api.get("/ops/api/bulks/9").await.0, 404);
     assert_eq!(api.get("/ops/api/bulks/x").await.0, 404);
     assert_eq!(api.get("/ops/api/bulks").await.1[0]["state"], "paused");

@@ -182,7 +182,7 @@ async fn a_failure_holds_back_what_was_not_tried_and_resume_begins_with_a_canary
             .unwrap();
         let resumed = act(&world, id, BulkAct::Resume).await;
         assert!(
-            matches!(resumed, BulkOutcome::Done { rows: 7, .. }),
+            matches!(resumed, BulkOutcome::Done { rows: Some(7), .. }),
             "{resumed:?}"
         );
         let due = "status = 1 AND next_attempt_at <= UTC_TIMESTAMP(6) AND attempts = 0";
@@ -210,7 +210,7 @@ async fn pause_resume_and_cancel_are_told_apart_from_what_somebody_else_did() {
         assert!(matches!(
             paused,
             BulkOutcome::Done {
-                rows: 9,
+                rows: Some(9),
                 after: BulkState::Paused,
                 ..
             }
@@ -231,7 +231,7 @@ async fn pause_resume_and_cancel_are_told_apart_from_what_somebody_else_did() {
         );
         let resumed = act(&world, id, BulkAct::Resume).await;
         assert!(
-            matches!(resumed, BulkOutcome::Done { rows: 9, .. }),
+            matches!(resumed, BulkOutcome::Done { rows: Some(9), .. }),
             "{resumed:?}"
         );
         let cancelled = act(&world, id, BulkAct::Cancel).await;
@@ -242,7 +242,7 @@ async fn pause_resume_and_cancel_are_told_apart_from_what_somebody_else_did() {
             ops::Table::Inbox => 9,
         };
         assert!(
-            matches!(cancelled, BulkOutcome::Done { rows, .. } if rows == held),
+            matches!(cancelled, BulkOutcome::Done { rows, .. } if rows == Some(held)),
             "{cancelled:?}"
         );
         let dead = act(&world, id, BulkAct::Resume).await;
@@ -257,6 +257,58 @@ async fn pause_resume_and_cancel_are_told_apart_from_what_somebody_else_did() {
             act(&world, 99, BulkAct::Pause).await,
             BulkOutcome::Missing { .. }
         ));
+    }
+}
+
+#[tokio::test]
+async fn a_turn_is_answered_before_the_rows_follow() {
+    for world in worlds().await {
+        world.park("m", 10, "too_large").await;
+        let id = start(&world, &plan(1, 1.0)).await;
+        // Somebody is at one of the rows, so none can be held back.
+        let mut busy = world.pool.begin().await.unwrap();
+        let lock = format!(
+            "SELECT status FROM {} WHERE message_id = 'm5' FOR UPDATE",
+            world.console.table().name()
+        );
+        sqlx::query(sqlx::AssertSqlSafe(lock))
+            .fetch_one(&mut *busy)
+            .await
+            .unwrap();
+        let turn = async |act| {
+            let by = by("bob");
+            world.console.bulk_turn(id, act, &by).await.unwrap()
+        };
+        let paused = BulkOutcome::Done {
+            id,
+            before: BulkState::Running,
+            after: BulkState::Paused,
+            rows: None,
+        };
+        assert_eq!(turn(BulkAct::Pause).await, paused);
+        let bulk = show(&world, id).await;
+        assert_eq!((bulk.state, bulk.followed), (BulkState::Paused, false));
+        assert_eq!(bulk.progress.unwrap().held, 0);
+        busy.rollback().await.unwrap();
+        let followed = async |state| {
+            e2e::wait::until("the rows", Duration::from_secs(20), async || {
+                let bulk = show(&world, id).await;
+                bulk.followed && bulk.state == state
+            })
+            .await;
+        };
+        followed(BulkState::Paused).await;
+        let is_held = progress(&world, id).await.held;
+        assert!(is_held >= 9, "{is_held}");
+        assert!(matches!(
+            turn(BulkAct::Resume).await,
+            BulkOutcome::Done {
+                after: BulkState::Filling,
+                ..
+            }
+        ));
+        followed(BulkState::Running).await;
+        assert_eq!(world.count("status = 1").await, 10);
     }
 }
 
