@@ -9,7 +9,7 @@ const ORDERS: u32 = 5_000;
 /// Orders a second: the load lasts through all kills, and two cores stand it.
 const RATE: u32 = 250;
 const KILLS: usize = 20;
-/// Default `RELAY_LANES` × `RELAY_BATCH_MAX`: messages that may be with the broker.
+/// Four batches of the default `RELAY_BATCH_MAX`: messages that may be with the broker.
 const UNCONFIRMED_MAX: i64 = 4 * 256;
 /// Confirmed messages that may wait to be marked, and those being marked.
 const UNMARKED_MAX: i64 = 8_192 + 2 * 512;

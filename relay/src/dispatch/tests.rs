@@ -198,7 +198,7 @@ fn a_route_that_keeps_silent_keeps_neither_a_lane_nor_a_suspect_waiting() {
     assert_eq!(batch(&mut dispatch), [2], "a suspect, beside the probe");
     assert_eq!(batch(&mut dispatch), [3]);
 
-    // The row behind the probe in its key goes when that is confirmed, by the key's own lane.
+    // The row behind the probe in its key goes when that is confirmed, by a lane for all.
     load(&mut dispatch, &[row(4, "a", "open")], 0, due);
     assert_eq!(batch(&mut dispatch), [0_u64; 0]);
     let confirmed = Outcome::Settled(vec![Verdict::Confirmed]);

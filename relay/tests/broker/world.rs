@@ -15,7 +15,7 @@ use crate::writers::{Writers, tell};
 
 /// What is committed is confirmed within this once the broker is there again.
 pub(crate) const FLOWS_WITHIN: Duration = Duration::from_secs(10);
-/// Batches of all lanes: what may be delivered twice when their answers are lost once.
+/// Four full batches: what may be delivered twice when their answers are lost once.
 pub(crate) const ON_THEIR_WAY: usize = 4 * 256;
 
 pub(crate) const CONNECTED: &str = "outbox_relay_broker_connected";

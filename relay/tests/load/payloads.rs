@@ -9,8 +9,8 @@ use crate::writers::tell;
 const PAYLOAD: usize = 8 << 20;
 
 /// What the relay may have resident beside what it has at rest, with the default settings and
-/// payloads of 8 MiB: half of RELAY_BUFFER_BYTES in the queue, and in each of the four lanes one
-/// message, which is over RELAY_BATCH_BYTES and so goes alone, as the row and as AMQP frames.
+/// payloads of 8 MiB: half of RELAY_BUFFER_BYTES in the queue, and at most 12 MiB and one message
+/// more on their way, each alone since it is over RELAY_BATCH_BYTES, as the row and as AMQP frames.
 const MEMORY_MAX_MIB: f64 = 160.0;
 
 #[tokio::test]
