@@ -31,7 +31,8 @@ echo "Fetching RabbitMQ 4, unless it is there (optional)"
 "$target/debug/e2e" fetch-rabbitmq4 || echo "RabbitMQ 4 is left out; the machine's own is tested" >&2
 
 status=0
-cargo test --workspace --features "$features" || status=$?
+# All of it, so that one run tells everything that is wrong.
+cargo test --workspace --features "$features" --no-fail-fast || status=$?
 # The relay once more with its second binlog reader, which is off by default. The whole workspace is
 # named, so that the dependencies keep the features they were built with.
 cargo test --workspace --features "$features,relay/mysql-cdc" --test reader || status=$?

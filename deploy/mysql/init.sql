@@ -32,7 +32,8 @@ GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'relay'@'%';
 -- insert instead of 102 %. The relay works without this right.
 GRANT SESSION_VARIABLES_ADMIN ON *.* TO 'relay'@'%';
 -- INSERT is for the canary (RELAY_CANARY_INTERVAL) and for `relay parked edit`.
-GRANT CREATE, SELECT, INSERT, UPDATE, DELETE ON orders.outbox TO 'relay'@'%';
+GRANT CREATE, SELECT, UPDATE, DELETE ON orders.outbox TO 'relay'@'%';
+GRANT INSERT ON orders.outbox TO 'relay'@'%';
 GRANT CREATE, SELECT, UPDATE ON orders.outbox_fence TO 'relay'@'%';
 GRANT CREATE, SELECT, INSERT ON orders.outbox_attempts TO 'relay'@'%';
 -- INSERT and DELETE are for `relay pause` and `relay resume` with this account.
