@@ -14,6 +14,9 @@ use crate::message::{DIGEST_PREFIX, MessageId, Problem, Received, digest};
 use crate::row::InboxStatus;
 use crate::statement;
 
+mod size;
+use size::{check_sizes, size};
+
 /// What became of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
@@ -299,40 +302,6 @@ async fn uncount(
             .await?;
     }
     Ok(())
-}
-
-/// Refuses what the server would answer by dropping the connection, and the transaction with it.
-async fn check_sizes(tx: &mut Transaction<'_, MySql>, received: &[Received]) -> Result<(), Error> {
-    if received
-        .iter()
-        .all(|received| size(received) <= statement::SHARED_BYTES)
-    {
-        return Ok(());
-    }
-    let limit: u64 = sqlx::query_scalar("SELECT CAST(@@max_allowed_packet AS UNSIGNED)")
-        .fetch_one(&mut **tx)
-        .await?;
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    for (index, received) in received.iter().enumerate() {
-        let (bytes, size) = (received.payload.len(), size(received));
-        if size > limit {
-            let max_payload = limit.saturating_sub(size - bytes);
-            return Err(Error::TooLarge {
-                index,
-                bytes,
-                max_payload,
-            });
-        }
-    }
-    Ok(())
-}
-
-/// At least what the row takes in a statement, in bytes.
-fn size(received: &Received) -> usize {
-    /// Room for the cut texts, at four bytes a character, and for the statement itself.
-    const TEXTS: usize = 4 * (4 * MAX_TEXT + MAX_ERROR) + 4096;
-    let headers: usize = received.headers.to_string().len();
-    received.payload.len() + headers + TEXTS
 }
 
 /// Are two messages of one id, both in hand, the same?

@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::claim::{self, Claimed, Due, Lease};
+use crate::claim::{Claimed, Due, Lease};
 use crate::database::Database;
 use crate::ignore::IgnoredTypes;
 use crate::metrics::Metrics;
@@ -25,12 +25,12 @@ use crate::schedule::{self, Class, Policy, Spent};
 use crate::settle::{self, Settlement, Verdict, Written};
 use crate::trace;
 
+mod next;
+
 /// What of a lease is left for writing when the provider has used all its time.
 pub const SETTLE_TIME: Duration = Duration::from_secs(10);
 /// A claim or a settlement that takes longer has failed.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Due retries, and rows of a dead instance, are found by looking.
-const POLL_EVERY: Duration = Duration::from_millis(250);
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -139,40 +139,6 @@ impl Worker {
                 Ok(Step::Worked(rows))
             }
         }
-    }
-
-    /// Waits for work. A claim itself is never broken off; after a drain there is what the consumer
-    /// still hands over, then `None`.
-    async fn next_claim(&self, drain: &CancellationToken) -> Result<Option<Claimed>, WorkError> {
-        let _turn = tokio::select! {
-            biased;
-            () = drain.cancelled() => return Ok(self.next_handed().await),
-            // Before what is handed over: retries must not wait for a queue to run dry.
-            turn = self.turn.lock() => turn,
-            Some(handed) = self.next_handed() => return Ok(Some(handed)),
-        };
-        while !drain.is_cancelled() {
-            if let Some(claimed) = self.claim().await? {
-                return Ok(Some(claimed));
-            }
-            tokio::select! {
-                () = drain.cancelled() => {}
-                () = self.work.notified() => {}
-                () = tokio::time::sleep(POLL_EVERY) => {}
-            }
-        }
-        Ok(self.next_handed().await)
-    }
-
-    /// `None` when nothing will be handed over any more.
-    async fn next_handed(&self) -> Option<Claimed> {
-        self.handed.lock().await.recv().await
-    }
-
-    async fn claim(&self) -> Result<Option<Claimed>, WorkError> {
-        let (max, lease) = (self.settings.claim_max, self.settings.lease());
-        let claim = claim::claim(self.database.pool(), max, lease);
-        in_time(claim).await
     }
 
     /// Rounds of one message per order, until all rows are settled or the lease has no room for

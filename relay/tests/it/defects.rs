@@ -108,7 +108,10 @@ async fn p6_a_broker_outage_spends_no_attempts_and_makes_no_resend_storm() {
             most <= 2,
             "each was on its way once when the broker went: {most}"
         );
-        assert!(again <= 4 * 256, "no more than four batches are on their way: {again}");
+        assert!(
+            again <= 4 * 256,
+            "no more than four batches are on their way: {again}"
+        );
         assert_eq!(rig.count("attempts > 0 OR last_error IS NOT NULL").await, 0);
         assert_eq!(rig.attempts_written().await, 0);
         assert!(!relay.log().contains("panicked"), "{}", relay.log());
