@@ -6,6 +6,9 @@ use super::{Error, MAX_ERROR, MAX_TEXT};
 use crate::message::Received;
 use crate::statement;
 
+/// A character has up to four.
+const ERROR_BYTES: usize = 4 * MAX_ERROR;
+
 /// Refuses what the server would answer by dropping the connection, and the transaction with it.
 pub(super) async fn check_sizes(
     tx: &mut Transaction<'_, MySql>,
@@ -22,7 +25,7 @@ pub(super) async fn check_sizes(
         .await?;
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     for (index, received) in received.iter().enumerate() {
-        let (bytes, size) = (received.payload.len(), size(received));
+        let (bytes, size) = (received.payload.len(), size_truncated(received));
         if size > limit {
             let max_payload = limit.saturating_sub(size - bytes);
             return Err(Error::TooLarge {
@@ -39,8 +42,6 @@ pub(super) async fn check_sizes(
 pub(super) fn size(received: &Received) -> usize {
     /// Lengths of values, numbers, and the statement itself.
     const REST: usize = 1024;
-    /// In bytes: a character has up to four.
-    const ERROR: usize = 4 * MAX_ERROR;
     let texts = [
         received.message_id.as_str(),
         received.event_type.as_deref().unwrap_or_default(),
@@ -49,7 +50,17 @@ pub(super) fn size(received: &Received) -> usize {
         &received.routing_key,
     ];
     let texts: usize = texts.iter().map(|text| text.len().min(4 * MAX_TEXT)).sum();
-    let error = received.problem.as_ref().map_or(0, |_| ERROR);
+    let error = received.problem.as_ref().map_or(0, |_| ERROR_BYTES);
     let headers = received.headers.to_string().len();
     received.payload.len() + headers + texts + error + REST
+}
+
+/// The same of a message that is going to be cut: then it has an error.
+fn size_truncated(received: &Received) -> usize {
+    let error = if received.problem.is_none() {
+        ERROR_BYTES
+    } else {
+        0
+    };
+    size(received) + error
 }

@@ -124,7 +124,7 @@ fn charges_under_way_are_shared_out_among_the_workers() {
     assert_eq!(claims(&["--provider-concurrency", "3"]), (3, 1));
     assert_eq!(claims(&["--workers", "7"]), (7, 9));
     assert_eq!(claims(&["--batch-max", "5"]), (4, 5));
-    assert_eq!(resolve(&[]).unwrap().work.claim_max, 200);
+    assert_eq!(resolve(&[]).unwrap().work.claim_max, 500);
 }
 
 #[test]
