@@ -26,8 +26,8 @@ const BUSY_BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// What is kept of a body that the database does not take for a reason of its own, in bytes.
 const LAST_RESORT_BYTES: usize = 1024;
 
-/// Where messages that have just been stored are worked on without being looked for: that saves a
-/// third of what the database does for a message.
+/// Where messages that have just been stored are worked on without being looked for: that saves one of
+/// the three transactions a message goes through.
 #[derive(Debug, Clone)]
 pub struct Handover {
     /// With no place in it, messages are stored for whoever finds them.
