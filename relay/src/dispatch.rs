@@ -202,7 +202,7 @@ impl Dispatch {
             let Some((key, route)) = self.loading.remove(&id) else {
                 continue;
             };
-            if Route::of(&row) != route {
+            if !route.is_of(&row) {
                 // Somebody has sent it elsewhere meanwhile: what was decided was for its old route.
                 self.flights.remove(&id);
                 self.held.probe_gone(&route, id, None, now);

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::FutureExt;
 use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
 use lapin::protocol::AMQPErrorKind;
 use lapin::{Channel, Confirmation, ErrorKind, PublisherConfirm};
 use outbox::message::{Message, encode, encoded_properties_len};
+use svc_kit::amqp::all_in_order;
 
 use crate::lane::Outcome;
 use crate::queue::Item;
@@ -21,8 +22,8 @@ const MANDATORY: BasicPublishOptions = BasicPublishOptions {
 
 /// Publishes `items` and awaits every confirm.
 ///
-/// The publishes are joined: awaiting each one hands over to lapin's io task once a message, which
-/// halves the rate. `join_all` polls them in order, so the order on the wire is the batch's.
+/// The publishes go side by side: awaiting each one hands over to lapin's io task once a message,
+/// which halves the rate. They begin in order, so the order on the wire is the batch's.
 pub async fn publish(
     channel: &Channel,
     items: &[Item],
@@ -30,22 +31,20 @@ pub async fn publish(
     timeout: Duration,
 ) -> Outcome {
     let mut refused: Vec<Option<String>> = Vec::with_capacity(items.len());
-    let mut sends = Vec::with_capacity(items.len());
-    for item in items {
-        let message = message_of(item, frame_max);
-        refused.push(message.as_ref().err().cloned());
-        sends.extend(message.ok().map(|message| {
-            channel.basic_publish(
+    let exchange = async {
+        let sends = items.iter().filter_map(|item| {
+            let message = message_of(item, frame_max);
+            refused.push(message.as_ref().err().cloned());
+            let message = message.ok()?;
+            Some(channel.basic_publish(
                 message.exchange,
                 message.routing_key,
                 MANDATORY,
                 &item.row.payload,
                 message.properties,
-            )
-        }));
-    }
-    let exchange = async {
-        let sent = join_all(sends).await;
+            ))
+        });
+        let sent = all_in_order(sends).await;
         let mut confirms = Vec::with_capacity(sent.len());
         let mut failure = None;
         for publish in sent {
@@ -80,15 +79,22 @@ fn message_of(item: &Item, frame_max: usize) -> Result<Message, String> {
 type Reply = Option<lapin::Result<Confirmation>>;
 
 /// `None` for a confirm that did not come in time. One timer for all of them: one for each cost more
-/// than waiting for its confirm.
+/// than waiting for its confirm. And from the last to the first: answers come in order, more or less,
+/// and a lane that waits for the first one wakes up for each.
 async fn await_all(confirms: Vec<PublisherConfirm>, timeout: Duration) -> Vec<Reply> {
-    let mut replies: Vec<Reply> = confirms.iter().map(|_| None).collect();
-    let waits = replies
-        .iter_mut()
-        .zip(confirms)
-        .map(|(reply, confirm)| async move { *reply = Some(confirm.await) });
-    // Who has not answered then has left its place empty.
-    drop(tokio::time::timeout(timeout, join_all(waits)).await);
+    let mut replies: Vec<Reply> = Vec::with_capacity(confirms.len());
+    let mut confirms = confirms.into_iter().rev();
+    let backwards = async {
+        for confirm in &mut confirms {
+            replies.push(Some(confirm.await));
+        }
+    };
+    if tokio::time::timeout(timeout, backwards).await.is_err() {
+        // The one that was waited for, and then those of the rest that have answered.
+        replies.push(None);
+        replies.extend(confirms.map(FutureExt::now_or_never));
+    }
+    replies.reverse();
     replies
 }
 

@@ -21,6 +21,11 @@ impl Route {
             routing_key: row.routing_key.clone(),
         }
     }
+
+    /// Is it the route of this row?
+    pub fn is_of(&self, row: &Row) -> bool {
+        (&self.exchange, &self.routing_key) == (&row.exchange, &row.routing_key)
+    }
 }
 
 /// Exchange and routing key, each quoted: both may be empty.

@@ -1,6 +1,7 @@
 //! RabbitMQ: where the broker is, connections that all behave alike, and whose failure an error is.
 
 mod fault;
+mod in_order;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use url::{Host, Url};
 
 pub use self::fault::{BrokerFault, classify};
+pub use self::in_order::all_in_order;
 use crate::backoff::Backoff;
 use crate::boot::ConfigError;
 use crate::settings::{secret, secret_value};

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use e2e::product::Process;
-use futures::future::join_all;
 use lapin::{
     Channel, Confirmation, Connection, ConnectionProperties,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
 use outbox::{message::encode, row::Row};
 use serde::{Deserialize, Serialize};
+use svc_kit::amqp::all_in_order;
 use time::{OffsetDateTime, PrimitiveDateTime};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -120,21 +120,19 @@ pub(crate) async fn channel(amqp_url: &str) -> anyhow::Result<(Channel, Connecti
 
 /// Publishes rows together and awaits their confirms.
 pub(crate) async fn publish_all(channel: &Channel, rows: &[Row]) -> anyhow::Result<()> {
-    let mut publishes = Vec::with_capacity(rows.len());
-    for row in rows {
-        let message = encode(row)?;
-        publishes.push(channel.basic_publish(
+    let messages: Vec<_> = rows.iter().map(encode).collect::<Result<_, _>>()?;
+    let publishes = rows.iter().zip(messages).map(|(row, message)| {
+        channel.basic_publish(
             message.exchange,
             message.routing_key,
             MANDATORY,
             &row.payload,
             message.properties,
-        ));
-    }
-    let confirms = join_all(publishes).await;
-    let confirms: Vec<_> = confirms.into_iter().collect::<Result<_, _>>()?;
-    for confirmation in join_all(confirms).await {
-        match confirmation? {
+        )
+    });
+    // From the last, as the relay does: whoever waits for the first one wakes up for each.
+    for confirm in all_in_order(publishes).await.into_iter().rev() {
+        match confirm?.await? {
             Confirmation::Ack(None) => {}
             other => bail!("not confirmed: {other:?}"),
         }
