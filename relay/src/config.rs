@@ -80,14 +80,14 @@ pub struct RunArgs {
     #[arg(long, env = "RELAY_DECLARE_EXCHANGE", default_value = "order-exchange")]
     pub declare_exchange: String,
     /// Messages in one batch of a lane
-    #[arg(long, env = "RELAY_BATCH_MAX", default_value_t = 256,
+    #[arg(long, env = "RELAY_BATCH_MAX", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(1..=65_535))]
     pub batch_max: u32,
     /// Bytes in one batch, as a number; a single larger message goes alone
     #[arg(long, env = "RELAY_BATCH_BYTES", default_value_t = 4 << 20,
           value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     pub batch_bytes: u64,
-    /// Channels that publish side by side, each a batch; together at most four full ones
+    /// Channels that publish side by side, each a batch; together at most two full ones
     #[arg(long, env = "RELAY_LANES", default_value_t = 16,
           value_parser = clap::value_parser!(u16).range(1..=64))]
     pub lanes: u16,

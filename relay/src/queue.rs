@@ -45,9 +45,10 @@ enum Seat {
     Probes(Pace),
 }
 
-/// Full batches on their way at once, in however many lanes. More of them make the broker no faster,
-/// and cost the relay a fifth more processor time a row.
-pub const BATCHES_OUT_MAX: usize = 4;
+/// Full batches on their way at once, in however many lanes: one with the broker while the answers of
+/// the other come in. More of them make the broker no faster, and cost the relay more processor time
+/// a row.
+pub const BATCHES_OUT_MAX: usize = 2;
 /// The one line of keyed order; without an order, rows of the binlog.
 const FRESH: usize = 0;
 /// Without an order: rows of the table.
@@ -55,6 +56,8 @@ const OLD: usize = 1;
 /// Lanes that may be busy with these at once. Two hide each other's round trip; with more of a
 /// backlog at the broker a new row only waits longer there.
 const OLD_LANES_MAX: usize = 2;
+/// And for the same reason only this part of a batch is of a backlog.
+const OLD_SHARE: usize = 4;
 
 /// The rows waiting for the lanes.
 pub struct Queue {
@@ -224,11 +227,14 @@ impl Queue {
         }
         let mut batch = Vec::new();
         let mut bytes = 0;
-        for line in lines {
-            let line = &mut self.lines[*line];
+        for &line in lines {
+            let rows = match line {
+                OLD => self.limit.rows.div_ceil(OLD_SHARE),
+                _ => self.limit.rows,
+            };
+            let line = &mut self.lines[line];
             while let Some(next) = line.ready.front() {
-                let full =
-                    batch.len() >= self.limit.rows || bytes + next.bytes() > self.limit.bytes;
+                let full = batch.len() >= rows || bytes + next.bytes() > self.limit.bytes;
                 if !batch.is_empty() && (full || next.is_suspect()) {
                     break;
                 }

@@ -6,8 +6,9 @@ use crate::pass::Room;
 use crate::queue::BATCHES_OUT_MAX;
 use crate::session::{MARKS_MAX, Session};
 
-/// Full batches that may wait while as many as may be are on their way.
-const BATCHES_AHEAD: usize = 4 * BATCHES_OUT_MAX;
+/// Full batches that may wait while as many as may be are on their way: more than a page, so that the
+/// next one is read meanwhile.
+const BATCHES_AHEAD: usize = 2 * BATCHES_OUT_MAX;
 
 impl Session<'_> {
     /// Room for rows of a source in the queue. A broker that blocks, or marks that pile up, take it

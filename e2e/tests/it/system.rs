@@ -9,8 +9,8 @@ const ORDERS: u32 = 5_000;
 /// Orders a second: the load lasts through all kills, and two cores stand it.
 const RATE: u32 = 250;
 const KILLS: usize = 20;
-/// Four batches of the default `RELAY_BATCH_MAX`: messages that may be with the broker.
-const UNCONFIRMED_MAX: i64 = 4 * 256;
+/// Two batches of the default `RELAY_BATCH_MAX`: messages that may be with the broker.
+const UNCONFIRMED_MAX: i64 = 2 * 1024;
 /// Confirmed messages that may wait to be marked, and those being marked.
 const UNMARKED_MAX: i64 = 8_192 + 2 * 512;
 const SETTLED: Duration = Duration::from_secs(120);

@@ -102,7 +102,7 @@ proptest! {
 #[test]
 fn without_an_order_new_rows_go_before_a_backlog_and_some_lanes_are_kept_for_them() {
     let limit = BatchLimit {
-        rows: 5,
+        rows: 5 * OLD_SHARE,
         bytes: usize::MAX,
     };
     let mut queue = Queue::new(Order::None, 4, limit);
@@ -110,23 +110,32 @@ fn without_an_order_new_rows_go_before_a_backlog_and_some_lanes_are_kept_for_the
         queue.push(item(id, id, Company::Anyone));
     }
     let old: Vec<_> = (0..4).filter_map(|lane| queue.next_batch(lane)).collect();
-    assert_eq!(old.len(), OLD_LANES_MAX);
-    for id in 100..107 {
-        let source = Source::Binlog;
-        queue.push(Item {
-            source,
-            ..item(id, id, Company::Anyone)
-        });
-    }
-    let ids = |batch: Option<Vec<Item>>| -> Vec<u64> {
-        batch.unwrap().iter().map(|item| item.row.id).collect()
+    let rows: Vec<_> = old.iter().map(Vec::len).collect();
+    assert_eq!(rows, [5; OLD_LANES_MAX], "a part of a batch each");
+    let source = Source::Binlog;
+    let fresh = |id| Item {
+        source,
+        ..item(id, id, Company::Anyone)
     };
-    assert_eq!(ids(queue.next_batch(2)), [100, 101, 102, 103, 104]);
-    queue.settled(0, &old[0]);
+    for id in 100..122 {
+        queue.push(fresh(id));
+    }
+    let ids = |batch: &[Item]| -> Vec<u64> { batch.iter().map(|item| item.row.id).collect() };
+    let full = queue.next_batch(2).unwrap();
+    assert_eq!(ids(&full), Vec::from_iter(100..120));
+    for (lane, batch) in [&old[0], &old[1], &full].into_iter().enumerate() {
+        queue.settled(lane, batch);
+    }
+    queue.push(fresh(122));
     assert_eq!(
-        ids(queue.next_batch(0)),
-        [105, 106, 10, 11, 12],
-        "the rest of a batch is for the backlog"
+        ids(&queue.next_batch(0).unwrap()),
+        [10, 11, 12, 13, 14, 120, 121, 122]
+    );
+    queue.push(fresh(123));
+    assert_eq!(
+        ids(&queue.next_batch(1).unwrap()),
+        [123, 15, 16, 17, 18],
+        "the rest of its part is for the backlog"
     );
 }
 
@@ -137,21 +146,21 @@ fn an_idle_lane_takes_what_there_is_but_a_backlog_goes_in_full_batches() {
         bytes: usize::MAX,
     };
     let mut queue = Queue::new(Order::Key, 16, limit);
-    let mut sizes = Vec::new();
     let mut small = Vec::new();
-    for id in 0..15 {
+    for id in 0..6 {
         queue.push(item(id, id, Company::Anyone));
         small.extend(queue.next_batch(small.len()));
     }
-    sizes.extend(small.iter().map(Vec::len));
-    assert_eq!(sizes, [1; 15], "none of them waits for the others");
-    for id in 15..100 {
+    let sizes: Vec<_> = small.iter().map(Vec::len).collect();
+    assert_eq!(sizes, [1; 6], "none of them waits for the others");
+    for id in 6..100 {
         queue.push(item(id, id, Company::Anyone));
     }
-    let full = queue.next_batch(15).unwrap();
-    assert_eq!(full.len(), 5);
-    // Four full batches are out: the next one goes when there is room for all of it.
-    for (lane, batch) in small.iter().enumerate().take(5) {
+    // As much as one full batch and a row is out: the next one goes when there is room for all of it.
+    assert!(queue.next_batch(15).is_none());
+    queue.settled(0, &small[0]);
+    assert_eq!(queue.next_batch(15).map(|batch| batch.len()), Some(5));
+    for (lane, batch) in small.iter().enumerate().skip(1) {
         assert!(queue.next_batch(lane).is_none());
         queue.settled(lane, batch);
     }
