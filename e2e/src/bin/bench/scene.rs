@@ -69,11 +69,17 @@ impl<'a> Scene<'a> {
         rabbit: &Arc<Rabbit>,
         memory: &'a Memory,
     ) -> anyhow::Result<Self> {
-        // The throwaway servers are small; a production server caches its hot pages.
+        // The throwaway servers are small. A production server caches its hot pages, and its redo log
+        // holds more than the last seconds: else each page is written to disk again and again.
+        let redo_log = match flavor {
+            Flavor::MariaDb => "--innodb-log-file-size=2G",
+            Flavor::MySql => "--innodb-redo-log-capacity=2G",
+        };
         let options = DbOptions {
             args: [
                 "--innodb-buffer-pool-size=1G",
                 "--innodb-flush-method=O_DIRECT",
+                redo_log,
             ]
             .map(str::to_owned)
             .to_vec(),
