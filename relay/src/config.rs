@@ -87,7 +87,7 @@ pub struct RunArgs {
     #[arg(long, env = "RELAY_BATCH_BYTES", default_value_t = 4 << 20,
           value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     pub batch_bytes: u64,
-    /// Channels that publish side by side, each a batch; together at most two full ones
+    /// Channels that publish side by side, each a batch; together two full ones of messages, four of bytes
     #[arg(long, env = "RELAY_LANES", default_value_t = 16,
           value_parser = clap::value_parser!(u16).range(1..=64))]
     pub lanes: u16,

@@ -45,10 +45,13 @@ enum Seat {
     Probes(Pace),
 }
 
-/// Full batches on their way at once, in however many lanes: one with the broker while the answers of
-/// the other come in. More of them make the broker no faster, and cost the relay more processor time
-/// a row.
-pub const BATCHES_OUT_MAX: usize = 2;
+/// Rows on their way at once, in full batches and in however many lanes: one with the broker while the
+/// answers of the other come in. More of them make the broker no faster, and cost the relay more
+/// processor time a row.
+const BATCHES_OUT_MAX: usize = 2;
+/// Bytes on their way at once, in full batches: a few messages that are large must not keep all others
+/// from going.
+const BATCH_BYTES_OUT_MAX: usize = 4;
 /// The one line of keyed order; without an order, rows of the binlog.
 const FRESH: usize = 0;
 /// Without an order: rows of the table.
@@ -203,8 +206,10 @@ impl Queue {
     /// A lane waits until there is room for a full batch: with any room taken at once, a backlog would
     /// go in ever smaller batches.
     fn may_more_go(&self) -> bool {
-        let most = |one: usize| one.saturating_mul(BATCHES_OUT_MAX - 1);
-        self.out.rows <= most(self.limit.rows) && self.out.bytes <= most(self.limit.bytes)
+        let rows = self.limit.rows.saturating_mul(BATCHES_OUT_MAX - 1);
+        let bytes = self.limit.bytes.saturating_mul(BATCH_BYTES_OUT_MAX - 1);
+        // However small a batch is, the backlog does not take all there is.
+        self.out.rows <= rows.max(OLD_LANES_MAX) && self.out.bytes <= bytes
     }
 
     /// One lane has something of the backlog, however many new rows there are; what is to be sent

@@ -3,12 +3,13 @@
 use crate::config::Order;
 use crate::metrics::Source;
 use crate::pass::Room;
-use crate::queue::BATCHES_OUT_MAX;
 use crate::session::{MARKS_MAX, Session};
+use crate::table::PAGE;
 
-/// Full batches that may wait while as many as may be are on their way: more than a page, so that the
-/// next one is read meanwhile.
-const BATCHES_AHEAD: usize = 2 * BATCHES_OUT_MAX;
+/// Full batches that may wait while as many as may be are on their way.
+const BATCHES_AHEAD: usize = 4;
+/// And however small a batch is: some pages, so that the next one is read while these go.
+const ROWS_AHEAD_MIN: usize = 4 * PAGE;
 
 impl Session<'_> {
     /// Room for rows of a source in the queue. A broker that blocks, or marks that pile up, take it
@@ -24,7 +25,7 @@ impl Session<'_> {
             let share = max - max / 4;
             max.saturating_sub(all).min(share.saturating_sub(own))
         };
-        let rows_max = self.config.batch.rows * BATCHES_AHEAD;
+        let rows_max = (self.config.batch.rows * BATCHES_AHEAD).max(ROWS_AHEAD_MIN);
         Room {
             rows: free(rows_max, queue.rows(), own.rows),
             bytes: free(self.config.buffer_bytes / 2, queue.bytes(), own.bytes),

@@ -114,7 +114,7 @@ pub async fn run(url: &DatabaseUrl, sets: &[Set]) -> Result<Applied, MigrateErro
 }
 
 /// Writes the SQL of these sets for a person to run, each statement ended by a semicolon. A later
-/// [`run`] finds the tables there and only tracks them.
+/// [`run`] finds everything there and only tracks it.
 ///
 /// # Errors
 /// Of `out`.

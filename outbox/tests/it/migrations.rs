@@ -117,3 +117,45 @@ async fn what_print_writes_can_be_run_by_hand_and_migrated_over() {
         );
     }
 }
+
+#[tokio::test]
+async fn the_place_of_a_null_is_kept_but_a_table_with_much_in_it_is_left_as_it_is() {
+    for server in e2e::shared::databases().await {
+        let url = empty_database(server).await;
+        let sets = [Set::new(
+            "billing",
+            outbox::migrations_for("billing").unwrap(),
+        )];
+        migrate::run(&url, &sets).await.unwrap();
+        let pool = url.pool(1);
+        assert_eq!(
+            row_format(&pool).await,
+            "redundant",
+            "{:?}",
+            server.flavor()
+        );
+        for statement in [
+            "ALTER TABLE billing ROW_FORMAT = DYNAMIC",
+            "INSERT INTO billing (message_id, aggregate_type, aggregate_id, event_type, routing_key, \
+             payload) SELECT UUID(), '', '', '', '', REPEAT('x', 100000) FROM \
+             information_schema.COLUMNS LIMIT 400",
+            // Both servers' statistics of a table may be old.
+            "ANALYZE TABLE billing",
+            "DELETE FROM _billing_migrations WHERE version = 10",
+        ] {
+            sqlx::raw_sql(statement).execute(&pool).await.unwrap();
+        }
+        assert_eq!(migrate::run(&url, &sets).await.unwrap().new.len(), 1);
+        assert_eq!(row_format(&pool).await, "dynamic", "{:?}", server.flavor());
+    }
+}
+
+async fn row_format(pool: &sqlx::MySqlPool) -> String {
+    sqlx::query_scalar(
+        "SELECT LOWER(CAST(ROW_FORMAT AS CHAR)) FROM information_schema.TABLES \
+         WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'billing'",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap()
+}

@@ -167,3 +167,40 @@ fn an_idle_lane_takes_what_there_is_but_a_backlog_goes_in_full_batches() {
     assert_eq!(queue.next_batch(0).map(|batch| batch.len()), Some(5));
     assert!(queue.next_batch(1).is_none());
 }
+
+#[test]
+fn a_message_larger_than_a_batch_does_not_keep_others_waiting() {
+    let large = || {
+        let mut large = item(0, 0, Company::Anyone);
+        large.row.payload = vec![0; 2048];
+        large
+    };
+    let limit = BatchLimit {
+        rows: 5,
+        bytes: large().bytes() / 2,
+    };
+    let mut queue = Queue::new(Order::Key, 16, limit);
+    queue.push(large());
+    queue.push(item(1, 1, Company::Anyone));
+    let sizes = [0, 1].map(|lane| queue.next_batch(lane).map(|batch| batch.len()));
+    assert_eq!(sizes, [Some(1); 2]);
+}
+
+#[test]
+fn a_backlog_leaves_room_for_a_new_row_however_small_a_batch_is() {
+    let limit = BatchLimit {
+        rows: 1,
+        bytes: usize::MAX,
+    };
+    let mut queue = Queue::new(Order::None, 4, limit);
+    for id in 0..10 {
+        queue.push(item(id, id, Company::Anyone));
+    }
+    let old = (0..4).filter_map(|lane| queue.next_batch(lane)).count();
+    assert_eq!(old, OLD_LANES_MAX);
+    queue.push(Item {
+        source: Source::Binlog,
+        ..item(10, 10, Company::Anyone)
+    });
+    assert!(queue.next_batch(2).is_some());
+}

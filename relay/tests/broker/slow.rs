@@ -5,7 +5,7 @@ use e2e::Proxy;
 use crate::rig::{LATER, QUEUE, Rig, SOON};
 use crate::world::put_between;
 
-/// A slow link: a batch of 256 messages of 1 kB takes seconds, less than any time-out.
+/// A slow link: a batch of 1,000 messages of 1 kB takes ten seconds, less than any time-out.
 const BYTES_PER_SECOND: u32 = 100_000;
 const ROWS: usize = 1_000;
 

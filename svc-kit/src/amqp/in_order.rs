@@ -7,8 +7,8 @@ use futures::future::maybe_done;
 
 /// Begins all of these, in their order, then awaits them from the last to the first.
 ///
-/// What `join_all` gives, without a task for each and a wake-up for each: lapin writes what it is given
-/// in order, so when the last one is written all are.
+/// What `join_all` gives, without a task for each, and with few wake-ups: lapin takes a publish when it
+/// is first polled and writes them in that order, so when the last one is written all are.
 pub async fn all_in_order<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut all = Vec::with_capacity(futures.size_hint().0);
     let mut futures = Some(futures);

@@ -53,7 +53,7 @@ impl Arrived {
 /// A queue bound to the exchange, in a virtual host of its own.
 pub(crate) struct Queue {
     pub(crate) vhost: Vhost,
-    kind: Kind,
+    pub(crate) kind: Kind,
     channel: Channel,
     // Closes the channel when dropped.
     _connection: Connection,

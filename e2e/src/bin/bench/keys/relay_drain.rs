@@ -84,7 +84,7 @@ async fn rounds(scene: &Scene<'_>, kind: Kind) -> anyhow::Result<Vec<Drain>> {
     let mut drains = Vec::new();
     for round in 1..=scene.scale.rounds {
         let queue = scene.queue(kind).await?;
-        let raw = raw_publisher::publish(&queue.vhost.amqp_url, messages).await?;
+        let raw = raw_publisher::publish(&queue, messages).await?;
         queue.purge().await?;
         outbox_rows::place(&pool, messages).await?;
         let drained = drain(&database.url, &pool, &queue, (messages, 0)).await?;

@@ -86,7 +86,7 @@ async fn raw(scene: &Scene<'_>, placed: &Books, paid: &Books) -> anyhow::Result<
     placed.check_orders(orders.placed).await?;
     placed.clear(&ORDERS).await?;
     let queue = scene.queue(Kind::Quorum).await?;
-    let messages = raw_publisher::publish(&queue.vhost.amqp_url, RAW_PUBLISHED).await?;
+    let messages = raw_publisher::publish(&queue, RAW_PUBLISHED).await?;
     queue.remove(&scene.rabbit).await?;
     let (payments, _) = raw_payments(scene, paid, RAW_PAYMENTS).await?;
     let messages = as_f64(RAW_PUBLISHED) / messages.seconds;
