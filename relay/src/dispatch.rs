@@ -2,12 +2,12 @@
 //!
 //! The table is the only state: whatever can't go now is dropped here and found again by a pass.
 
-use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use outbox::row::Row;
 
 use crate::config::Order;
+use crate::hashed::{HashedMap, HashedSet};
 use crate::held::{Admit, Held, Visit};
 use crate::metrics::Source;
 use crate::queue::{BatchLimit, Company, Item, Pace, Queue, RowId, key_hash};
@@ -60,17 +60,17 @@ pub struct Dispatch {
     pub held: Held,
     /// Rows waiting for a lane.
     pub queue: Queue,
-    pub(crate) flights: HashMap<RowId, Stage>,
+    pub(crate) flights: HashedMap<RowId, Stage>,
     /// Rows whose payload is being loaded: not in the queue yet, so a failure of an earlier row of
     /// their key has to find them here.
-    loading: HashMap<RowId, (u64, Route)>,
+    loading: HashedMap<RowId, (u64, Route)>,
     /// Rows that left `flights` since the page at hand was asked for: it may still show them.
-    since_read: Option<HashMap<RowId, Stage>>,
+    since_read: Option<HashedMap<RowId, Stage>>,
     /// Rows of batches that the broker answered by closing, with how often each was alone then.
-    pub(crate) suspects: HashMap<RowId, u32>,
+    pub(crate) suspects: HashedMap<RowId, u32>,
     /// What the last pass of the catch-up sent: the tail, which starts before that pass, brings
     /// these again.
-    already_sent: HashSet<RowId>,
+    already_sent: HashedSet<RowId>,
     pass: u64,
 }
 
@@ -87,11 +87,11 @@ impl Dispatch {
             schedule,
             held: Held::new(order, schedule),
             queue: Queue::new(order, lanes, limit),
-            flights: HashMap::new(),
-            loading: HashMap::new(),
+            flights: HashedMap::default(),
+            loading: HashedMap::default(),
             since_read: None,
-            suspects: HashMap::new(),
-            already_sent: HashSet::new(),
+            suspects: HashedMap::default(),
+            already_sent: HashedSet::default(),
             pass: 0,
         }
     }
@@ -102,12 +102,12 @@ impl Dispatch {
     }
 
     /// Suspects survive a new connection: what closed the last one must go alone on the next.
-    pub fn take_suspects(&mut self) -> HashMap<RowId, u32> {
+    pub fn take_suspects(&mut self) -> HashedMap<RowId, u32> {
         std::mem::take(&mut self.suspects)
     }
 
     /// See [`Dispatch::take_suspects`].
-    pub fn set_suspects(&mut self, suspects: HashMap<RowId, u32>) {
+    pub fn set_suspects(&mut self, suspects: HashedMap<RowId, u32>) {
         self.suspects = suspects;
     }
 
@@ -153,7 +153,7 @@ impl Dispatch {
 
     /// A page of the pass is being asked for: remember what is settled from now on.
     pub fn page_asked(&mut self) {
-        self.since_read = Some(HashMap::new());
+        self.since_read = Some(HashedMap::default());
     }
 
     /// The page has been worked through.
@@ -241,13 +241,13 @@ impl Dispatch {
     }
 
     /// The tail starts before the pass that sent these.
-    pub fn set_already_sent(&mut self, sent: HashSet<RowId>) {
+    pub fn set_already_sent(&mut self, sent: HashedSet<RowId>) {
         self.already_sent = sent;
     }
 
     /// The tail is past that pass.
     pub fn clear_already_sent(&mut self) {
-        self.already_sent = HashSet::new();
+        self.already_sent = HashedSet::default();
     }
 
     /// Back to the table, and everything of its key that waits behind it.

@@ -27,6 +27,7 @@ pub mod answers;
 pub mod dispatch;
 pub mod effects;
 pub mod fault;
+pub mod hashed;
 pub mod held;
 pub mod queue;
 pub mod route;

@@ -18,7 +18,7 @@ use crate::schedule::Next;
 use crate::table::PING_EVERY;
 
 /// Rows in one UPDATE.
-pub const MARK_MAX: usize = 512;
+pub const MARK_MAX: usize = 1024;
 /// `last_error` and `outbox_attempts.error` hold this many characters.
 const ERROR_MAX: usize = 1000;
 /// The servers' smallest wait for a lock, in seconds, be it a row's or the table's (LOCK TABLES, or an

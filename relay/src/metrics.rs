@@ -369,10 +369,7 @@ mod tests {
     #[test]
     fn waiting_routes_are_replaced_one_by_one() {
         let metrics = Metrics::register(&Registry::new()).unwrap();
-        let route = |name: &str| Route {
-            exchange: b"x".to_vec(),
-            routing_key: name.into(),
-        };
+        let route = |name: &str| Route::new(b"x", name.as_bytes());
         let (a, b, c) = (route("a"), route("b"), route("c"));
         let shown = |name: &str| {
             let samples = metrics.waiting_rows.collect().remove(0);

@@ -132,10 +132,7 @@ fn new_dispatch(order: Order) -> Dispatch {
 }
 
 fn route(number: u8) -> Route {
-    Route {
-        exchange: b"x".to_vec(),
-        routing_key: vec![number],
-    }
+    Route::new(b"x", &[number])
 }
 
 fn position(offset: usize) -> Position {
@@ -191,10 +188,7 @@ impl World {
             return None;
         }
         let id = self.rows.len() as u64 + 1;
-        let Route {
-            exchange,
-            routing_key,
-        } = route(to);
+        let route = route(to);
         self.rows.push(Stored {
             row: Row {
                 id,
@@ -202,8 +196,8 @@ impl World {
                 aggregate_type: b"order".to_vec(),
                 aggregate_id: vec![key],
                 event_type: b"t".to_vec(),
-                exchange,
-                routing_key,
+                exchange: route.exchange.to_vec(),
+                routing_key: route.routing_key.to_vec(),
                 content_type: b"c".to_vec(),
                 headers: None,
                 payload: Vec::new(),

@@ -4,13 +4,14 @@
 //! page was read is waited for, so whatever the tail was about to bring has been brought, and what
 //! is left is what the tail will not bring.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use outbox::row::Row;
 
 use crate::binlog::position::Position;
 use crate::dispatch::{Dispatch, Head};
+use crate::hashed::HashedSet;
 use crate::queue::RowId;
 use crate::table::{Ask, PAGE, Page, PageAsk};
 
@@ -52,7 +53,7 @@ pub struct Summary {
     /// Where the binlog was after its last page.
     pub end: Option<Position>,
     /// The rows it sent, or `None` when they were too many to remember.
-    pub sent: Option<HashSet<RowId>>,
+    pub sent: Option<HashedSet<RowId>>,
     /// It was broken off: the tail went away.
     pub cut_short: bool,
 }
@@ -93,7 +94,7 @@ struct Current {
     upto: Option<u64>,
     start: Option<Position>,
     end: Option<Position>,
-    sent: HashSet<RowId>,
+    sent: HashedSet<RowId>,
     sent_too_many: bool,
     page: VecDeque<Head>,
     /// The small rows of the page, whole.
@@ -198,7 +199,7 @@ impl Passes {
             upto: None,
             start: None,
             end: None,
-            sent: HashSet::new(),
+            sent: HashedSet::default(),
             sent_too_many: false,
             page: VecDeque::new(),
             small: VecDeque::new(),
@@ -239,8 +240,8 @@ impl Passes {
         pass.upto = Some(page.upto);
         pass.start = pass.start.take().or(page.start);
         pass.end = page.end;
-        pass.after = page.heads.last().map_or(pass.after, |head| head.id.id);
-        pass.last_page = page.last;
+        pass.after = page.read_to;
+        pass.last_page = page.read_to >= page.upto;
         pass.read_at = page.read_at;
         pass.met = page.heads.len();
         pass.taken = 0;

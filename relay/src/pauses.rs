@@ -91,10 +91,7 @@ impl Pauses {
         if text(0)? == "relay" {
             self.whole = Some(pause);
         } else {
-            let route = Route {
-                exchange: bytes(1)?,
-                routing_key: bytes(2)?,
-            };
+            let route = Route::new(&bytes(1)?, &bytes(2)?);
             self.routes.insert(route, pause);
         }
         Ok(())
@@ -194,10 +191,7 @@ mod tests {
         let mut pauses = Pauses::default();
         assert_eq!(pauses.detail(), "open");
         for key in ["a", "b"] {
-            let route = Route {
-                exchange: b"x".to_vec(),
-                routing_key: key.into(),
-            };
+            let route = Route::new(b"x", key.as_bytes());
             pauses.routes.insert(route, pause());
         }
         assert_eq!(

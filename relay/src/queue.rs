@@ -5,10 +5,11 @@
 //! settled. Without, there are two lines: what the binlog brought goes first, so that new rows are not
 //! late for a backlog.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
 use crate::config::Order;
+use crate::hashed::HashedMap;
 use crate::metrics::Source;
 
 mod item;
@@ -28,7 +29,7 @@ pub struct BatchLimit {
 struct Line {
     ready: VecDeque<Item>,
     /// The rows behind the one that is in `ready` or on its way, by key; keyed order only.
-    behind: HashMap<u64, VecDeque<Item>>,
+    behind: HashedMap<u64, VecDeque<Item>>,
 }
 
 impl Line {

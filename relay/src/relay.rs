@@ -1,6 +1,5 @@
 //! The machine's outer states: Standby, Connecting, a session, and back.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -20,6 +19,7 @@ use crate::config::Config;
 use crate::connect::{Connected, NotConnected};
 use crate::dispatch::Dispatch;
 use crate::gauges::{self, TailLag};
+use crate::hashed::HashedMap;
 use crate::lease::{self, Leadership, Lease};
 use crate::metrics::{Metrics, Phase};
 use crate::ops::check;
@@ -136,7 +136,7 @@ impl Relay {
     async fn cycle(&self, lease: &Lease, outside: &mut Outside) -> Exit {
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         let mut first_contact = true;
-        let mut suspects = HashMap::new();
+        let mut suspects = HashedMap::default();
         loop {
             self.enter(Phase::Standby, outside);
             let server = match self.stand_by(outside, &mut first_contact).await {
@@ -278,7 +278,7 @@ impl Relay {
         &self,
         wires: Wires,
         outside: &mut Outside,
-        suspects: &mut HashMap<RowId, u32>,
+        suspects: &mut HashedMap<RowId, u32>,
     ) -> End {
         let Config {
             order,

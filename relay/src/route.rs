@@ -1,30 +1,41 @@
 //! Where a message goes.
 
 use std::fmt;
+use std::sync::Arc;
 
 use outbox::row::Row;
 
-/// Exchange and routing key.
+/// Exchange and routing key. All rows of a page share a few.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route {
     /// Bytes of the row's `exchange`.
-    pub exchange: Vec<u8>,
+    pub exchange: Arc<[u8]>,
     /// Bytes of the row's `routing_key`.
-    pub routing_key: Vec<u8>,
+    pub routing_key: Arc<[u8]>,
 }
 
 impl Route {
     /// The route of a row.
     pub fn of(row: &Row) -> Self {
+        Self::new(&row.exchange, &row.routing_key)
+    }
+
+    /// The route of these two.
+    pub fn new(exchange: &[u8], routing_key: &[u8]) -> Self {
         Self {
-            exchange: row.exchange.clone(),
-            routing_key: row.routing_key.clone(),
+            exchange: exchange.into(),
+            routing_key: routing_key.into(),
         }
     }
 
     /// Is it the route of this row?
     pub fn is_of(&self, row: &Row) -> bool {
-        (&self.exchange, &self.routing_key) == (&row.exchange, &row.routing_key)
+        self.is(&row.exchange, &row.routing_key)
+    }
+
+    /// Is it the route of these two?
+    pub fn is(&self, exchange: &[u8], routing_key: &[u8]) -> bool {
+        (&*self.exchange, &*self.routing_key) == (exchange, routing_key)
     }
 }
 

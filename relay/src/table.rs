@@ -41,7 +41,7 @@ pub enum Ask {
 /// A page of pending rows with `after < id <= upto`.
 #[derive(Clone, Debug)]
 pub struct PageAsk {
-    /// The last id of the page before.
+    /// Where the page before ended.
     pub after: u64,
     /// `None` begins a pass: see [`Page::start`].
     pub upto: Option<u64>,
@@ -83,8 +83,8 @@ pub struct Page {
     pub end: Option<Position>,
     /// Why the binlog's position could not be read, when it was asked for. The page is good.
     pub unreadable: Option<String>,
-    /// There is no further page.
-    pub last: bool,
+    /// All pending rows up to here are in this page or in one before; at `upto` it is the last one.
+    pub read_to: u64,
     /// When it was read.
     pub read_at: Instant,
 }
@@ -169,9 +169,11 @@ impl Queries {
         &self,
         connection: &mut MySqlConnection,
         ask: &PageAsk,
-        rows: &mut usize,
+        way: &mut Way,
     ) -> Result<Page, sqlx::Error> {
         let begins = ask.upto.is_none();
+        // It starts from the table's first id, where all is sent.
+        way.dense &= !begins;
         let start = match begins && ask.positions {
             true => self.position_or_why(connection).await?,
             false => Ok(None),
@@ -188,19 +190,22 @@ impl Queries {
             None => self.highest_id(connection).await?,
         };
         let read_at = Instant::now();
-        let ids = (ask.after, upto);
-        let (heads, small) = self.heads(connection, ids, *rows, ask.small).await?;
-        let last = heads.len() < *rows;
-        *rows = next_page(*rows, heads.iter().map(|head| head.bytes).sum());
+        let end = way.end(ask.after, upto);
+        let ids = (ask.after, end);
+        let (heads, small) = self.heads(connection, ids, *way, ask.small).await?;
+        let last_id = heads.last().map(|head| head.id.id);
+        let read_to = last_id.filter(|_| heads.len() >= way.rows).unwrap_or(end);
+        let bytes = heads.iter().map(|head| head.bytes).sum();
+        *way = way.after((heads.len(), bytes), read_to.saturating_sub(ask.after));
         let end = match ask.positions && start.is_ok() {
             true => self.position_or_why(connection).await?,
             false => Ok(None),
         };
         Ok(Page {
-            last,
             heads,
             small,
             upto,
+            read_to,
             unreadable: start.as_ref().err().or(end.as_ref().err()).cloned(),
             start: start.unwrap_or(None),
             end: end.unwrap_or(None),
@@ -261,14 +266,44 @@ impl Queries {
     }
 }
 
-/// How many rows the next page may have, after one with so many bytes of payload.
-fn next_page(rows: usize, bytes: usize) -> usize {
-    if bytes > PAGE_BYTES {
-        (rows / 2).max(1)
-    } else if bytes < PAGE_BYTES / 2 {
-        (rows * 2).min(PAGE)
-    } else {
-        rows
+/// How the next page is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    /// Rows in it, at the most.
+    rows: usize,
+    /// Most rows are pending: they are read in the table's own order, up to so many ids at once. The
+    /// index on (status, id) finds each of them by another search, which takes twice as long.
+    dense: bool,
+}
+
+/// Ids that a page read in the table's own order may span, for each of its rows.
+const SPAN: u64 = 2;
+
+impl Way {
+    const FIRST: Self = Self {
+        rows: PAGE_MIN,
+        dense: false,
+    };
+
+    /// The last id that the page after this one may have.
+    fn end(self, after: u64, upto: u64) -> u64 {
+        match self.dense {
+            true => upto.min(after.saturating_add(self.rows as u64 * SPAN)),
+            false => upto,
+        }
+    }
+
+    /// After a page with so many rows and bytes of payload, out of so many ids.
+    fn after(self, (found, bytes): (usize, usize), ids: u64) -> Self {
+        let rows = if bytes > PAGE_BYTES {
+            (self.rows / 2).max(1)
+        } else if bytes < PAGE_BYTES / 2 {
+            (self.rows * 2).min(PAGE)
+        } else {
+            self.rows
+        };
+        let dense = found > 0 && found as u64 * SPAN >= ids;
+        Self { rows, dense }
     }
 }
 
@@ -284,7 +319,7 @@ pub async fn serve(
     mut asks: mpsc::Receiver<Ask>,
     answers: mpsc::Sender<Answer>,
 ) -> anyhow::Result<()> {
-    let mut page_rows = PAGE_MIN;
+    let mut way = Way::FIRST;
     loop {
         let asked = tokio::time::timeout_at(watch.next(), asks.recv()).await;
         // This also keeps an idle connection from being ended by the server, or in between.
@@ -298,7 +333,7 @@ pub async fn serve(
         let read = async {
             match &ask {
                 Ask::Page(ask) => {
-                    let page = queries.page(&mut connection, ask, &mut page_rows);
+                    let page = queries.page(&mut connection, ask, &mut way);
                     page.await.map(Answer::Page)
                 }
                 Ask::Rows(ids) => {
@@ -319,12 +354,36 @@ pub async fn serve(
 mod tests {
     use super::*;
 
+    fn next(rows: usize, bytes: usize) -> usize {
+        let way = Way { rows, dense: false };
+        way.after((rows, bytes), 1).rows
+    }
+
     #[test]
     fn pages_follow_the_size_of_their_payloads() {
-        assert_eq!(next_page(PAGE_MIN, 20_000), 2 * PAGE_MIN);
-        assert_eq!(next_page(PAGE, 300_000), PAGE);
-        assert_eq!(next_page(PAGE_MIN, PAGE_BYTES), PAGE_MIN);
-        assert_eq!(next_page(PAGE_MIN, 8 * PAGE_BYTES), PAGE_MIN / 2);
-        assert_eq!(next_page(1, 8 * PAGE_BYTES), 1);
+        assert_eq!(next(PAGE_MIN, 20_000), 2 * PAGE_MIN);
+        assert_eq!(next(PAGE, 300_000), PAGE);
+        assert_eq!(next(PAGE_MIN, PAGE_BYTES), PAGE_MIN);
+        assert_eq!(next(PAGE_MIN, 8 * PAGE_BYTES), PAGE_MIN / 2);
+        assert_eq!(next(1, 8 * PAGE_BYTES), 1);
+    }
+
+    #[test]
+    fn a_page_goes_along_the_table_only_while_most_of_its_rows_are_pending() {
+        let page = PAGE as u64;
+        let indexed = Way {
+            rows: PAGE,
+            dense: false,
+        };
+        assert_eq!(indexed.end(7, 1_000_000), 1_000_000);
+        // The first page of a pass comes from behind all that was ever deleted.
+        assert!(!indexed.after((PAGE, 0), 500_000).dense);
+        let dense = indexed.after((PAGE, 0), 2 * page);
+        assert!(dense.dense);
+        assert_eq!(dense.end(7, 1_000_000), 7 + 2 * page);
+        assert_eq!(dense.end(7, 8), 8);
+        assert!(dense.after((PAGE, 0), 2 * page).dense);
+        assert!(!dense.after((PAGE - 1, 0), 2 * page).dense);
+        assert!(!dense.after((0, 0), 0).dense);
     }
 }

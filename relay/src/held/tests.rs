@@ -10,10 +10,7 @@ fn held() -> Held {
 }
 
 fn route(name: &str) -> Route {
-    Route {
-        exchange: b"x".to_vec(),
-        routing_key: name.into(),
-    }
+    Route::new(b"x", name.as_bytes())
 }
 
 fn row(id: u64) -> RowId {

@@ -47,11 +47,13 @@ impl World {
         let small = heads.iter().filter(|head| ask.small && head.id.id % 3 != 0);
         let small = small.map(|head| &self.rows[usize::try_from(head.id.id).unwrap() - 1]);
         let small: Vec<_> = small.map(|s| (s.row.clone(), s.attempts)).collect();
+        let last_id = heads.last().map(|head| head.id.id);
+        let read_to = last_id.filter(|_| heads.len() >= PAGE).unwrap_or(upto);
         Page {
-            last: heads.len() < PAGE,
             heads,
             small,
             upto,
+            read_to,
             start: (ask.upto.is_none() && ask.positions).then(|| position(self.log.len())),
             end: None,
             unreadable: None,

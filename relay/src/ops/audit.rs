@@ -101,10 +101,9 @@ impl AuditArgs {
                 since: self.since,
                 event_type: self.event_type.clone(),
                 route: self.route.as_deref().and_then(|route| match route {
-                    [exchange, routing_key] => Some(Route {
-                        exchange: exchange.clone().into(),
-                        routing_key: routing_key.clone().into(),
-                    }),
+                    [exchange, routing_key] => {
+                        Some(Route::new(exchange.as_bytes(), routing_key.as_bytes()))
+                    }
                     _ => None,
                 }),
             },

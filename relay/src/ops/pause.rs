@@ -83,10 +83,10 @@ impl ResumeArgs {
 impl TargetArgs {
     fn resolve(&self, reason: Option<&str>) -> Result<Action, ConfigError> {
         let route = match self.route.as_deref() {
-            Some([exchange, routing_key]) => Some(Route {
-                exchange: name("exchange", exchange, EXCHANGE_MAX)?,
-                routing_key: name("routing key", routing_key, ROUTING_KEY_MAX)?,
-            }),
+            Some([exchange, routing_key]) => Some(Route::new(
+                &name("exchange", exchange, EXCHANGE_MAX)?,
+                &name("routing key", routing_key, ROUTING_KEY_MAX)?,
+            )),
             _ => None,
         };
         let reason = match reason {

@@ -33,10 +33,7 @@ fn head(id: u64, bytes: usize) -> Head {
     Head {
         id: RowId::new(id, "m"),
         key: id,
-        route: Route {
-            exchange: Vec::new(),
-            routing_key: Vec::new(),
-        },
+        route: Route::new(b"", b""),
         wait: None,
         bytes,
         relived: false,
@@ -51,7 +48,7 @@ fn page(heads: Vec<Head>, end: Option<Position>, now: Instant) -> Page {
         start: None,
         end,
         unreadable: None,
-        last: true,
+        read_to: 1000,
         read_at: now,
     }
 }
@@ -135,7 +132,7 @@ fn a_pass_for_probes_ends_with_the_page_that_has_them_and_does_not_count_as_whol
     };
     passes.begin(plan, &mut dispatch, due);
     let mut found = page(vec![first, second], None, due);
-    found.last = false;
+    found.read_to = 999;
     passes.page(found, due, due);
     let Progress::Ask(Ask::Rows(asked)) = passes.go_on(&mut dispatch, ROOM, due) else {
         panic!("the probe is not loaded");

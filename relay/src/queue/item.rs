@@ -1,5 +1,6 @@
 //! A row on its way.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
 use outbox::row::Row;
@@ -79,9 +80,9 @@ impl Item {
     }
 }
 
-/// A row's id together with a hash of its message id: after a TRUNCATE or a restore the same id is
+/// A row's id together with a hash of it and its message id: after a TRUNCATE or a restore the same id is
 /// another message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowId {
     /// `outbox.id`.
     pub id: u64,
@@ -93,8 +94,14 @@ impl RowId {
     pub fn new(id: u64, message_id: &str) -> Self {
         Self {
             id,
-            tag: hash(message_id.as_bytes(), b""),
+            tag: hash(message_id.as_bytes(), &id.to_ne_bytes()),
         }
+    }
+}
+
+impl Hash for RowId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.tag);
     }
 }
 
@@ -105,7 +112,6 @@ pub fn key_hash(aggregate_type: &[u8], aggregate_id: &[u8]) -> u64 {
 }
 
 fn hash(first: &[u8], second: &[u8]) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
     (first, second).hash(&mut hasher);
     hasher.finish()

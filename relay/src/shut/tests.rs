@@ -11,10 +11,7 @@ fn routes() -> Routes {
 }
 
 fn route(name: &str) -> Route {
-    Route {
-        exchange: b"x".to_vec(),
-        routing_key: name.into(),
-    }
+    Route::new(b"x", name.as_bytes())
 }
 
 fn row(id: u64) -> RowId {

@@ -7,7 +7,7 @@ use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
 use time::PrimitiveDateTime;
 
-use super::Queries;
+use super::{Queries, Way};
 use crate::dispatch::Head;
 use crate::queue::{RowId, key_hash};
 use crate::route::Route;
@@ -21,10 +21,10 @@ const HEAD_COLUMNS: usize = 9;
 impl Queries {
     /// The one query of a pass; its parameters: the ids before and at its end, and the page's rows.
     pub fn heads_statement(&self) -> String {
-        self.page_statement("")
+        self.page_statement(&self.index, "")
     }
 
-    fn page_statement(&self, further: &str) -> String {
+    fn page_statement(&self, index: &str, further: &str) -> String {
         // No due, age or key in the WHERE: with them in SQL the rows of one waiting key filled
         // every page for ever, and other keys starved behind them.
         format!(
@@ -33,8 +33,8 @@ impl Queries {
              OCTET_LENGTH(payload) + COALESCE(OCTET_LENGTH(headers), 0), \
              attempts > 0 OR sent_at IS NOT NULL OR last_error IS NOT NULL \
              OR next_attempt_at IS NOT NULL{further} \
-             FROM {} {} WHERE status = 1 AND id > ? AND id <= ? ORDER BY id LIMIT ?",
-            self.table, self.index
+             FROM {} {index} WHERE status = 1 AND id > ? AND id <= ? ORDER BY id LIMIT ?",
+            self.table
         )
     }
 
@@ -42,8 +42,8 @@ impl Queries {
     pub(super) async fn heads(
         &self,
         connection: &mut MySqlConnection,
-        (after, upto): (u64, u64),
-        limit: usize,
+        (after, end): (u64, u64),
+        way: Way,
         small: bool,
     ) -> Result<(Vec<Head>, Vec<(Row, u32)>), sqlx::Error> {
         let small_columns = || {
@@ -56,13 +56,19 @@ impl Queries {
             )
         };
         let further = small.then(small_columns).unwrap_or_default();
-        let rows = sqlx::query(AssertSqlSafe(self.page_statement(&further)))
+        let index = match way.dense {
+            true => "FORCE INDEX (PRIMARY)",
+            false => &self.index,
+        };
+        let rows = sqlx::query(AssertSqlSafe(self.page_statement(index, &further)))
             .bind(after)
-            .bind(upto)
-            .bind(limit as u64)
+            .bind(end)
+            .bind(way.rows as u64)
             .fetch_all(connection)
             .await?;
-        let heads = rows.iter().map(head_of).collect::<Result<_, _>>()?;
+        let mut routes = None;
+        let heads = rows.iter().map(|row| head_of(row, &mut routes));
+        let heads = heads.collect::<Result<_, _>>()?;
         let whole = match small {
             true => rows.iter().filter_map(small_of).collect::<Result<_, _>>()?,
             false => Vec::new(),
@@ -71,19 +77,21 @@ impl Queries {
     }
 }
 
-fn head_of(row: &MySqlRow) -> Result<Head, sqlx::Error> {
+/// `last` is the route of the row before: mostly it is this one's too.
+fn head_of(row: &MySqlRow, last: &mut Option<Route>) -> Result<Head, sqlx::Error> {
     let bytes = |index: usize| row.try_get_unchecked::<&[u8], _>(index);
     let wait: Option<i64> = row.try_get_unchecked(6)?;
     let wait = wait
         .and_then(|micros| u64::try_from(micros).ok())
         .filter(|micros| *micros > 0);
+    let (exchange, routing_key) = (bytes(4)?, bytes(5)?);
+    let same = last.take().filter(|last| last.is(exchange, routing_key));
+    let route = last.insert(same.unwrap_or_else(|| Route::new(exchange, routing_key)));
+    let route = route.clone();
     Ok(Head {
         id: RowId::new(row.try_get(0)?, &String::from_utf8_lossy(bytes(1)?)),
         key: key_hash(bytes(2)?, bytes(3)?),
-        route: Route {
-            exchange: bytes(4)?.to_vec(),
-            routing_key: bytes(5)?.to_vec(),
-        },
+        route,
         wait: wait.map(Duration::from_micros),
         bytes: usize::try_from(row.try_get_unchecked::<i64, _>(7)?).unwrap_or(usize::MAX),
         relived: row.try_get_unchecked::<i64, _>(8)? != 0,

@@ -209,6 +209,31 @@ async fn p7_a_pass_reads_the_pending_rows_alone_by_their_index() {
 }
 
 #[tokio::test]
+async fn a_pass_meets_every_pending_row_however_they_lie_among_sent_ones() {
+    for db in e2e::shared::databases().await {
+        let mut rig = Rig::new(db).await;
+        rig.set("RELAY_MODE", "poll").set("RELAY_ORDER", "none");
+        // Long enough for pages that go along the table, gaps longer than such a page, and ends on
+        // both sides of one.
+        let mut pending = 0;
+        for (there, sent) in [(2500, 3000), (1, 1), (5, 6000), (2001, 1), (1, 0)] {
+            rig.insert_aged(there, 1, Duration::ZERO).await;
+            rig.insert_aged(sent, 2, Duration::ZERO).await;
+            pending += usize::try_from(there).unwrap();
+        }
+        let deliveries = rig.consume(QUEUE).await;
+        let relay = rig.relay();
+        rig.wait_count("status = 1", 0).await;
+        e2e::wait::until("all deliveries", LATER, async || {
+            deliveries.count() >= pending
+        })
+        .await;
+        assert_eq!((deliveries.count(), deliveries.twice()), (pending, 0));
+        assert_calm(&relay);
+    }
+}
+
+#[tokio::test]
 async fn p7_sent_rows_older_than_the_retention_are_deleted_and_no_others() {
     const DAY: Duration = Duration::from_secs(86_400);
     for db in e2e::shared::databases().await {

@@ -104,10 +104,7 @@ mod tests {
             key: 1,
             event_type: b"order.placed.v1".to_vec(),
             aggregate_id: b"42".to_vec(),
-            route: crate::route::Route {
-                exchange: b"x".to_vec(),
-                routing_key: b"k".to_vec(),
-            },
+            route: crate::route::Route::new(b"x", b"k"),
             written: None,
             sent_at,
         }

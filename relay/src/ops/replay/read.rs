@@ -183,10 +183,7 @@ fn head_of(row: &MySqlRow) -> Result<Head, sqlx::Error> {
         key: key_hash(&bytes(2)?, &aggregate_id),
         event_type: bytes(4)?,
         aggregate_id,
-        route: Route {
-            exchange: bytes(5)?,
-            routing_key: bytes(6)?,
-        },
+        route: Route::new(&bytes(5)?, &bytes(6)?),
         written: created_at.map(|created| sent_at.map_or(created, |sent| created.min(sent))),
         sent_at,
     })
