@@ -71,23 +71,27 @@ async fn fill(pool: &MySqlPool, count: u64) -> anyhow::Result<()> {
     .bind(payload)
     .execute(&mut *connection)
     .await?;
+    let first: u64 = sqlx::query_scalar("SELECT id FROM outbox")
+        .fetch_one(&mut *connection)
+        .await?;
     let mut there = 1;
     while there < count {
         // Not more at once than an undo log takes lightly. Ids that rise, as UUIDs of version 7 do:
         // with those of version 1 the index on them was what ten million rows waited for.
         let more = there.min(count - there).min(100_000);
-        sqlx::query(
+        let written = sqlx::query(
             "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, \
              routing_key, payload, status, sent_at) \
-             SELECT CONCAT('sent-', LPAD(? + ROW_NUMBER() OVER (ORDER BY id), 20, '0')), \
-             aggregate_type, aggregate_id, event_type, routing_key, payload, 2, \
-             UTC_TIMESTAMP(6) FROM outbox ORDER BY id LIMIT ?",
+             SELECT CONCAT('sent-', LPAD(?, 12, '0'), LPAD(id, 12, '0')), aggregate_type, \
+             aggregate_id, event_type, routing_key, payload, 2, UTC_TIMESTAMP(6) \
+             FROM outbox WHERE id >= ? ORDER BY id LIMIT ?",
         )
         .bind(there)
+        .bind(first)
         .bind(more)
         .execute(&mut *connection)
         .await?;
-        there += more;
+        there += written.rows_affected();
     }
     // The connection goes back to the pool: it must write its binlog again.
     connection.execute("SET SESSION sql_log_bin = 1").await?;

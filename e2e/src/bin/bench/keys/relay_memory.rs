@@ -1,6 +1,8 @@
 //! `relay_memory`: resident memory idle, with a large backlog, and after many messages.
 //!
-//! `raw` is what is allowed with the backlog, `product` the most that was seen then.
+//! `raw` is what is allowed with the backlog, `product` the most that was seen then. The further
+//! messages are placed while the relay tails, faster than it can publish them; the most that was seen
+//! meanwhile stands beside it.
 
 use std::time::Duration;
 
@@ -17,6 +19,9 @@ const IDLE_MAX: f64 = 20.0;
 const BACKLOG_MAX: f64 = 64.0;
 /// What an allocator's moods may add from one million to the fifth.
 const GROWTH_MAX: f64 = 4.0;
+/// The allocator gives back what is free a second after it was freed, when it is next asked for
+/// something.
+const REST: Duration = Duration::from_secs(10);
 
 pub(crate) async fn memory(scene: &Scene<'_>) -> anyhow::Result<Figures> {
     let backlog = scene.scale.pick(1_000_000, 200_000);
@@ -25,26 +30,28 @@ pub(crate) async fn memory(scene: &Scene<'_>) -> anyhow::Result<Figures> {
     let queue = scene.queue(Kind::Quorum).await?;
     let relay = Relay::start(&database.url, &queue.vhost.amqp_url, &[])?;
     relay.tails().await?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(REST).await;
     let idle = relay.resident_mib()?;
     relay.stop().await?;
 
     let mut from = outbox_rows::next_id(&pool).await?;
     outbox_rows::place(&pool, backlog).await?;
     let relay = Relay::start(&database.url, &queue.vhost.amqp_url, &[])?;
-    let mut most = 0.0_f64;
+    let mut most = [0.0_f64; 2];
     let mut after = Vec::new();
     for round in 1..=rounds {
         while queue.count().await? < backlog {
-            most = most.max(relay.resident_mib()?);
+            let most = &mut most[usize::from(round > 1)];
+            *most = most.max(relay.resident_mib()?);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         relay.marked(backlog * round).await?;
+        tokio::time::sleep(REST).await;
         after.push(relay.resident_mib()?);
         scene.say(&format!(
             "idle {} MiB, at most {} MiB, {} MiB after {} messages",
             number(idle),
-            number(most),
+            number(most[0].max(most[1])),
             number(after.last().copied().unwrap_or_default()),
             backlog * round
         ));
@@ -57,13 +64,15 @@ pub(crate) async fn memory(scene: &Scene<'_>) -> anyhow::Result<Figures> {
     }
     relay.stop().await?;
     let grown = after.last().copied().unwrap_or_default() - after[0];
-    let figures = Figures::new(BACKLOG_MAX, most)
-        .met(|_| idle <= IDLE_MAX && most <= BACKLOG_MAX && grown <= GROWTH_MAX)
+    let figures = Figures::new(BACKLOG_MAX, most[0])
+        .met(|_| idle <= IDLE_MAX && most[0] <= BACKLOG_MAX && grown <= GROWTH_MAX)
         .with("backlog", backlog)
         .with("idle_mib", rounded(idle))
         .with("messages", backlog * rounds);
     Ok(match rounds {
         1 => figures,
-        _ => figures.with("grown_mib", rounded(grown)),
+        _ => figures
+            .with("most_while_tailing_mib", rounded(most[1]))
+            .with("grown_mib", rounded(grown)),
     })
 }
