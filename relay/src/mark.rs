@@ -17,7 +17,7 @@ use crate::queue::RowId;
 use crate::schedule::Next;
 use crate::table::PING_EVERY;
 
-/// Rows in one UPDATE.
+/// Rows in one UPDATE. MariaDB makes a subquery of a list of 1,000 literals; of parameters it does not.
 pub const MARK_MAX: usize = 1024;
 /// `last_error` and `outbox_attempts.error` hold this many characters.
 const ERROR_MAX: usize = 1000;

@@ -243,8 +243,10 @@ impl Passes {
         pass.after = page.read_to;
         pass.last_page = page.read_to >= page.upto;
         pass.read_at = page.read_at;
-        pass.met = page.heads.len();
-        pass.taken = 0;
+        if !page.heads.is_empty() {
+            pass.met = page.heads.len();
+            pass.taken = 0;
+        }
         pass.page = page.heads.into();
         pass.small = page.small.into();
         self.step = if pass.plan.verify && pass.end.is_some() {

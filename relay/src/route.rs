@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use outbox::row::Row;
 
-/// Exchange and routing key. All rows of a page share a few.
+/// Exchange and routing key. Rows that follow each other mostly share one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route {
     /// Bytes of the row's `exchange`.

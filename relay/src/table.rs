@@ -38,7 +38,7 @@ pub enum Ask {
     Rows(Vec<u64>),
 }
 
-/// A page of pending rows with `after < id <= upto`.
+/// A page of the pending rows with `after < id <= upto`.
 #[derive(Clone, Debug)]
 pub struct PageAsk {
     /// Where the page before ended.
@@ -83,7 +83,7 @@ pub struct Page {
     pub end: Option<Position>,
     /// Why the binlog's position could not be read, when it was asked for. The page is good.
     pub unreadable: Option<String>,
-    /// All pending rows up to here are in this page or in one before; at `upto` it is the last one.
+    /// All pending rows up to here are in this page or in one before; at `upto` this page is the last.
     pub read_to: u64,
     /// When it was read.
     pub read_at: Instant,
@@ -271,13 +271,14 @@ impl Queries {
 struct Way {
     /// Rows in it, at the most.
     rows: usize,
-    /// Most rows are pending: they are read in the table's own order, up to so many ids at once. The
-    /// index on (status, id) finds each of them by another search, which takes twice as long.
+    /// Nearly all rows are pending: they are read in the table's own order. The index on (status, id)
+    /// finds each of them by another search, which takes twice as long.
     dense: bool,
 }
 
-/// Ids that a page read in the table's own order may span, for each of its rows.
-const SPAN: u64 = 2;
+/// Of so many rows read in the table's own order, one may be no longer pending: its payload is read
+/// before its status is looked at.
+const OTHERS: u64 = 16;
 
 impl Way {
     const FIRST: Self = Self {
@@ -288,7 +289,7 @@ impl Way {
     /// The last id that the page after this one may have.
     fn end(self, after: u64, upto: u64) -> u64 {
         match self.dense {
-            true => upto.min(after.saturating_add(self.rows as u64 * SPAN)),
+            true => upto.min(after.saturating_add(window(self.rows))),
             false => upto,
         }
     }
@@ -302,9 +303,15 @@ impl Way {
         } else {
             self.rows
         };
-        let dense = found > 0 && found as u64 * SPAN >= ids;
+        let dense = ids <= window(found);
         Self { rows, dense }
     }
+}
+
+/// Ids that so many pending rows may lie among.
+fn window(rows: usize) -> u64 {
+    let rows = rows as u64;
+    rows + rows / OTHERS
 }
 
 /// Serves the asks of a session, one after the other, until `asks` is closed, and tells when something
@@ -369,21 +376,21 @@ mod tests {
     }
 
     #[test]
-    fn a_page_goes_along_the_table_only_while_most_of_its_rows_are_pending() {
+    fn a_page_goes_along_the_table_only_while_nearly_all_of_its_rows_are_pending() {
         let page = PAGE as u64;
         let indexed = Way {
             rows: PAGE,
             dense: false,
         };
         assert_eq!(indexed.end(7, 1_000_000), 1_000_000);
-        // The first page of a pass comes from behind all that was ever deleted.
+        // Everything before its first row has been sent.
         assert!(!indexed.after((PAGE, 0), 500_000).dense);
-        let dense = indexed.after((PAGE, 0), 2 * page);
+        let dense = indexed.after((PAGE, 0), page + page / 16);
         assert!(dense.dense);
-        assert_eq!(dense.end(7, 1_000_000), 7 + 2 * page);
+        assert_eq!(dense.end(7, 1_000_000), 7 + page + page / 16);
         assert_eq!(dense.end(7, 8), 8);
-        assert!(dense.after((PAGE, 0), 2 * page).dense);
-        assert!(!dense.after((PAGE - 1, 0), 2 * page).dense);
-        assert!(!dense.after((0, 0), 0).dense);
+        assert!(!dense.after((PAGE - 1, 0), page + page / 16).dense);
+        assert!(!dense.after((0, 0), page).dense);
+        assert!(indexed.after((1, 0), 1).dense);
     }
 }

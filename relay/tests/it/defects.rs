@@ -212,11 +212,15 @@ async fn p7_a_pass_reads_the_pending_rows_alone_by_their_index() {
 async fn a_pass_meets_every_pending_row_however_they_lie_among_sent_ones() {
     for db in e2e::shared::databases().await {
         let mut rig = Rig::new(db).await;
-        rig.set("RELAY_MODE", "poll").set("RELAY_ORDER", "none");
-        // Long enough for pages that go along the table, gaps longer than such a page, and ends on
-        // both sides of one.
+        // One pass, which no other one makes up for.
+        rig.set("RELAY_MODE", "poll")
+            .set("RELAY_ORDER", "none")
+            .set("RELAY_POLL_INTERVAL", "1h")
+            .set("RELAY_SWEEP_INTERVAL", "1h");
+        // Pages of 64 to 512 rows and two of 1,000 end with the first rows, so that one that goes
+        // along the table finds nothing; later ones begin and end in the middle.
         let mut pending = 0;
-        for (there, sent) in [(2500, 3000), (1, 1), (5, 6000), (2001, 1), (1, 0)] {
+        for (there, sent) in [(2960, 3000), (1, 1), (5, 6000), (2001, 1), (1, 0)] {
             rig.insert_aged(there, 1, Duration::ZERO).await;
             rig.insert_aged(sent, 2, Duration::ZERO).await;
             pending += usize::try_from(there).unwrap();

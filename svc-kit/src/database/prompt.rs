@@ -2,7 +2,7 @@
 //!
 //! sqlx 0.9.0 leaves Nagle's algorithm on (transact-rs/sqlx#4335; mended there, not released yet). A
 //! statement that leaves in more than one write then waits for the server's delayed ACK, 40 ms each
-//! time: over TLS that is every statement of more than 16 KiB, as a mark of 512 rows or a batch of an
+//! time: over TLS that is every statement of more than 16 KiB, as a mark of 1,024 rows or a batch of an
 //! inbox is. sqlx hands out no socket, so it is found among the process' own.
 //! To be removed with the sqlx that has the mend.
 
