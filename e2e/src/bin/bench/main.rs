@@ -154,8 +154,9 @@ async fn bench(cli: &Cli) -> anyhow::Result<()> {
 }
 
 /// Quorum queues write what is still there anew whenever the log shared by all of them is full: a
-/// quarter more of the broker's processor time a message. With the default of 512 MiB that falls on one
-/// measurement in four, be it the raw limit's or the product's; with this, each has its share.
+/// quarter more of the broker's processor time a message. With the default of 512 MiB that fell on one
+/// drain of 200,000 messages in four, be it the raw limit's or the product's; with this each pays for
+/// nearly all it has written. (One of 50,000, as in a quick run, pays every second time.)
 fn broker() -> RabbitOptions {
     RabbitOptions {
         conf: vec!["raft.wal_max_size_bytes = 67108864".to_owned()],

@@ -13,6 +13,8 @@ use crate::{
 };
 
 const FEW: u64 = 10_000;
+/// Sent rows that are written at once: what an undo log takes lightly.
+const AT_ONCE: u64 = 100_000;
 
 pub(crate) async fn growth(scene: &Scene<'_>) -> anyhow::Result<Figures> {
     let many = scene.scale.pick(10_000_000, 1_000_000);
@@ -71,23 +73,21 @@ async fn fill(pool: &MySqlPool, count: u64) -> anyhow::Result<()> {
     .bind(payload)
     .execute(&mut *connection)
     .await?;
-    let first: u64 = sqlx::query_scalar("SELECT id FROM outbox")
-        .fetch_one(&mut *connection)
-        .await?;
     let mut there = 1;
     while there < count {
-        // Not more at once than an undo log takes lightly. Ids that rise, as UUIDs of version 7 do:
-        // with those of version 1 the index on them was what ten million rows waited for.
-        let more = there.min(count - there).min(100_000);
+        // Ids that rise, as UUIDs of version 7 do: with those of version 1 the index on them was what
+        // ten million rows waited for.
+        let more = there.min(count - there).min(AT_ONCE);
         let written = sqlx::query(
             "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, \
              routing_key, payload, status, sent_at) \
              SELECT CONCAT('sent-', LPAD(?, 12, '0'), LPAD(id, 12, '0')), aggregate_type, \
              aggregate_id, event_type, routing_key, payload, 2, UTC_TIMESTAMP(6) \
-             FROM outbox WHERE id >= ? ORDER BY id LIMIT ?",
+             FROM outbox WHERE id < ? ORDER BY id LIMIT ?",
         )
         .bind(there)
-        .bind(first)
+        // Some ids are left out. Without an end MariaDB read the whole table each time.
+        .bind(2 * AT_ONCE)
         .bind(more)
         .execute(&mut *connection)
         .await?;

@@ -4,6 +4,7 @@
 //! messages are placed while the relay tails, faster than it can publish them; the most that was seen
 //! meanwhile stands beside it.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use crate::{
@@ -17,11 +18,15 @@ use crate::{
 
 const IDLE_MAX: f64 = 20.0;
 const BACKLOG_MAX: f64 = 64.0;
+/// What ARCHITECTURE.md reckons at the most.
+const TAILING_MAX: f64 = 113.0;
 /// What an allocator's moods may add from one million to the fifth.
 const GROWTH_MAX: f64 = 4.0;
 /// The allocator gives back what is free a second after it was freed, when it is next asked for
 /// something.
 const REST: Duration = Duration::from_secs(10);
+/// From one look at its memory to the next.
+const GLANCE: Duration = Duration::from_millis(50);
 
 pub(crate) async fn memory(scene: &Scene<'_>) -> anyhow::Result<Figures> {
     let backlog = scene.scale.pick(1_000_000, 200_000);
@@ -43,7 +48,7 @@ pub(crate) async fn memory(scene: &Scene<'_>) -> anyhow::Result<Figures> {
         while queue.count().await? < backlog {
             let most = &mut most[usize::from(round > 1)];
             *most = most.max(relay.resident_mib()?);
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(GLANCE).await;
         }
         relay.marked(backlog * round).await?;
         tokio::time::sleep(REST).await;
@@ -59,13 +64,22 @@ pub(crate) async fn memory(scene: &Scene<'_>) -> anyhow::Result<Figures> {
         ledger::check(&pool, (backlog, from), &arrived).await?;
         if round < rounds {
             from = outbox_rows::next_id(&pool).await?;
-            outbox_rows::place(&pool, backlog).await?;
+            let mut placing = pin!(outbox_rows::place(&pool, backlog));
+            loop {
+                most[1] = most[1].max(relay.resident_mib()?);
+                if let Ok(placed) = tokio::time::timeout(GLANCE, &mut placing).await {
+                    break placed?;
+                }
+            }
         }
     }
     relay.stop().await?;
     let grown = after.last().copied().unwrap_or_default() - after[0];
     let figures = Figures::new(BACKLOG_MAX, most[0])
-        .met(|_| idle <= IDLE_MAX && most[0] <= BACKLOG_MAX && grown <= GROWTH_MAX)
+        .met(|_| {
+            let most = most[0] <= BACKLOG_MAX && most[1] <= TAILING_MAX;
+            idle <= IDLE_MAX && most && grown <= GROWTH_MAX
+        })
         .with("backlog", backlog)
         .with("idle_mib", rounded(idle))
         .with("messages", backlog * rounds);
