@@ -190,11 +190,12 @@ impl Queries {
             None => self.highest_id(connection).await?,
         };
         let read_at = Instant::now();
-        let end = way.end(ask.after, upto);
-        let ids = (ask.after, end);
+        let window_end = way.end(ask.after, upto);
+        let ids = (ask.after, window_end);
         let (heads, small) = self.heads(connection, ids, *way, ask.small).await?;
         let last_id = heads.last().map(|head| head.id.id);
-        let read_to = last_id.filter(|_| heads.len() >= way.rows).unwrap_or(end);
+        let is_full = heads.len() >= way.rows;
+        let read_to = last_id.filter(|_| is_full).unwrap_or(window_end);
         let bytes = heads.iter().map(|head| head.bytes).sum();
         *way = way.after((heads.len(), bytes), read_to.saturating_sub(ask.after));
         let end = match ask.positions && start.is_ok() {

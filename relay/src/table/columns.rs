@@ -19,7 +19,8 @@ const SMALL_BYTES: usize = 2048;
 const HEAD_COLUMNS: usize = 9;
 
 impl Queries {
-    /// The query of a pass by the index; its parameters: the ids before and at its end, and the page's rows.
+    /// The query of a pass by the index; its parameters: the ids before and at its end, and the page's
+    /// rows.
     pub fn heads_statement(&self) -> String {
         self.page_statement(&self.index, "")
     }
