@@ -80,7 +80,7 @@ pub struct RunArgs {
     #[arg(long, env = "RELAY_DECLARE_EXCHANGE", default_value = "order-exchange")]
     pub declare_exchange: String,
     /// Messages in one batch of a lane
-    #[arg(long, env = "RELAY_BATCH_MAX", default_value_t = 1024,
+    #[arg(long, env = "RELAY_BATCH_MAX", default_value_t = 2048,
           value_parser = clap::value_parser!(u32).range(1..=65_535))]
     pub batch_max: u32,
     /// Bytes in one batch, as a number; a single larger message goes alone

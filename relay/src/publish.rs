@@ -20,6 +20,10 @@ const MANDATORY: BasicPublishOptions = BasicPublishOptions {
     immediate: false,
 };
 
+/// Publishes that lapin has at once: with all of a batch, a backlog of a million rows took 68 MiB
+/// instead of 64.
+const AT_ONCE: usize = 512;
+
 /// Publishes `items` and awaits every confirm.
 ///
 /// The publishes go side by side: awaiting each one hands over to lapin's io task once a message,
@@ -32,25 +36,35 @@ pub async fn publish(
 ) -> Outcome {
     let mut refused: Vec<Option<String>> = Vec::with_capacity(items.len());
     let exchange = async {
-        let sends = items.iter().filter_map(|item| {
-            let message = message_of(item, frame_max);
-            refused.push(message.as_ref().err().cloned());
-            let message = message.ok()?;
-            Some(channel.basic_publish(
-                message.exchange,
-                message.routing_key,
-                MANDATORY,
-                &item.row.payload,
-                message.properties,
-            ))
-        });
-        let sent = all_in_order(sends).await;
-        let mut confirms = Vec::with_capacity(sent.len());
+        let mut confirms = Vec::with_capacity(items.len());
         let mut failure = None;
-        for publish in sent {
-            match publish {
-                Ok(confirm) => confirms.push(confirm),
-                Err(err) => failure = Some(worse(failure, err)),
+        for some in items.chunks(AT_ONCE) {
+            // Encoded before the first of them goes: the broker gets them in one go, and not at the pace
+            // at which they are made.
+            let messages: Vec<_> = some
+                .iter()
+                .map(|item| message_of(item, frame_max))
+                .collect();
+            refused.extend(
+                messages
+                    .iter()
+                    .map(|message| message.as_ref().err().cloned()),
+            );
+            let sends = some.iter().zip(messages).filter_map(|(item, message)| {
+                let message = message.ok()?;
+                Some(channel.basic_publish(
+                    message.exchange,
+                    message.routing_key,
+                    MANDATORY,
+                    &item.row.payload,
+                    message.properties,
+                ))
+            });
+            for publish in all_in_order(sends).await {
+                match publish {
+                    Ok(confirm) => confirms.push(confirm),
+                    Err(err) => failure = Some(worse(failure, err)),
+                }
             }
         }
         (await_all(confirms, timeout).await, failure)

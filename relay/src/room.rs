@@ -7,7 +7,7 @@ use crate::session::{MARKS_MAX, Session};
 use crate::table::PAGE;
 
 /// Full batches that may wait while as many as may be are on their way.
-const BATCHES_AHEAD: usize = 4;
+const BATCHES_AHEAD: usize = 2;
 /// And however small a batch is: some pages, so that the next one is read while these go.
 const ROWS_AHEAD_MIN: usize = 4 * PAGE;
 

@@ -10,7 +10,7 @@ const ORDERS: u32 = 5_000;
 const RATE: u32 = 250;
 const KILLS: usize = 20;
 /// Two batches of the default `RELAY_BATCH_MAX`: messages that may be with the broker.
-const UNCONFIRMED_MAX: i64 = 2 * 1024;
+const UNCONFIRMED_MAX: i64 = 2 * 2048;
 /// Confirmed messages that may wait to be marked, and a mark's worth of others being marked.
 const UNMARKED_MAX: i64 = 8_192 + 1024;
 const SETTLED: Duration = Duration::from_secs(120);

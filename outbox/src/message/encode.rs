@@ -53,7 +53,7 @@ impl InvalidRow {
 /// [`InvalidRow`] names the first column that no message can carry. The row will not become valid by
 /// itself, and its neighbours are not touched by it.
 pub fn encode(row: &Row) -> Result<Message, InvalidRow> {
-    MessageId::parse(row.message_id.as_bytes())
+    MessageId::check(row.message_id.as_bytes())
         .map_err(|problem| InvalidRow::new("message_id", problem.to_string()))?;
     let created_at = row
         .created_at

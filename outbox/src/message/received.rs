@@ -41,6 +41,15 @@ impl MessageId {
     /// # Errors
     /// [`UnusableId`] says what is wrong with it.
     pub fn parse(id: &[u8]) -> Result<Self, UnusableId> {
+        Self::check(id)?;
+        Ok(Self(id.iter().copied().map(char::from).collect()))
+    }
+
+    /// What [`MessageId::parse`] says of an id, without keeping it.
+    ///
+    /// # Errors
+    /// [`UnusableId`] says what is wrong with it.
+    pub fn check(id: &[u8]) -> Result<(), UnusableId> {
         if id.starts_with(DIGEST_PREFIX.as_bytes()) {
             return Err(UnusableId::Reserved);
         }
@@ -53,7 +62,7 @@ impl MessageId {
         if id.len() > MAX_ID_BYTES {
             return Err(UnusableId::TooLong(id.len()));
         }
-        Ok(Self(id.iter().copied().map(char::from).collect()))
+        Ok(())
     }
 
     /// The id of a body that has no other: `sha256:` and 64 hexadecimal digits.

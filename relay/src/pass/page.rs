@@ -25,8 +25,8 @@ impl Current {
         if now.saturating_duration_since(self.read_at) > SMALL_FRESH {
             self.small.clear();
         }
-        let mut asked: Vec<Head> = Vec::new();
-        let mut whole = Vec::new();
+        let mut asked: Vec<Head> = Vec::with_capacity(room.rows.min(self.page.len()));
+        let mut whole = Vec::with_capacity(room.rows.min(self.small.len()));
         let mut bytes = 0;
         while let Some(head) = self.page.front() {
             let next = bytes + head.bytes;

@@ -70,10 +70,12 @@ impl Queries {
         let mut routes = None;
         let heads = rows.iter().map(|row| head_of(row, &mut routes));
         let heads = heads.collect::<Result<_, _>>()?;
-        let whole = match small {
-            true => rows.iter().filter_map(small_of).collect::<Result<_, _>>()?,
-            false => Vec::new(),
-        };
+        let mut whole = Vec::with_capacity(if small { rows.len() } else { 0 });
+        if small {
+            for row in rows.iter().filter_map(small_of) {
+                whole.push(row?);
+            }
+        }
         Ok((heads, whole))
     }
 }

@@ -16,7 +16,7 @@ use crate::writers::{Writers, tell};
 /// What is committed is confirmed within this once the broker is there again.
 pub(crate) const FLOWS_WITHIN: Duration = Duration::from_secs(10);
 /// Two full batches: what may be delivered twice when their answers are lost once.
-pub(crate) const ON_THEIR_WAY: usize = 2 * 1024;
+pub(crate) const ON_THEIR_WAY: usize = 2 * 2048;
 
 pub(crate) const CONNECTED: &str = "outbox_relay_broker_connected";
 pub(crate) const BLOCKED: &str = "outbox_relay_broker_blocked";
