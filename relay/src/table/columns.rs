@@ -70,12 +70,10 @@ impl Queries {
         let mut routes = None;
         let heads = rows.iter().map(|row| head_of(row, &mut routes));
         let heads = heads.collect::<Result<_, _>>()?;
-        let mut whole = Vec::with_capacity(if small { rows.len() } else { 0 });
-        if small {
-            for row in rows.iter().filter_map(small_of) {
-                whole.push(row?);
-            }
-        }
+        let whole = match small {
+            true => rows.iter().filter_map(small_of).collect::<Result<_, _>>()?,
+            false => Vec::new(),
+        };
         Ok((heads, whole))
     }
 }
