@@ -56,7 +56,7 @@ pub struct Done {
 pub struct Broker {
     /// The publishing connection.
     pub connection: Arc<Connection>,
-    /// Checked before the first byte of each batch.
+    /// Checked before the first byte of each batch, and within a large one.
     pub lease: Lease,
     /// `RELAY_CONFIRM_TIMEOUT`.
     pub confirm_timeout: Duration,
@@ -128,11 +128,9 @@ async fn attempt(
             Err(outcome) => return outcome,
         }
     }
-    if !broker.lease.is_valid() {
-        return Outcome::LeaseOver;
-    }
+    let may_go = || broker.lease.is_valid();
     match channel {
-        Some(channel) => publish(channel, items, frame_max, broker.confirm_timeout).await,
+        Some(channel) => publish(channel, items, frame_max, broker.confirm_timeout, may_go).await,
         None => Outcome::Lost("no channel".into()),
     }
 }

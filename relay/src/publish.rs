@@ -20,36 +20,40 @@ const MANDATORY: BasicPublishOptions = BasicPublishOptions {
     immediate: false,
 };
 
-/// Publishes that lapin has at once: with all of a batch, a backlog of a million rows took 68 MiB
-/// instead of 64.
+/// Publishes that lapin has at once: with all of a batch, a backlog of a million rows took 4 MiB more.
 const AT_ONCE: usize = 512;
 
 /// Publishes `items` and awaits every confirm.
 ///
 /// The publishes go side by side: awaiting each one hands over to lapin's io task once a message,
 /// which halves the rate. They begin in order, so the order on the wire is the batch's.
+///
+/// `may_go` is asked before every 512 of them: a process that was stopped in between may no
+/// longer be the one that publishes.
 pub async fn publish(
     channel: &Channel,
     items: &[Item],
     frame_max: usize,
     timeout: Duration,
+    may_go: impl Fn() -> bool,
 ) -> Outcome {
     let mut refused: Vec<Option<String>> = Vec::with_capacity(items.len());
     let exchange = async {
         let mut confirms = Vec::with_capacity(items.len());
-        let mut failure = None;
         for some in items.chunks(AT_ONCE) {
-            // Encoded before the first of them goes: the broker gets them in one go, and not at the pace
-            // at which they are made.
+            // Encoded before the first of them goes: the broker gets them in one go, and not at the
+            // pace at which they are made.
             let messages: Vec<_> = some
                 .iter()
                 .map(|item| message_of(item, frame_max))
                 .collect();
-            refused.extend(
-                messages
-                    .iter()
-                    .map(|message| message.as_ref().err().cloned()),
-            );
+            if !may_go() {
+                return Err(match refused.is_empty() {
+                    true => Outcome::LeaseOver,
+                    false => Outcome::Lost("the lease ended within a batch".into()),
+                });
+            }
+            refused.extend(messages.iter().map(|m| m.as_ref().err().cloned()));
             let sends = some.iter().zip(messages).filter_map(|(item, message)| {
                 let message = message.ok()?;
                 Some(channel.basic_publish(
@@ -60,23 +64,27 @@ pub async fn publish(
                     message.properties,
                 ))
             });
+            let mut failure = None;
             for publish in all_in_order(sends).await {
                 match publish {
                     Ok(confirm) => confirms.push(confirm),
                     Err(err) => failure = Some(worse(failure, err)),
                 }
             }
+            if failure.is_some() {
+                return Ok((await_all(confirms, timeout).await, failure));
+            }
         }
-        (await_all(confirms, timeout).await, failure)
+        Ok((await_all(confirms, timeout).await, None))
     };
     // A blocked connection takes no writes at all: the publish itself hangs.
-    let Ok((answers, failure)) = tokio::time::timeout(timeout.saturating_mul(2), exchange).await
-    else {
-        return Outcome::TimedOut {
+    match tokio::time::timeout(timeout.saturating_mul(2), exchange).await {
+        Ok(Ok((answers, failure))) => conclude(items, refused, answers, failure),
+        Ok(Err(outcome)) => outcome,
+        Err(_) => Outcome::TimedOut {
             answered: vec![false; items.len()],
-        };
-    };
-    conclude(items, refused, answers, failure)
+        },
+    }
 }
 
 fn message_of(item: &Item, frame_max: usize) -> Result<Message, String> {

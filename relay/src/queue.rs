@@ -231,8 +231,7 @@ impl Queue {
             self.alone = true;
             return self.lines[suspect].ready.pop_front().map(|item| vec![item]);
         }
-        let ready = lines.iter().map(|&line| self.lines[line].ready.len());
-        let mut batch = Vec::with_capacity(self.limit.rows.min(ready.sum()));
+        let mut batch = Vec::new();
         let mut bytes = 0;
         for &line in lines {
             let rows = match line {

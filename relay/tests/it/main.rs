@@ -8,6 +8,7 @@
 mod rig;
 use rig::{rows, servers, writers};
 
+mod batch;
 mod config;
 mod crash;
 mod defects;

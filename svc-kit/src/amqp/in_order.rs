@@ -10,7 +10,7 @@ use futures::future::maybe_done;
 /// What `join_all` gives, without a task for each, and with few wake-ups: lapin takes a publish when it
 /// is first polled and writes them in that order, so when the last one is written all are.
 pub async fn all_in_order<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
-    let mut all = Vec::with_capacity(futures.size_hint().1.unwrap_or_default());
+    let mut all = Vec::with_capacity(futures.size_hint().0);
     let mut futures = Some(futures);
     poll_fn(|context| {
         for future in futures.take().into_iter().flatten() {

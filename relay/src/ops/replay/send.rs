@@ -229,7 +229,8 @@ impl Sending<'_> {
         }
         let frame_max = self.link.connection.configuration().frame_max();
         let frame_max = usize::try_from(frame_max).context("frame_max")?;
-        let publishing = publish(&self.channel, items, frame_max, self.replay.confirm_timeout);
+        let timeout = self.replay.confirm_timeout;
+        let publishing = publish(&self.channel, items, frame_max, timeout, || true);
         let rows = match first == last {
             true => format!("row {first}"),
             false => format!("one of the rows {first} to {last}"),
