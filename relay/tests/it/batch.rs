@@ -81,7 +81,8 @@ async fn channel(rig: &Rig) -> (Channel, Connection) {
     (channel, connection)
 }
 
-fn item(number: usize) -> Item {
+/// A message that nothing is wrong with.
+pub(crate) fn item(number: usize) -> Item {
     Item {
         row: Row {
             id: number as u64,

@@ -7,17 +7,15 @@ use std::time::{Duration, Instant};
 use e2e::Db;
 use e2e::product::Process;
 use lapin::{Connection, ConnectionProperties};
-use outbox::row::Row;
 use rand::RngExt;
 use relay::lane::{self, Broker, Outcome};
 use relay::lease::Lease;
-use relay::metrics::Source;
-use relay::queue::Item;
 use sqlx::Executor;
 use tokio::sync::mpsc;
 
+use crate::batch::item;
 use crate::rig::ops::wait_delivered;
-use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
+use crate::rig::{LATER, QUEUE, Rig, SOON};
 use crate::writers::{backlog, tell, wait_all_delivered};
 
 const KILLS: usize = 20;
@@ -297,7 +295,7 @@ async fn a_lane_whose_lease_is_over_publishes_nothing() {
     let (batches, inlet) = mpsc::channel(1);
     let (done_in, mut done) = mpsc::channel(1);
     let lane = svc_kit::tasks::unit(lane::run(0, broker, inlet, done_in));
-    batches.send(vec![item()]).await.unwrap();
+    batches.send(vec![item(1)]).await.unwrap();
     let outcome = done.recv().await.unwrap().outcome;
     assert!(matches!(outcome, Outcome::LeaseOver), "{outcome:?}");
     drop(batches);
@@ -310,29 +308,6 @@ async fn a_lane_whose_lease_is_over_publishes_nothing() {
     assert_eq!(deliveries.ids(), only);
     relay.terminate().unwrap();
     drained(&relay).await;
-}
-
-fn item() -> Item {
-    Item {
-        row: Row {
-            id: 1,
-            message_id: "late".into(),
-            aggregate_type: "order".into(),
-            aggregate_id: "k".into(),
-            event_type: "order.placed.v1".into(),
-            exchange: EXCHANGE.into(),
-            routing_key: "order.pay".into(),
-            content_type: "application/json".into(),
-            headers: None,
-            payload: "{}".into(),
-            created_at: Some(time::macros::datetime!(2026-01-01 0:00)),
-        },
-        attempts: 0,
-        key: 0,
-        source: Source::Sweep,
-        committed: None,
-        company: relay::queue::Company::Anyone,
-    }
 }
 
 #[tokio::test]
