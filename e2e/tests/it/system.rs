@@ -9,8 +9,9 @@ const ORDERS: u32 = 5_000;
 /// Orders a second: the load lasts through all kills, and two cores stand it.
 const RATE: u32 = 250;
 const KILLS: usize = 20;
-/// Two batches of the default `RELAY_BATCH_MAX`: messages that may be with the broker.
-const UNCONFIRMED_MAX: i64 = 2 * 2048;
+/// Messages that may be with the broker. Two batches hold twice as many, but at this rate never so
+/// many wait.
+const UNCONFIRMED_MAX: i64 = 2 * 1024;
 /// Confirmed messages that may wait to be marked, and a mark's worth of others being marked.
 const UNMARKED_MAX: i64 = 8_192 + 1024;
 const SETTLED: Duration = Duration::from_secs(120);

@@ -9,8 +9,8 @@ use serde_json::json;
 use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
 use crate::rows::{assert_calm, wait_log};
 use crate::world::{
-    CONNECTED, ON_THEIR_WAY, assert_complete, close_relays_connection, flows, own_user, place,
-    put_between, revoke, topology, wait_ready, wait_unready,
+    BATCH, CONNECTED, ON_THEIR_WAY, assert_complete, close_relays_connection, flows, own_user,
+    place, put_between, revoke, topology, wait_ready, wait_unready,
 };
 use crate::writers::Writers;
 
@@ -19,7 +19,8 @@ const WAITING: &str =
 
 #[tokio::test]
 async fn an_exchange_deleted_under_load_holds_its_rows_until_it_is_there_again() {
-    let rig = Rig::new(e2e::shared::either().await).await;
+    let mut rig = Rig::new(e2e::shared::either().await).await;
+    rig.set("RELAY_BATCH_MAX", BATCH);
     let relay = rig.tailing().await;
     let deliveries = rig.consume(QUEUE).await;
     let writers = Writers::start(&rig, 4, 40).await;
@@ -69,6 +70,7 @@ async fn flows_after_probe(rig: &Rig) {
 #[tokio::test]
 async fn all_rights_revoked_and_given_back() {
     let mut rig = Rig::new(e2e::shared::either().await).await;
+    rig.set("RELAY_BATCH_MAX", BATCH);
     let user = own_user(&mut rig).await;
     let _relay = rig.tailing().await;
     let deliveries = rig.consume(QUEUE).await;
@@ -100,6 +102,7 @@ async fn all_rights_revoked_and_given_back() {
 #[tokio::test]
 async fn a_wrong_vhost_is_refused_at_first_and_waited_for_later() {
     let mut rig = Rig::without_queue(e2e::shared::either().await).await;
+    rig.set("RELAY_BATCH_MAX", BATCH);
     topology(&rig).await;
     let right = rig.env["AMQP_URL"].clone();
     let wrong = rig.rabbit.amqp_url("not-there");

@@ -15,8 +15,10 @@ use crate::writers::{Writers, tell};
 
 /// What is committed is confirmed within this once the broker is there again.
 pub(crate) const FLOWS_WITHIN: Duration = Duration::from_secs(10);
+/// Rows of a batch in these tests.
+pub(crate) const BATCH: &str = "1024";
 /// Two full batches: what may be delivered twice when their answers are lost once.
-pub(crate) const ON_THEIR_WAY: usize = 2 * 2048;
+pub(crate) const ON_THEIR_WAY: usize = 2 * 1024;
 
 pub(crate) const CONNECTED: &str = "outbox_relay_broker_connected";
 pub(crate) const BLOCKED: &str = "outbox_relay_broker_blocked";
@@ -44,7 +46,8 @@ pub(crate) fn put_between(rig: &mut Rig, query: &str) -> Proxy {
 
 /// A rig with a queue that outlives a kill of its broker: a quorum queue of RabbitMQ 3.10 may not.
 pub(crate) async fn lasting(db: &'static Db, rabbit: &'static Rabbit) -> Rig {
-    let rig = Rig::on(db, rabbit).await;
+    let mut rig = Rig::on(db, rabbit).await;
+    rig.set("RELAY_BATCH_MAX", BATCH);
     topology(&rig).await;
     rig
 }
