@@ -23,9 +23,8 @@ const TAILING_MAX: f64 = 113.0;
 /// What an allocator's moods may add from one million to the fifth.
 const GROWTH_MAX: f64 = 4.0;
 /// The allocator gives back what is free a second or more after it was freed, when it is next asked
-/// for something, and an idle relay asks for little: after ten seconds it had not, three times in
-/// five.
-const REST: Duration = Duration::from_secs(30);
+/// for something.
+const REST: Duration = Duration::from_secs(10);
 /// From one look at its memory to the next.
 const GLANCE: Duration = Duration::from_millis(50);
 
