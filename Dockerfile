@@ -2,9 +2,10 @@
 # Each holds one binary, runs as a user without rights, and stops on SIGTERM.
 
 FROM rust:1.95-slim-trixie AS build
+# No OpenSSL, no cmake: beside the C compiler of the base image jemalloc needs make.
+RUN command -v make || { apt-get update && apt-get install --yes --no-install-recommends make; }
 WORKDIR /src
 COPY . .
-# No OpenSSL, no cmake: the C compiler of the base image is all that the dependencies need.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     CARGO_PROFILE_RELEASE_STRIP=debuginfo \

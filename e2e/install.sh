@@ -6,8 +6,9 @@ set -euo pipefail
 have() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
 
 packages=()
-# The linker for Rust, and the compiler for ring's assembler.
+# The linker for Rust, and the compiler for ring's assembler and, with make, for jemalloc.
 have cc || packages+=(gcc libc6-dev)
+have make || packages+=(make)
 # For the relay's second binlog reader, whose crate links OpenSSL: `make lint` builds all features, and
 # the tests compare both readers.
 have pkg-config || packages+=(pkg-config)

@@ -2,7 +2,7 @@
 # Stand-ins, from Debian's packages, for the images that docker-compose.yml names: for machines that
 # reach Debian and crates.io but no image registry. An image that is there already is left alone.
 #
-#   rust:1.95-slim-trixie   Debian 13, a C compiler, this machine's Rust and certificates
+#   rust:1.95-slim-trixie   Debian 13, a C compiler, make, this machine's Rust and certificates
 #   debian:trixie-slim      Debian 13
 #   mysql, rabbitmq, nginx, prometheus: Debian unstable, which has the versions of those tags
 set -euo pipefail
@@ -36,7 +36,7 @@ image() { # TAG: the Dockerfile is read from the standard input, its context is 
 }
 
 debian debian:trixie-slim trixie
-debian debian:trixie-build trixie gcc,libc6-dev,ca-certificates
+debian debian:trixie-build trixie gcc,libc6-dev,make,ca-certificates
 if ! have rust:1.95-slim-trixie; then
   echo 'rust:1.95-slim-trixie: the Rust of this machine'
   tar --directory "$(rustc --print sysroot)" --exclude=./share --create . |

@@ -21,9 +21,10 @@ use svc_kit::{migrate, signals, telemetry};
 use tokio_util::sync::CancellationToken;
 
 /// A message is a dozen small allocations that one thread makes and another frees, which glibc is slow at:
-/// a third of the relay's processor time. A backlog drains 5 % faster with this one (e2e/BENCHMARKS.md).
+/// a third of the relay's processor time. This one is fast at it and gives memory back once a backlog is
+/// drained (e2e/BENCHMARKS.md). Its settings are in `.cargo/config.toml`.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// For an operator's command to end well after the first signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(25);

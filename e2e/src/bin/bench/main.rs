@@ -41,7 +41,7 @@ use crate::{
 
 /// The relay's: what is raw shall not be slower for its allocator.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Measures raw limits and the product side by side; writes results.json and results.svg.
 #[derive(Parser)]
