@@ -22,8 +22,7 @@ const BACKLOG_MAX: f64 = 64.0;
 const TAILING_MAX: f64 = 113.0;
 /// What an allocator's moods may add from one million to the fifth.
 const GROWTH_MAX: f64 = 4.0;
-/// The allocator gives back what is free a second or more after it was freed, when it is next asked
-/// for something.
+/// The allocator gives back what is free a second or more after it was freed.
 const REST: Duration = Duration::from_secs(10);
 /// From one look at its memory to the next.
 const GLANCE: Duration = Duration::from_millis(50);
