@@ -17,19 +17,19 @@ help: ## Show the targets
 # The development profile: the tests share its artifacts, a release build with link-time
 # optimisation takes minutes longer on two cores, and 25 orders a second need none of it.
 demo: ## Run the whole path on private servers, break it, and print a ledger
-	@e2e/demo.sh
+	@crates/e2e/demo.sh
 
 test: ## Run all tests on real servers
-	@e2e/test.sh
+	@crates/e2e/test.sh
 
 test-ui: ## Drive the operators' page in a real browser, fuzz every HTTP contract; pictures: target/ui
-	@e2e/test-ui.sh
+	@crates/e2e/test-ui.sh
 
 test-long: ## Run the long forms of the fault tests (hours); their figures: target/long/figures.md
-	@e2e/test-long.sh
+	@crates/e2e/test-long.sh
 
 bench: ## Measure raw limits and the product side by side; writes target/bench/results.json and .svg
-	@e2e/bench.sh
+	@crates/e2e/bench.sh
 
 lint: ## Check format, lints, documentation, and dependency rules
 	cargo fmt --all --check
@@ -62,7 +62,7 @@ urls: ## Print the addresses of what `make up` started
 	@echo "Grafana         http://127.0.0.1:$${GRAFANA_PORT:-3000} (admin, deploy/secrets/grafana_admin_password)"
 
 test-up: ## Run docker-compose.yml, kill each container once, balance the books (root; not in CI)
-	@e2e/compose/run.sh
+	@crates/e2e/compose/run.sh
 
 down: ## Stop the containers; their data stays
 	docker compose down

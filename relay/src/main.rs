@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A message is a dozen small allocations that one thread makes and another frees, which glibc is slow at:
 /// a third of the relay's processor time. This one is fast at it and gives memory back once a backlog is
-/// drained (e2e/BENCHMARKS.md). Its settings are in `.cargo/config.toml`.
+/// drained (crates/e2e/BENCHMARKS.md). Its settings are in `.cargo/config.toml`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
