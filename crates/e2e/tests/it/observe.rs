@@ -106,7 +106,7 @@ fn label_names(line: &str) -> Vec<String> {
 fn tables() -> BTreeMap<String, BTreeMap<String, (String, BTreeSet<String>)>> {
     let mut tables: BTreeMap<String, BTreeMap<_, _>> = BTreeMap::new();
     let mut heading = String::new();
-    for line in text("METRICS.md").lines() {
+    for line in text("docs/METRICS.md").lines() {
         if let Some(title) = line.strip_prefix("## ") {
             title.clone_into(&mut heading);
         } else if let Some(row) = line.strip_prefix("| `") {
@@ -190,14 +190,14 @@ fn the_rules_fire_when_they_must_and_not_before() {
 fn every_alert_has_a_section_in_the_runbook_and_a_test_both_ways() {
     let rules = text("grafana/prometheus/rules.yml");
     let tests = text("grafana/prometheus/rules_test.yml");
-    let runbook = text("RUNBOOK.md");
+    let runbook = text("docs/RUNBOOK.md");
     let alerts = rules
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- alert: "));
     let alerts: Vec<&str> = alerts.collect();
     assert!(alerts.len() >= 14, "{alerts:?}");
     for alert in alerts {
-        let anchor = format!("RUNBOOK.md#{}", alert.to_lowercase());
+        let anchor = format!("docs/RUNBOOK.md#{}", alert.to_lowercase());
         assert!(rules.contains(&anchor), "{alert} names no section");
         let section = runbook.split(&format!("\n## {alert}\n")).nth(1);
         let section = section.unwrap_or_else(|| panic!("RUNBOOK.md has no section {alert}"));
