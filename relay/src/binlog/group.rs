@@ -6,8 +6,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use mysql_async::binlog::EventType;
 use mysql_async::binlog::events::{Event, QueryEvent, RotateEvent};
+use mysql_async::binlog::{EventFlags, EventType};
 use outbox::row::Row;
 
 use super::decode::Columns;
@@ -54,10 +54,13 @@ pub enum Doubt {
 /// What may hold on to more XA ids than this is not an application; the excess costs passes only.
 const FOREIGN_XA_MAX: usize = 4096;
 
-// Types of MariaDB that mysql_common has no name for.
+// Types that mysql_common has no name for.
+const MYSQL_HEARTBEAT_V2: u8 = 41;
 const MARIADB_GTID: u8 = 162;
 const MARIADB_QUERY_COMPRESSED: u8 = 165;
 const MARIADB_ROWS_COMPRESSED: std::ops::RangeInclusive<u8> = 166..=171;
+/// ANNOTATE_ROWS, BINLOG_CHECKPOINT, GTID_LIST, START_ENCRYPTION: they change no table.
+const MARIADB_HARMLESS: [u8; 4] = [160, 161, 163, 164];
 /// `FL_STANDALONE`: the group is one statement, without COMMIT.
 const MARIADB_STANDALONE: u8 = 1;
 
@@ -166,7 +169,10 @@ impl Grouper {
             return None;
         }
         use EventType as T;
-        match T::try_from(raw).unwrap_or(T::IGNORABLE_EVENT) {
+        let Ok(event_type) = T::try_from(raw) else {
+            return self.unknown(event);
+        };
+        match event_type {
             T::ROTATE_EVENT => self.rotate(event),
             T::GTID_EVENT | T::ANONYMOUS_GTID_EVENT | T::GTID_TAGGED_LOG_EVENT => {
                 return self.start(commit_time(event), false);
@@ -193,9 +199,29 @@ impl Grouper {
             T::EXECUTE_LOAD_QUERY_EVENT | T::BEGIN_LOAD_QUERY_EVENT => {
                 self.doubt(Doubt::Unvouched("LOAD DATA in STATEMENT format"));
             }
-            _ => {}
+            known if leaves_the_outbox(known) => {}
+            _ => return self.unknown(event),
         }
         None
+    }
+
+    /// An event of a type that a later server may have brought: it may carry rows of the outbox,
+    /// unless the server itself says that a reader may ignore it (`LOG_EVENT_IGNORABLE_F`).
+    /// MariaDB 12.3 splits large row events into type 172, for instance (MDEV-32570).
+    fn unknown(&mut self, event: &Event) -> Option<Group> {
+        let header = event.header();
+        let raw = header.event_type_raw();
+        let ignorable = header.flags().contains(EventFlags::LOG_EVENT_IGNORABLE_F);
+        // HEARTBEAT_V2 of MySQL 8.0.26 and later has no name in mysql_common.
+        if ignorable || raw == MYSQL_HEARTBEAT_V2 || MARIADB_HARMLESS.contains(&raw) {
+            return None;
+        }
+        let doubt = Doubt::Undecodable(format!("an event of the unknown type {raw}"));
+        if self.open.as_ref().is_some_and(|open| open.begun) {
+            self.doubt(doubt);
+            return None;
+        }
+        self.alone(doubt)
     }
 
     fn rotate(&mut self, event: &Event) {
@@ -380,4 +406,31 @@ impl Grouper {
         self.doubt(doubt);
         self.end()
     }
+}
+
+/// Types that change no table, and row events, which get here only when they are of another one.
+fn leaves_the_outbox(event_type: EventType) -> bool {
+    use EventType as T;
+    matches!(
+        event_type,
+        T::WRITE_ROWS_EVENT
+            | T::WRITE_ROWS_EVENT_V1
+            | T::UPDATE_ROWS_EVENT
+            | T::UPDATE_ROWS_EVENT_V1
+            | T::PARTIAL_UPDATE_ROWS_EVENT
+            | T::DELETE_ROWS_EVENT
+            | T::DELETE_ROWS_EVENT_V1
+            | T::STOP_EVENT
+            | T::SLAVE_EVENT
+            | T::INTVAR_EVENT
+            | T::RAND_EVENT
+            | T::USER_VAR_EVENT
+            | T::FORMAT_DESCRIPTION_EVENT
+            | T::HEARTBEAT_EVENT
+            | T::IGNORABLE_EVENT
+            | T::ROWS_QUERY_EVENT
+            | T::PREVIOUS_GTIDS_EVENT
+            | T::TRANSACTION_CONTEXT_EVENT
+            | T::VIEW_CHANGE_EVENT
+    )
 }

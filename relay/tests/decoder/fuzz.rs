@@ -22,6 +22,7 @@ pub(crate) const FIXTURES: [(&str, &[u8]); 2] = [
 ];
 
 const HEADER: usize = 19;
+const XID: u8 = 16;
 const TABLE_MAP: u8 = 19;
 const FORMAT_DESCRIPTION: u8 = 15;
 const COLUMNS: [&str; 16] = [
@@ -85,6 +86,25 @@ impl Corpus {
         let names = (self.schema.as_str(), "outbox");
         let from = Position::new("binlog.000001", 4);
         Grouper::new(names, columns, reader.library(), 1 << 20, from)
+    }
+
+    /// The same events, with one of this type and these flags before each XID event.
+    pub(crate) fn with_event_before_each_end(&self, kind: u8, flags: u16) -> Self {
+        let mut events = Vec::with_capacity(2 * self.events.len());
+        for event in &self.events {
+            if event[4] == XID {
+                let mut added = event.clone();
+                added[4] = kind;
+                added[17..19].copy_from_slice(&flags.to_le_bytes());
+                events.push(added);
+            }
+            events.push(event.clone());
+        }
+        Self {
+            format: self.format.clone(),
+            schema: self.schema.clone(),
+            events,
+        }
     }
 
     /// The groups as they were captured.

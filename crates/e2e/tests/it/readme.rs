@@ -96,9 +96,7 @@ fn the_commands_of_the_other_pages_are_there() {
     let docs = fs::read_dir(root().join("docs")).unwrap();
     let docs = docs.map(|entry| format!("docs/{}", entry.unwrap().file_name().display()));
     let pages = docs.filter(|page| page.ends_with(".md"));
-    let pages: Vec<String> = pages
-        .chain(["SECURITY.md".to_owned()])
-        .collect();
+    let pages: Vec<String> = pages.chain(["SECURITY.md".to_owned()]).collect();
     let mut tried = 0;
     for (_, words) in pages.iter().flat_map(|page| commands(page)) {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
