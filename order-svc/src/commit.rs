@@ -262,7 +262,7 @@ impl Committer {
             None => self.connect().await?,
         };
         let mut step = transact(&mut connection, wanted).await;
-        if reused && matches!(&step, Step::NotBegun(err) if classify(err) == Fault::Away) {
+        if reused && matches!(&step, Step::NotBegun(err) if classify(err) == Fault::Unavailable) {
             // The server dropped it while it was idle, or was restarted; nothing was written.
             connection = self.connect().await?;
             step = transact(&mut connection, wanted).await;
@@ -375,8 +375,8 @@ fn not_placed(err: &PlaceError) -> NotPlaced {
             tracing::error!(error = %err, "event can't be written");
             NotPlaced::Refused
         }
-        PlaceError::Database(err) if classify(err) == Fault::Other => {
-            tracing::error!(error = %err, "database refused a statement");
+        PlaceError::Database(err) if classify(err) == Fault::Data => {
+            tracing::error!(error = %err, "database refused the values of an order");
             NotPlaced::Refused
         }
         PlaceError::Database(err) => {

@@ -4,7 +4,7 @@ use outbox::event::{self, Event, WriteError};
 use outbox::row::OutboxStatus;
 use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{AssertSqlSafe, FromRow, MySql, MySqlPool, Transaction};
-use svc_kit::database::{Fault, classify};
+use svc_kit::database::{Fault, classify, is_answer};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -52,7 +52,13 @@ impl PlaceError {
     pub fn may_be_one_orders(&self) -> bool {
         match self {
             Self::Event(_) => true,
-            Self::Database(err) => matches!(classify(err), Fault::Other | Fault::Busy),
+            // What the database says of a batch, such as that it took too long, it may not say of
+            // the orders one by one.
+            Self::Database(err) => match classify(err) {
+                Fault::Data | Fault::Busy => true,
+                Fault::Unavailable => is_answer(err),
+                Fault::Misconfigured(_) | Fault::ReadOnly | Fault::MissingTable => false,
+            },
             Self::Unknown(_) => false,
         }
     }
@@ -78,7 +84,7 @@ impl PlaceError {
     pub fn must_reconnect(&self) -> bool {
         match self {
             Self::Event(_) => false,
-            Self::Database(err) => matches!(classify(err), Fault::Away | Fault::ReadOnly),
+            Self::Database(err) => matches!(classify(err), Fault::Unavailable | Fault::ReadOnly),
             Self::Unknown(_) => true,
         }
     }

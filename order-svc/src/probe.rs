@@ -80,6 +80,6 @@ fn explain(err: &sqlx::Error) -> String {
     match classify(err) {
         Fault::Misconfigured(config) => config.to_string(),
         Fault::MissingTable => format!("{err}; run `order-svc migrate`"),
-        Fault::Away | Fault::ReadOnly | Fault::Busy | Fault::Other => err.to_string(),
+        Fault::Unavailable | Fault::ReadOnly | Fault::Busy | Fault::Data => err.to_string(),
     }
 }

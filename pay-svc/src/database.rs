@@ -11,7 +11,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{MySql, MySqlPool};
 use svc_kit::admin::Readiness;
 use svc_kit::backoff::Backoff;
-use svc_kit::database::{DatabaseUrl, Fault, classify};
+use svc_kit::database::{DatabaseUrl, Fault, classify, is_answer};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -73,11 +73,13 @@ impl Database {
         let _closed = self.up.subscribe().wait_for(|up| !up).await.is_err();
     }
 
-    /// Tells that a statement failed. Faults of a single statement are not the database's.
+    /// Tells that a statement failed. Faults of its values, and locks, are not the database's.
     pub fn suspect(&self, err: &sqlx::Error) {
         match classify(err) {
-            Fault::Busy | Fault::Other => {}
-            Fault::Away | Fault::ReadOnly | Fault::MissingTable | Fault::Misconfigured(_) => {
+            Fault::Busy | Fault::Data => {}
+            // A server that answers may do all else: the look says whether it can be worked with.
+            _ if is_answer(err) => self.suspected.notify_one(),
+            _ => {
                 self.mark_down(&err.to_string());
                 self.suspected.notify_one();
             }
@@ -166,6 +168,6 @@ fn explain(err: &sqlx::Error) -> String {
     match classify(err) {
         Fault::Misconfigured(config) => config.to_string(),
         Fault::MissingTable => format!("{err}; run `pay-svc migrate`"),
-        Fault::Away | Fault::ReadOnly | Fault::Busy | Fault::Other => err.to_string(),
+        Fault::Unavailable | Fault::ReadOnly | Fault::Busy | Fault::Data => err.to_string(),
     }
 }

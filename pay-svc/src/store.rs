@@ -87,7 +87,7 @@ impl Store {
         };
         let spans = trace::receiving(&batch);
         let (claims, lease) = match self.commit(&mut batch, wanted).await {
-            Err(StoreError::Database(err)) if matches!(classify(&err), Fault::Other) => {
+            Err(StoreError::Database(err)) if matches!(classify(&err), Fault::Data) => {
                 tracing::warn!(error = %err, messages = batch.len(), "batch refused, storing one by one");
                 (self.one_by_one(&mut batch).await?, None)
             }
@@ -134,7 +134,7 @@ impl Store {
         for index in 0..batch.len() {
             let one = &mut batch[index..=index];
             let (claim, _) = match self.commit(one, Beside::Nothing).await {
-                Err(StoreError::Database(err)) if matches!(classify(&err), Fault::Other) => {
+                Err(StoreError::Database(err)) if matches!(classify(&err), Fault::Data) => {
                     let id = one[0].message_id.as_str();
                     tracing::warn!(error = %err, message_id = id, "message refused, storing its beginning");
                     one[0].truncate(LAST_RESORT_BYTES);

@@ -273,14 +273,14 @@ impl Worker {
     /// Writes a group; when the database refuses it, each alone, so that one can't hold up others.
     async fn write(&self, lease: &Lease, group: Vec<Settlement>) -> Result<(), WorkError> {
         match self.settle(lease, &group).await {
-            Err(WorkError::Database(err)) if matches!(classify(&err), Fault::Other) => {
+            Err(WorkError::Database(err)) if matches!(classify(&err), Fault::Data) => {
                 tracing::warn!(error = %err, messages = group.len(), "group refused, settling one by one");
             }
             outcome => return outcome,
         }
         for settlement in group {
             match self.settle(lease, std::slice::from_ref(&settlement)).await {
-                Err(WorkError::Database(err)) if matches!(classify(&err), Fault::Other) => {
+                Err(WorkError::Database(err)) if matches!(classify(&err), Fault::Data) => {
                     let verdict =
                         self.failed(&settlement.due, Class::Settle, err.to_string(), None);
                     let refused = [Settlement {
@@ -310,7 +310,7 @@ impl Worker {
                 Err(err) => err,
             };
             let lasting = match &err {
-                WorkError::Database(err) => matches!(classify(err), Fault::Other),
+                WorkError::Database(err) => matches!(classify(err), Fault::Data),
                 WorkError::Silent => false,
             };
             if lasting || Instant::now() >= lease.expires {

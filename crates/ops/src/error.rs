@@ -48,8 +48,8 @@ impl Error {
     pub fn problem(&self) -> Problem {
         match self {
             Self::Database(err) => match classify(err) {
-                Fault::Other => {
-                    tracing::error!(error = %err, "database refused a statement of the console");
+                Fault::Data => {
+                    tracing::error!(error = %err, "database refused values of the console");
                     internal()
                 }
                 Fault::MissingTable => {
@@ -60,7 +60,7 @@ impl Error {
                     tracing::warn!(error = %err, mend = wrong.mend, "a right is missing");
                     unavailable("the service's database account lacks a right; its log says which")
                 }
-                Fault::Away | Fault::ReadOnly | Fault::Busy => {
+                Fault::Unavailable | Fault::ReadOnly | Fault::Busy => {
                     tracing::warn!(error = %err, "database can't be used by the console");
                     unavailable("try again")
                 }

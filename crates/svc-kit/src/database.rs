@@ -8,5 +8,5 @@ mod session;
 mod url;
 
 pub use contact::{first_contact, first_contact_telling};
-pub use fault::{Fault, classify};
+pub use fault::{Fault, classify, is_answer};
 pub use url::{DatabaseUrl, Tls};

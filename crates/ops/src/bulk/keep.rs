@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Executor as _, MySqlConnection, Row as _};
 use svc_kit::admin::Readiness;
-use svc_kit::database::{Fault, classify};
+use svc_kit::database::{Fault, classify, is_answer};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -117,13 +117,13 @@ impl Keeper {
 fn passes(err: &Error) -> bool {
     match err {
         Error::Database(err) => {
-            matches!(classify(err), Fault::Away | Fault::ReadOnly | Fault::Busy)
+            !is_answer(err) || matches!(classify(err), Fault::ReadOnly | Fault::Busy)
         }
         _ => matches!(err, Error::Silent),
     }
 }
 
-/// What a person must mend, if it is that.
+/// What is wrong with the tables of bulks, if it is that.
 fn known(err: &Error) -> Option<String> {
     let Error::Database(err) = err else {
         return None;
@@ -132,7 +132,10 @@ fn known(err: &Error) -> Option<String> {
         Fault::MissingTable | Fault::Misconfigured(_) => Some(format!(
             "{err}: migrate, and grant the rights that README lists"
         )),
-        Fault::Away | Fault::ReadOnly | Fault::Busy | Fault::Other => None,
+        Fault::Unavailable | Fault::Data if is_answer(err) => Some(format!(
+            "{err}: tried again until the tables of bulks can be used"
+        )),
+        Fault::Unavailable | Fault::ReadOnly | Fault::Busy | Fault::Data => None,
     }
 }
 

@@ -44,11 +44,11 @@ pub async fn in_own_task_within<T: Send + 'static>(
     }
 }
 
-/// 503 for what passes or an operator mends, 500 for a statement of ours that is refused.
+/// 503 for what passes or an operator fixes, 500 for values that the database never takes.
 #[must_use]
 pub fn database_problem(err: &sqlx::Error) -> Problem {
     match classify(err) {
-        Fault::Away
+        Fault::Unavailable
         | Fault::ReadOnly
         | Fault::Busy
         | Fault::MissingTable
@@ -56,8 +56,8 @@ pub fn database_problem(err: &sqlx::Error) -> Problem {
             tracing::warn!(error = %err, "database can't be used");
             unavailable()
         }
-        Fault::Other => {
-            tracing::error!(error = %err, "database refused a statement");
+        Fault::Data => {
+            tracing::error!(error = %err, "database refused the values of a statement");
             internal()
         }
     }

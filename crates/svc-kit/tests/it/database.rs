@@ -73,7 +73,7 @@ async fn first_contact_waits_for_a_server_that_is_down() {
         svc_kit::tasks::unit(async move { first_contact(&url, &stop).await })
     };
     let err = url.connect().await.unwrap_err();
-    assert_eq!(classify(&err), Fault::Away, "{err}");
+    assert_eq!(classify(&err), Fault::Unavailable, "{err}");
     assert!(!waiting.is_finished());
     stop.cancel();
     waiting.await.unwrap().unwrap();
@@ -95,7 +95,7 @@ async fn a_server_that_hangs_is_away_after_five_seconds() {
     let begun = tokio::time::Instant::now();
     let err = url.connect().await.unwrap_err();
     server.resume().unwrap();
-    assert_eq!(classify(&err), Fault::Away, "{err}");
+    assert_eq!(classify(&err), Fault::Unavailable, "{err}");
     assert!(
         begun.elapsed() < Duration::from_secs(10),
         "{:?}",
@@ -212,7 +212,7 @@ async fn errors_of_real_servers_are_whose_failure_they_are() {
             .execute("INSERT INTO t VALUES (1, 0)")
             .await
             .unwrap_err();
-        assert_eq!(classify(&err), Fault::Other, "{flavor:?}: {err}");
+        assert_eq!(classify(&err), Fault::Unavailable, "{flavor:?}: {err}");
 
         connection
             .execute("START TRANSACTION READ ONLY")
@@ -255,7 +255,7 @@ async fn errors_of_real_servers_are_whose_failure_they_are() {
             },
         )
         .await;
-        assert_eq!(fault, Fault::Away, "{flavor:?}");
+        assert_eq!(fault, Fault::Unavailable, "{flavor:?}");
     }
 }
 
