@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use svc_kit::amqp::{Amqp, AmqpArgs};
 use svc_kit::boot::ConfigError;
 use svc_kit::database::DatabaseUrl;
+use svc_kit::migrate::Set;
 use svc_kit::ops::Tokens;
 use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
 use svc_kit::telemetry::{LogArgs, LogFormat};
@@ -172,6 +173,10 @@ impl ops::cli::Source for ParkedArgs {
     fn resolve(&self) -> Result<(ops::Table, DatabaseUrl, Duration), ConfigError> {
         let lease = self.provider_timeout + worker::SETTLE_TIME;
         Ok((ops::Table::Inbox, self.database.resolve()?, lease))
+    }
+
+    fn sets(&self) -> Result<Vec<Set>, ConfigError> {
+        Ok(crate::service::migrations())
     }
 }
 

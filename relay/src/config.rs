@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use svc_kit::amqp::{Amqp, AmqpArgs};
 use svc_kit::boot::ConfigError;
 use svc_kit::database::DatabaseUrl;
+use svc_kit::migrate::{Set, check_own};
 use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
 use svc_kit::telemetry::LogFormat;
 
@@ -133,6 +134,22 @@ pub struct OutboxTable {
 }
 
 impl OutboxTable {
+    /// The migrations of an outbox of this name, which is a checked one.
+    #[must_use]
+    pub fn set(name: &str) -> Set {
+        let migrations = outbox::migrations_for(name);
+        let migrations = migrations.expect("a checked name is one that migrations can have");
+        Set::new(name.to_owned(), migrations).set_by("RELAY_OUTBOX_TABLE")
+    }
+
+    /// Refuses tables that are there and somebody else's, before a command looks into them.
+    ///
+    /// # Errors
+    /// What differs and what to do.
+    pub async fn check_own(&self) -> Result<(), ConfigError> {
+        check_own(&self.url, &[Self::set(&self.name)]).await
+    }
+
     /// As the operators' core calls it.
     #[must_use]
     pub fn for_ops(&self) -> Table {
@@ -191,7 +208,10 @@ impl TableArgs {
     /// The field, what is wrong with it and the mend.
     pub fn checked_name(&self) -> Result<&str, ConfigError> {
         let name = self.outbox_table.as_str();
-        let fits = (1..=48).contains(&name.len())
+        // Every outbox of a database shares this one.
+        let shared = name.eq_ignore_ascii_case("operator_actions");
+        let fits = !shared
+            && (1..=48).contains(&name.len())
             && name
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
@@ -201,7 +221,8 @@ impl TableArgs {
         Err(ConfigError::new(
             "RELAY_OUTBOX_TABLE",
             format!("{name:?} is not a table name the relay can use"),
-            "use 1 to 48 letters, digits and underscores; the database is in DATABASE_URL",
+            "use 1 to 48 letters, digits and underscores, and not operator_actions; the database is in \
+             DATABASE_URL",
         ))
     }
 
@@ -226,6 +247,10 @@ impl ::ops::cli::Source for TableArgs {
     fn resolve(&self) -> Result<(Table, DatabaseUrl, Duration), ConfigError> {
         let OutboxTable { url, name } = Self::resolve(self)?;
         Ok((Table::Outbox { name }, url, Duration::ZERO))
+    }
+
+    fn sets(&self) -> Result<Vec<Set>, ConfigError> {
+        Ok(vec![OutboxTable::set(self.checked_name()?)])
     }
 }
 

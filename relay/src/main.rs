@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use prometheus::Registry;
-use relay::config::{RunArgs, TableArgs};
+use relay::config::{OutboxTable, RunArgs, TableArgs};
 use relay::ops;
 use relay::ops::audit::AuditArgs;
 use relay::ops::check::{self, State};
@@ -144,7 +144,10 @@ fn check(args: RunArgs) -> anyhow::Result<Exit> {
 fn status(args: &StatusArgs) -> anyhow::Result<Exit> {
     telemetry::init(args.table.log_format);
     let (table, admin) = args.resolve()?;
-    let status = boot::block_on(async { anyhow::Ok(ops::status::ask(&table, admin).await) })?;
+    let status = boot::block_on(async {
+        table.check_own().await?;
+        anyhow::Ok(ops::status::ask(&table, admin).await)
+    })?;
     let mut out = std::io::stdout().lock();
     if args.json {
         serde_json::to_writer_pretty(&mut out, &status)?;
@@ -206,7 +209,10 @@ fn act(
 ) -> anyhow::Result<Exit> {
     telemetry::init(table.log_format);
     let action = action?;
-    let told = boot::block_on(change(&action))?;
+    let told = boot::block_on(async {
+        action.table.check_own().await?;
+        change(&action).await
+    })?;
     writeln!(std::io::stdout().lock(), "{told}")?;
     Ok(Exit::Drained)
 }
@@ -214,10 +220,7 @@ fn act(
 fn migrate(table: &TableArgs, print: bool) -> anyhow::Result<Exit> {
     telemetry::init(table.log_format);
     let name = table.checked_name()?;
-    let sets = [migrate::Set::new(
-        name.to_owned(),
-        outbox::migrations_for(name)?,
-    )];
+    let sets = [OutboxTable::set(name)];
     if print {
         migrate::print(&sets, &mut std::io::stdout().lock())?;
         return Ok(Exit::Drained);

@@ -9,4 +9,5 @@ mod url;
 
 pub use contact::{first_contact, first_contact_telling};
 pub use fault::{Fault, classify, is_answer};
+pub use session::SESSION;
 pub use url::{DatabaseUrl, Tls};

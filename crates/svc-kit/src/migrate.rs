@@ -8,7 +8,11 @@ use sqlx::migrate::{Migrate as _, Migrator};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{Connection as _, migrate};
 
+use crate::boot::ConfigError;
 use crate::database::DatabaseUrl;
+
+mod own;
+pub use own::{check_own, foreign};
 
 /// Longest wait for another process that migrates the same set, in seconds.
 const LOCK_SECONDS: u32 = 60;
@@ -20,6 +24,8 @@ pub struct Set {
     pub name: Cow<'static, str>,
     /// The migrations, one statement each.
     pub migrator: Migrator,
+    /// The setting that leads to its tables.
+    pub setting: Cow<'static, str>,
 }
 
 impl Set {
@@ -29,7 +35,15 @@ impl Set {
         Self {
             name: name.into(),
             migrator,
+            setting: "DATABASE_URL".into(),
         }
+    }
+
+    /// Names the setting that leads to its tables, where it is not `DATABASE_URL` alone.
+    #[must_use]
+    pub fn set_by(mut self, setting: &'static str) -> Self {
+        self.setting = setting.into();
+        self
     }
 
     fn tracking_table(&self) -> String {
@@ -58,6 +72,9 @@ pub enum MigrateError {
         #[source]
         source: sqlx::Error,
     },
+    /// A table of one of these names is somebody else's. Nothing was changed.
+    #[error(transparent)]
+    Foreign(ConfigError),
     /// Another process has been at it all the time.
     #[error("another process has been migrating {set} for {LOCK_SECONDS} s; try again")]
     Locked {
@@ -101,6 +118,10 @@ pub async fn run(url: &DatabaseUrl, sets: &[Set]) -> Result<Applied, MigrateErro
         source,
     };
     let mut connection = url.connect().await.map_err(connect)?;
+    // All sets before the first statement: a refusal must leave nothing half made.
+    if let Some(foreign) = foreign(&mut connection, sets).await.map_err(connect)? {
+        return Err(MigrateError::Foreign(foreign));
+    }
     let mut applied = Applied::default();
     for set in sets {
         lock(&mut connection, set).await?;

@@ -10,7 +10,7 @@ use mysql_async::{
 };
 use rustls::RootCertStore;
 use secrecy::ExposeSecret;
-use svc_kit::database::{DatabaseUrl, Tls};
+use svc_kit::database::{DatabaseUrl, SESSION, Tls};
 
 use super::position::Position;
 use crate::server::{IDENTITY, ServerId};
@@ -35,6 +35,7 @@ pub async fn open(
 ) -> Result<BinlogStream, Error> {
     let opening = async {
         let mut connection = connect(url).await?;
+        connection.query_drop(SESSION).await?;
         if let Some(expected) = server {
             let found = ServerId::new(connection.query(IDENTITY).await?);
             let elsewhere = found.must_be(expected, "binlog");

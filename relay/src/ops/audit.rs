@@ -123,6 +123,7 @@ impl Audit {
     /// # Errors
     /// One of the databases could not be asked.
     pub async fn run(&self) -> anyhow::Result<Ledger> {
+        self.table.check_own().await?;
         let outbox = self.table.url.connect().await;
         let outbox = outbox.with_context(|| format!("the outbox at {}", self.table.url))?;
         let inbox = self.inbox.connect().await;

@@ -4,10 +4,10 @@ use ::ops::bulk;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Executor, Row};
 use svc_kit::database::{Fault, classify};
+use svc_kit::migrate::foreign;
 
 use super::check::{Condition, State};
 use crate::binlog::connect;
-use crate::binlog::decode::Columns;
 use crate::config::{Config, Mode, OutboxTable};
 use crate::pauses::{self, Pauses};
 use crate::table::Queries;
@@ -38,32 +38,15 @@ const MIGRATE: &str = "run `relay migrate`, or `relay migrate --print` and apply
 
 async fn tables(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {
     let name = "tables";
-    let columns: Result<Vec<String>, _> = sqlx::query_scalar(
-        "SELECT CAST(COLUMN_NAME AS CHAR) FROM information_schema.COLUMNS \
-         WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = ? ORDER BY ORDINAL_POSITION",
-    )
-    .bind(&table.name)
-    .fetch_all(&mut *connection)
-    .await;
-    let columns = match columns {
-        Ok(columns) if columns.is_empty() => {
-            let missing = format!("there is no table {}.{}", table.url.database(), table.name);
-            return Condition::not(State::Wait, name, missing, MIGRATE);
+    match foreign(connection, &[OutboxTable::set(&table.name)]).await {
+        Ok(None) => {}
+        Ok(Some(wrong)) => {
+            return Condition::not(State::Wrong, name, wrong.problem, wrong.mend);
         }
-        Ok(columns) => columns,
-        Err(err) => {
-            return Condition::not(State::Wait, name, err.to_string(), "see the server's log");
-        }
-    };
-    if let Err(problem) = Columns::locate(&columns) {
-        return Condition::not(
-            State::Wrong,
-            name,
-            problem,
-            "add the column: `relay migrate --print` shows the table",
-        );
+        Err(err) => return denied(name, &err, &table.name),
     }
     for companion in [
+        table.name.clone(),
         format!("{}_fence", table.name),
         format!("{}_attempts", table.name),
         "operator_actions".into(),
@@ -83,12 +66,8 @@ async fn tables(connection: &mut MySqlConnection, table: &OutboxTable) -> Condit
             }
             Ok(_) => {}
             Err(err) if classify(&err) == Fault::MissingTable => {
-                return Condition::not(
-                    State::Wait,
-                    name,
-                    format!("there is no table {companion}"),
-                    MIGRATE,
-                );
+                let missing = format!("there is no table {}.{companion}", table.url.database());
+                return Condition::not(State::Wait, name, missing, MIGRATE);
             }
             Err(err) => return denied(name, &err, &companion),
         }

@@ -160,6 +160,7 @@ impl Replay {
     /// Before anything was sent: the database's and the broker's. What stops it later is in the
     /// report.
     pub async fn run(&self, stop: &Shutdown) -> anyhow::Result<Report> {
+        self.table.check_own().await?;
         let mut connection = self.table.url.connect().await?;
         let queries = Queries::discover(&mut connection, &self.table).await?;
         let mut reader = read::Reader::new(connection, queries).await?;

@@ -19,4 +19,5 @@ mod path;
 mod poison;
 mod reset;
 mod routes;
+mod strangers;
 mod transactions;

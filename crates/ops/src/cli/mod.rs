@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use svc_kit::boot::ConfigError;
 use svc_kit::database::DatabaseUrl;
+use svc_kit::migrate::Set;
 use svc_kit::telemetry::LogFormat;
 
 pub use args::{BulkVerb, Verb};
@@ -27,6 +28,12 @@ pub trait Source: clap::Args + std::fmt::Debug {
     /// # Errors
     /// A setting that can't work.
     fn resolve(&self) -> Result<(Table, DatabaseUrl, Duration), ConfigError>;
+
+    /// The migrations of these tables: what they do not create is not touched.
+    ///
+    /// # Errors
+    /// A setting that can't work.
+    fn sets(&self) -> Result<Vec<Set>, ConfigError>;
 }
 
 /// The user who called sudo comes before the one that sudo made of him.

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 
 use serde::Serialize;
 use svc_kit::boot::{ConfigError, Exit, block_on};
+use svc_kit::migrate::check_own;
 use svc_kit::telemetry;
 
 use super::Source;
@@ -126,8 +127,10 @@ fn told_by<S: Source, V: clap::Args>(
 ) -> anyhow::Result<Exit> {
     telemetry::init(with.source.log_format());
     let (table, url, lease) = with.source.resolve()?;
+    let sets = with.source.sets()?;
     let settings = Settings { lease, ..settings };
     let (text, exit) = block_on(async {
+        check_own(&url, &sets).await?;
         let console = Console::new(table, url, settings);
         work(&console, &with.verb).await.map_err(wrong_usage)
     })?;

@@ -18,12 +18,31 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// is prepared in memory, up to 16,382 for all connections together.
 const PREPARED_STATEMENTS: usize = 64;
 
-/// The session sets its own `sql_mode`: a server's lax one would cut texts and let zero dates in, a
-/// server's strange one would read our SQL differently, and with `autocommit=0` of the server's nothing
-/// outside a transaction would ever be committed. READ COMMITTED takes no gap locks; the
-/// statement is the one spelling that both MySQL and MariaDB 10.11 know.
-const SET_UP: &str = "SET autocommit = 1, time_zone = '+00:00', sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION'; \
-                      SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
+/// Everything that statements of this project rely on and that a server's global variables may set
+/// otherwise. Each is a variable that any account may set on MySQL 8 and MariaDB 10.6 and later; the
+/// comments are run by one of the two alone.
+///
+/// Without it: a lax `sql_mode` cuts texts and lets zero dates in; `autocommit = 0` never commits a
+/// statement outside a transaction; `sql_safe_updates` refuses an UPDATE without a key (1175);
+/// `sql_select_limit` cuts results; `sql_big_selects = 0` refuses joins (1104); a time limit ends what
+/// is slow (1969, 3024); `completion_type` ends the connection with a COMMIT; a read-only default
+/// refuses every write (1792); without `unique_checks` two rows of one message id can be stored;
+/// `net_write_timeout` ends a binlog stream whose reader is slow; a small `range_optimizer_max_mem_size`
+/// makes a list of ids a scan of the table. READ COMMITTED takes no gap locks.
+///
+/// sqlx and the driver of the binlog send the rest by themselves: `SET NAMES utf8mb4`.
+pub const SESSION: &str = "\
+    SET autocommit = 1, completion_type = 0, \
+    time_zone = '+00:00', sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION', \
+    sql_safe_updates = 0, sql_auto_is_null = 0, sql_big_selects = 1, \
+    sql_select_limit = 18446744073709551615, group_concat_max_len = 1048576, \
+    foreign_key_checks = 1, unique_checks = 1, default_storage_engine = InnoDB, \
+    innodb_lock_wait_timeout = 50, lock_wait_timeout = 86400, \
+    net_read_timeout = 30, net_write_timeout = 60, \
+    /*!80000 max_execution_time = 0, range_optimizer_max_mem_size = 0, big_tables = 0, */ \
+    /*M! max_statement_time = 0, idle_transaction_timeout = 0, idle_write_transaction_timeout = 0, */ \
+    sql_warnings = 0; \
+    SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
 
 impl DatabaseUrl {
     /// Options for connections that sqlx opens itself: UTC, utf8mb4, statements not logged.
@@ -98,6 +117,6 @@ impl DatabaseUrl {
 
 async fn set_up(connection: &mut MySqlConnection, port: u16) -> Result<(), sqlx::Error> {
     make_prompt(port);
-    connection.execute(SET_UP).await?;
+    connection.execute(SESSION).await?;
     Ok(())
 }
