@@ -1,6 +1,6 @@
 # All set-up is done by the targets themselves: on Debian and Ubuntu they install what is missing.
 # Settings come from the command line or the environment, and make hands on both by itself:
-# DB ORDERS RATE KEEP REQUIRE_MYSQL QUICK ONLY ROUNDS.
+# DB ORDERS RATE KEEP REQUIRE_MYSQL QUICK ONLY ROUNDS FAST.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,6 +13,7 @@ help: ## Show the targets
 	@echo 'demo:  DB=mariadb|mysql  ORDERS=500  RATE=25 (orders a second)  KEEP=1 (run until Ctrl-C)'
 	@echo 'bench: QUICK=1 (MariaDB, smaller, within 8 minutes)  ONLY=key,key  DB=mariadb|mysql  ROUNDS=5'
 	@echo 'test:  REQUIRE_MYSQL=1 makes a missing MySQL an error'
+	@echo 'test-up: FAST=1 (the form of CI: the programs of this machine, no kills; a few minutes)'
 
 # The development profile: the tests share its artifacts, a release build with link-time
 # optimisation takes minutes longer on two cores, and 25 orders a second need none of it.
@@ -44,7 +45,8 @@ lint: ## Check format, lints, documentation, and dependency rules
 
 up: ## Start everything in containers (docker compose)
 	sh deploy/secrets.sh
-	docker compose up --build --detach --wait
+	docker compose up --build --detach --wait || \
+	  { docker compose logs --no-log-prefix --tail 30 mysql migrate-orders migrate-payments; exit 1; }
 	@$(MAKE) --no-print-directory urls
 
 urls: ## Print the addresses of what `make up` started
@@ -61,7 +63,7 @@ urls: ## Print the addresses of what `make up` started
 	@echo "RabbitMQ        http://127.0.0.1:$${RABBITMQ_PORT:-15672} (admin, deploy/secrets/rabbitmq_admin_password)"
 	@echo "Grafana         http://127.0.0.1:$${GRAFANA_PORT:-3000} (admin, deploy/secrets/grafana_admin_password)"
 
-test-up: ## Run docker-compose.yml, kill each container once, balance the books (root; not in CI)
+test-up: ## Run docker-compose.yml, kill each container once, balance the books (root)
 	@crates/e2e/compose/run.sh
 
 down: ## Stop the containers; their data stays

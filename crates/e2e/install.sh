@@ -21,7 +21,7 @@ compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || packages+=(lib
 # For the examples of docs/writing-events.md.
 /usr/bin/python3 -c 'import pymysql, cryptography' 2>/dev/null ||
   packages+=(python3-pymysql python3-cryptography)
-/usr/bin/php -m 2>/dev/null | grep -q pdo_mysql || packages+=(php-cli php-mysql)
+/usr/bin/php -r 'exit((int) !extension_loaded("pdo_mysql"));' 2>/dev/null || packages+=(php-cli php-mysql)
 # The dashboards' expressions and the alert rules are tried on a real one.
 have prometheus && have promtool || packages+=(prometheus)
 # For real MySQL, which Debian's stable releases do not carry.

@@ -1,7 +1,9 @@
 -- Databases, accounts and least rights, for a server that holds both databases.
 --
--- The accounts are made locked; passwords.sh beside this file gives each its password. A DBA who
+-- The accounts are made locked; first-start.sh beside this file gives each its password. A DBA who
 -- runs this by hand does the same: ALTER USER … IDENTIFIED BY '…' ACCOUNT UNLOCK.
+--
+-- On MariaDB, write BINLOG ADMIN for SESSION_VARIABLES_ADMIN; the rest is the same.
 --
 -- A right on one table can be given before the table exists only together with CREATE on it, so
 -- each such GRANT names CREATE and the REVOKE after it takes that back. After a migration has made
@@ -33,7 +35,7 @@ GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'relay'@'%';
 GRANT SESSION_VARIABLES_ADMIN ON *.* TO 'relay'@'%';
 -- INSERT is for the canary (RELAY_CANARY_INTERVAL) and for `relay parked edit`.
 GRANT CREATE, SELECT, UPDATE, DELETE ON orders.outbox TO 'relay'@'%';
-GRANT INSERT ON orders.outbox TO 'relay'@'%';
+GRANT CREATE, INSERT ON orders.outbox TO 'relay'@'%';
 GRANT CREATE, SELECT, UPDATE ON orders.outbox_fence TO 'relay'@'%';
 GRANT CREATE, SELECT, INSERT ON orders.outbox_attempts TO 'relay'@'%';
 -- INSERT and DELETE are for `relay pause` and `relay resume` with this account.

@@ -1,36 +1,77 @@
+# shellcheck shell=bash disable=SC2034
 # Sourced: sees to it that `docker compose` works, with an engine of its own if none answers.
+# Ends with 75 where this machine can't run an engine at all: a caller may skip what needs one.
 as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
+can_not() { echo "error: no Docker engine runs here: $*" >&2; exit 75; }
 
-if ! docker version >/dev/null 2>&1; then
+start_engine() {
+  [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null || can_not 'that needs root, and there is no sudo'
   if ! command -v dockerd >/dev/null; then
+    command -v apt-get >/dev/null || can_not 'this is neither Debian nor Ubuntu: start one, then run this again'
+    echo 'installing the Docker engine'
     as_root apt-get update -qq
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-      docker.io debootstrap iptables curl
+      docker.io debootstrap iptables curl >/dev/null
   fi
   export DOCKER_HOST=unix:///var/run/outbox-docker.sock
-  if ! docker version >/dev/null 2>&1; then
-    echo 'starting a Docker engine'
-    as_root setsid dockerd --host "$DOCKER_HOST" --data-root /var/lib/outbox-docker \
-      --exec-root /var/run/outbox-docker --pidfile /var/run/outbox-docker.pid \
-      >/var/log/outbox-docker.log 2>&1 &
-    for _ in $(seq 60); do
-      ! docker version >/dev/null 2>&1 || break
-      sleep 0.5
-    done
-  fi
-fi
-# Debian 12 has neither compose nor buildx; the programs of Debian unstable run on it.
-for plugin in compose buildx; do
-  docker "$plugin" version >/dev/null 2>&1 && continue
+  docker version >/dev/null 2>&1 && return
+  echo 'starting a Docker engine (its log: /var/log/outbox-docker.log)'
+  as_root setsid dockerd --host "$DOCKER_HOST" --data-root /var/lib/outbox-docker \
+    --exec-root /var/run/outbox-docker --pidfile /var/run/outbox-docker.pid \
+    >/var/log/outbox-docker.log 2>&1 &
+  engine=$!
+  engine_of_this_run=1
+  for _ in $(seq 120); do
+    ! docker version >/dev/null 2>&1 || return 0
+    # Without the right or the kernel for it, it ends at once.
+    kill -0 "$engine" 2>/dev/null || break
+    sleep 0.5
+  done
+  tail -n 5 /var/log/outbox-docker.log >&2
+  can_not 'the lines above are its last ones'
+}
+
+stop_engine() {
+  local pid
+  pid=$(cat /var/run/outbox-docker.pid 2>/dev/null) || return 0
+  as_root kill "$pid"
+  # Its containers are gone by now; the next run finds its images.
+  for _ in $(seq 60); do
+    as_root kill -0 "$pid" 2>/dev/null || return 0
+    sleep 0.5
+  done
+}
+
+# Debian 12 has neither compose nor buildx; the programs of Debian 13 run on it.
+fetch_plugins() { # NAME…
+  local mirror work plugin
   . crates/e2e/compose/mirror.sh
-  file=$(curl --silent --fail "$mirror/dists/sid/main/binary-amd64/Packages.xz" | xz --decompress |
-    awk -v package="docker-$plugin" '$0 == "Package: " package { found = 1 }
-      found && /^Filename:/ { print $2; exit }')
-  curl --silent --fail --output "/tmp/docker-$plugin.deb" "$mirror/$file"
-  dpkg-deb --fsys-tarfile "/tmp/docker-$plugin.deb" |
-    tar --extract --to-stdout "./usr/libexec/docker/cli-plugins/docker-$plugin" \
-      >"/tmp/docker-$plugin"
-  mkdir -p ~/.docker/cli-plugins
-  install "/tmp/docker-$plugin" ~/.docker/cli-plugins/
-  rm "/tmp/docker-$plugin.deb" "/tmp/docker-$plugin"
+  [ -n "$mirror" ] || can_not "docker has no plugins $*, and apt uses no Debian archive that has them"
+  work=$(mktemp -d)
+  chmod 755 "$work"
+  mkdir -p "$work/lists/partial" ~/.docker/cli-plugins
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" \
+    >"$work/sources.list"
+  apt_of_trixie() {
+    (cd "$work" && apt-get -qq -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=- \
+      -o "Dir::State::Lists=$work/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= \
+      -o APT::Sandbox::User=root "$@")
+  }
+  apt_of_trixie update
+  apt_of_trixie download "${@/#/docker-}"
+  for plugin in "$@"; do
+    dpkg-deb --extract "$work/docker-${plugin}_"*.deb "$work/$plugin"
+    install "$work/$plugin/usr/libexec/docker/cli-plugins/docker-$plugin" ~/.docker/cli-plugins/
+  done
+  rm -rf "$work"
+}
+
+docker version >/dev/null 2>&1 || start_engine
+missing=()
+for plugin in compose buildx; do
+  docker "$plugin" version >/dev/null 2>&1 || missing+=("$plugin")
 done
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "fetching docker's plugins ${missing[*]}"
+  fetch_plugins "${missing[@]}"
+fi

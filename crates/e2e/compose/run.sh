@@ -3,43 +3,116 @@
 # once while orders go on, and balances the books. Images that no registry can give are stood in for
 # by images.sh; Grafana, which Debian does not have, is left out then.
 #
+# FAST=1 is the form of CI, within a few minutes: the programs of the development profile are copied
+# in, nothing is compiled in a container and nothing is killed. Ends with 75 where no engine can run.
+#
 # It is a project of its own (outbox-test) with volumes of its own, which it removes at the end; the
 # ports are those of `make up`, so that one must be down. BUILD=0 runs the images of the last build.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
-. crates/e2e/compose/engine.sh
+say() { printf '%(%H:%M:%S)T  %s\n' -1 "$*"; }
+say "docker-compose.yml is run and tried${FAST:+, the fast form}"
 
 project=outbox-test
 gateway=http://127.0.0.1:8769
 compose() { docker compose --project-name $project "$@"; }
-say() { printf '%(%H:%M:%S)T  %s\n' -1 "$*"; }
 
-services=(order-svc order-svc-2 relay relay-2 pay-svc gateway prometheus)
-if ! docker image inspect grafana/grafana:12.4.0 >/dev/null 2>&1 &&
-  ! docker pull --quiet grafana/grafana:12.4.0 2>/dev/null; then
-  crates/e2e/compose/images.sh
-  say 'Grafana is left out: its image can not be had here'
-else
-  services+=(grafana)
-fi
-
-orders=$(mktemp)
+engine_of_this_run=
+work=$(mktemp -d)
+orders=$work/orders
 placer=
 end() {
   status=$?
+  trap - EXIT ERR
   [ -z "$placer" ] || kill "$placer" 2>/dev/null || true
-  [ $status -eq 0 ] || compose logs --tail 20 || true
-  compose down --volumes --timeout 5 >/dev/null 2>&1 || true
-  rm -f "$orders"
+  if [ -n "${ready:-}" ]; then
+    [ $status -eq 0 ] || compose logs --tail 20 || true
+    compose down --volumes --timeout 5 >/dev/null 2>&1 || true
+  fi
+  rm -rf "$work"
+  [ -z "$engine_of_this_run" ] || stop_engine
   exit $status
 }
 trap end EXIT
 trap 'say "failed: line $LINENO"' ERR
 
+. crates/e2e/compose/engine.sh
+# What a run that was killed has left would be in the way.
+compose down --volumes --timeout 5 >/dev/null 2>&1 || true
+ready=1
+
+services=(order-svc order-svc-2 relay relay-2 pay-svc gateway prometheus)
+if docker pull --quiet nginx:1.30-alpine >/dev/null 2>&1; then
+  [ "${FAST:-}" = 1 ] || services+=(grafana)
+elif [ "${FAST:-}" = 1 ]; then
+  crates/e2e/compose/images.sh
+else
+  crates/e2e/compose/images.sh rust
+  say 'Grafana is left out: its image can not be had here'
+fi
+
+# The images of the Dockerfile, but for its first stage: the programs are those of this machine, whose
+# C library is not newer than that of the images.
+copy_programs_in() {
+  local target features program
+  target=$(cargo metadata --format-version 1 --no-deps |
+    sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+  # As `make test` builds them, so that CI builds nothing anew.
+  features=e2e/otlp,order-svc/otlp,relay/otlp,pay-svc/otlp
+  cargo build --workspace --features "$features" --bins
+  mkdir -p "$work/programs/out" "$work/programs/etc/ssl/certs"
+  cp /etc/ssl/certs/ca-certificates.crt "$work/programs/etc/ssl/certs/"
+  for program in relay order-svc pay-svc; do
+    objcopy --strip-debug "$target/debug/$program" "$work/programs/out/$program"
+  done
+  tar --directory "$work/programs" --create . | docker import - outbox/programs >/dev/null
+  { echo 'FROM outbox/programs AS build'; sed -n '/^FROM debian:/,$p' Dockerfile; } >"$work/Dockerfile"
+  for program in relay order-svc pay-svc; do
+    docker build --quiet --tag "outbox/$program" --target "$program" --file "$work/Dockerfile" . >/dev/null
+  done
+}
+
 sh deploy/secrets.sh
-[ "${BUILD:-1}" = 0 ] || { say 'building'; compose build "${services[@]}"; }
+if [ "${FAST:-}" = 1 ]; then
+  say 'copying the programs into their images'
+  copy_programs_in
+elif [ "${BUILD:-1}" != 0 ]; then
+  say 'building'
+  compose build "${services[@]}"
+fi
+
+# A first start whose files fail ends with the error, and stays down: it never looks healthy.
+broken_first_start() {
+  local project=outbox-test-broken
+  mkdir "$work/mysql"
+  cp deploy/mysql/* "$work/mysql"
+  echo 'GRANT INSERT ON orders.there_is_no_such_table TO relay;' >>"$work/mysql/init.sql"
+  printf 'services: { mysql: { volumes: ["%s/mysql:/outbox:ro"] } }\n' "$work" >"$work/broken.yml"
+  broken() { MYSQL_PORT=0 docker compose --project-name $project --file docker-compose.yml --file "$work/broken.yml" "$@"; }
+  if broken up --detach --wait --wait-timeout 120 mysql >/dev/null 2>&1; then
+    say 'MySQL is healthy though its first start failed'
+    broken down --volumes --timeout 0 >/dev/null 2>&1
+    return 1
+  fi
+  local failed refused
+  # Started again by the engine, it says why it stays down.
+  for _ in $(seq 60); do
+    broken logs --no-log-prefix mysql >"$work/log" 2>&1
+    failed=$(grep -c 'ERROR 1146 .*there_is_no_such_table' "$work/log") || true
+    refused=$(grep -c 'the first start of this database failed' "$work/log") || true
+    [ "$failed" = 1 ] && [ "$refused" -ge 1 ] && break
+    sleep 0.5
+  done
+  broken down --volumes --timeout 0 >/dev/null 2>&1
+  [ "$failed" = 1 ] && [ "$refused" -ge 1 ] || { tail -n 20 "$work/log"; return 1; }
+}
+broken_first_start
+say 'a first start that fails ends the container with the error, and MySQL stays down'
+
 say 'starting'
-compose up --detach --no-build --wait --wait-timeout 240 "${services[@]}"
+compose up --detach --no-build --wait --wait-timeout 240 "${services[@]}" >"$work/up" 2>&1 ||
+  { cat "$work/up"; exit 1; }
+say 'everything is healthy'
 
 # An order is placed again under its key until it is answered: what a client does.
 place() { # KEY PATH
@@ -125,22 +198,25 @@ done
 [ "$(placed_by "$since")" = 2 ] || { say 'an instance that came back gets no orders'; exit 1; }
 say 'an instance was stopped: no order was refused; it came back and gets orders again'
 
-n=0
-while :; do n=$((n + 1)); place "more-$n" /order/orders; done &
-placer=$!
-for service in order-svc order-svc-2 relay relay-2 pay-svc gateway rabbitmq mysql; do
-  container=$(compose ps --quiet "$service")
-  # From outside: `docker kill` counts as a wish, and the container would stay down.
-  as_root kill -9 "$(docker inspect --format '{{.State.Pid}}' "$container")"
-  started=$SECONDS
-  compose up --detach --no-build --no-recreate --wait --wait-timeout 240 "${services[@]}" >/dev/null 2>&1
-  restarts=$(docker inspect --format '{{.RestartCount}}' "$container")
-  [ "$restarts" -ge 1 ] || { say "$service was not started again by the engine"; exit 1; }
-  say "killed $service; everything is healthy again after $((SECONDS - started)) s," \
-    "$(wc -l <"$orders") orders so far"
-done
-kill $placer && wait $placer 2>/dev/null || true
-placer=
+kill_each() {
+  n=0
+  while :; do n=$((n + 1)); place "more-$n" /order/orders; done &
+  placer=$!
+  for service in order-svc order-svc-2 relay relay-2 pay-svc gateway rabbitmq mysql; do
+    container=$(compose ps --quiet "$service")
+    # From outside: `docker kill` counts as a wish, and the container would stay down.
+    as_root kill -9 "$(docker inspect --format '{{.State.Pid}}' "$container")"
+    started=$SECONDS
+    compose up --detach --no-build --no-recreate --wait --wait-timeout 240 "${services[@]}" >/dev/null 2>&1
+    restarts=$(docker inspect --format '{{.RestartCount}}' "$container")
+    [ "$restarts" -ge 1 ] || { say "$service was not started again by the engine"; exit 1; }
+    say "killed $service; everything is healthy again after $((SECONDS - started)) s," \
+      "$(wc -l <"$orders") orders so far"
+  done
+  kill $placer && wait $placer 2>/dev/null || true
+  placer=
+}
+[ "${FAST:-}" = 1 ] || kill_each
 
 for id in $(tail -n 3 "$orders"); do paid "$id"; done
 sql() {
