@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{FromRow, MySqlPool};
 use svc_kit::http::{Problem, database_problem, in_own_task, unavailable, whole_body};
-use svc_kit::ops::{Person, Role, Tokens};
+use svc_kit::ops::{Role, Tokens};
 use time::OffsetDateTime;
 use time::format_description::StaticFormatDescription;
 use time::macros::format_description;
@@ -199,7 +199,7 @@ pub struct Taken {
         (status = 200, description = "Known already; counted", body = Taken),
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's (403), \
          too slow (408), the id is known with another body, which is stored and parked (409), too \
-         long (413), not JSON (415), invalid (422)",
+         long (413), not JSON (415), invalid (422), too many wrong tokens (429)",
          body = openapi::Problem, content_type = "application/problem+json"),
         (status = 500, description = "A mistake of this program; its log tells",
          body = openapi::Problem, content_type = "application/problem+json"),
@@ -209,23 +209,12 @@ pub struct Taken {
     security(("operator" = [])),
 )]
 pub(crate) async fn put_in(State(api): State<Api>, request: Request) -> Response {
-    match take_in(api, request).await {
-        Ok(answer) => answer,
-        Err(problem) => {
-            let is_challenge = problem.status == StatusCode::UNAUTHORIZED;
-            let mut answer = problem.into_response();
-            if is_challenge {
-                let bearer = HeaderValue::from_static("Bearer");
-                answer.headers_mut().insert(WWW_AUTHENTICATE, bearer);
-            }
-            answer
-        }
-    }
+    take_in(api, request).await.into_response()
 }
 
 async fn take_in(api: Api, request: Request) -> Result<Response, Problem> {
     // Before the body: nobody without a token keeps a connection busy with one.
-    let operator = Operator(operator(&api.tokens, request.headers())?.name.clone());
+    let operator = Operator(api.tokens.admit(&request, Role::Operator)?.name.clone());
     let headers = request.headers().clone();
     let received = read(&headers, &whole_body(request, BODY_TIMEOUT).await?)?;
     let message_id = received.message_id.to_string();
@@ -241,25 +230,6 @@ async fn take_in(api: Api, request: Request) -> Result<Response, Problem> {
         }
     };
     Ok((code, Json(Taken { message_id, status })).into_response())
-}
-
-/// Who asks, if that is an operator.
-fn operator<'a>(tokens: &'a Tokens, headers: &HeaderMap) -> Result<&'a Person, Problem> {
-    match tokens.bearer(headers) {
-        Some(person) if person.role >= Role::Operator => Ok(person),
-        Some(_) => {
-            let title = "The token is not an operator's";
-            Err(Problem::new(
-                StatusCode::FORBIDDEN,
-                "not_an_operator",
-                title,
-            ))
-        }
-        None => {
-            let title = "An operator's token is needed";
-            Err(Problem::new(StatusCode::UNAUTHORIZED, "no_token", title))
-        }
-    }
 }
 
 fn read(headers: &HeaderMap, body: &[u8]) -> Result<Received, Problem> {

@@ -129,6 +129,8 @@ fn run(args: RunArgs) -> anyhow::Result<Exit> {
 
 fn check(args: RunArgs) -> anyhow::Result<Exit> {
     telemetry::init(args.table.log_format);
+    // What keeps `run` from starting keeps this from saying that all is well.
+    args.console()?;
     let config = args.resolve()?;
     let conditions = boot::block_on(async { anyhow::Ok(check::all(&config).await) })?;
     let mut out = std::io::stdout().lock();

@@ -26,7 +26,6 @@ pub mod http;
 pub mod page;
 
 mod csv;
-mod guesses;
 mod payload;
 mod statement;
 

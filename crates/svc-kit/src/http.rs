@@ -12,4 +12,4 @@ pub use problem::{FieldError, Problem};
 pub use refusal::{
     database_problem, in_own_task, in_own_task_within, internal, unavailable, unreadable,
 };
-pub use serve::serve;
+pub use serve::{peer, serve};

@@ -10,6 +10,7 @@ mod messages;
 mod provider;
 
 mod broker_faults;
+mod guesses;
 mod handover;
 mod http_provider;
 mod instances;

@@ -7,10 +7,8 @@ mod openapi;
 mod request;
 mod rows;
 
-use std::time::Instant;
-
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, WWW_AUTHENTICATE};
+use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -24,7 +22,6 @@ use utoipa::ToSchema;
 use crate::act::By;
 use crate::console::Console;
 use crate::error::Error;
-use crate::guesses::{Guesses, peer};
 use crate::page;
 pub use request::BODY_MAX;
 
@@ -38,11 +35,10 @@ pub fn router(console: &Console) -> Router {
             .route("/ops", any(off))
             .route("/ops/{*rest}", any(off));
     }
-    let guesses = Guesses::default();
-    page::router(console, guesses.clone()).merge(api(console, guesses))
+    page::router(console).merge(api(console))
 }
 
-fn api(console: &Console, guesses: Guesses) -> Router {
+fn api(console: &Console) -> Router {
     Router::new()
         .route("/ops/openapi.json", get(openapi::document))
         .route("/ops/api/me", get(me))
@@ -75,56 +71,23 @@ fn api(console: &Console, guesses: Guesses) -> Router {
             let title = "The path does not take this method";
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", title)
         })
-        .layer(from_fn_with_state((console.clone(), guesses), admit))
+        .layer(from_fn_with_state(console.clone(), admit))
         .with_state(console.clone())
 }
 
 /// Who may come in: whoever has a token may look, an operator may act.
-async fn admit(
-    State((console, guesses)): State<(Console, Guesses)>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let person = match known(&console, &guesses, &request) {
-        Ok(person) => person,
-        Err(problem) => return Refusal(problem).into_response(),
+async fn admit(State(console): State<Console>, mut request: Request, next: Next) -> Response {
+    let looks = [Method::GET, Method::HEAD].contains(request.method());
+    let least = if looks { Role::Viewer } else { Role::Operator };
+    let person = match console.tokens().admit(&request, least) {
+        Ok(person) => person.clone(),
+        Err(problem) => return problem.into_response(),
     };
     request.extensions_mut().insert(person);
     let mut answer = next.run(request).await;
     let headers = answer.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
-}
-
-/// Whose token it is, if that may do this. Wrong ones are counted, with those of the page's login.
-fn known(console: &Console, guesses: &Guesses, request: &Request) -> Result<Person, Problem> {
-    let (from, now) = (peer(request.extensions()), Instant::now());
-    let is_guess = request.headers().contains_key(AUTHORIZATION);
-    if is_guess && let Some(wait) = guesses.lock().wait(from, now) {
-        let title = "Too many wrong tokens";
-        let status = StatusCode::TOO_MANY_REQUESTS;
-        return Err(Problem::new(status, "too_many_guesses", title).retry_after(wait));
-    }
-    let looks = [Method::GET, Method::HEAD].contains(request.method());
-    match console.tokens().bearer(request.headers()) {
-        None => {
-            if is_guess {
-                guesses.lock().failed(from, now);
-                tracing::warn!(%from, "request with a wrong token");
-            }
-            let title = "A token is needed";
-            Err(Problem::new(StatusCode::UNAUTHORIZED, "no_token", title))
-        }
-        Some(person) => {
-            guesses.lock().succeeded(from);
-            if looks || person.role >= Role::Operator {
-                return Ok(person.clone());
-            }
-            let title = "The token is not an operator's";
-            let status = StatusCode::FORBIDDEN;
-            Err(Problem::new(status, "not_an_operator", title))
-        }
-    }
 }
 
 /// What was not done, and why.
@@ -145,13 +108,7 @@ impl From<Error> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let is_challenge = self.0.status == StatusCode::UNAUTHORIZED;
-        let mut answer = self.0.into_response();
-        if is_challenge {
-            let bearer = HeaderValue::from_static("Bearer");
-            answer.headers_mut().insert(WWW_AUTHENTICATE, bearer);
-        }
-        answer
+        self.0.into_response()
     }
 }
 

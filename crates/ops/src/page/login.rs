@@ -8,13 +8,14 @@ use axum::extract::{Request, State};
 use axum::http::header::{HeaderName, RETRY_AFTER, SET_COOKIE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Redirect, Response};
+use svc_kit::http::peer;
+use svc_kit::ops::Refused;
 
 use super::Desk;
 use super::form::Fields;
 use super::frame::{Frame, Trouble, page as html};
 use super::guard::{self, CSRF, cookie};
 use super::session::{LIFE, secret};
-use crate::guesses::peer;
 
 /// The login's own secret: there is no session yet that could hold one.
 const LOGIN_COOKIE: &str = "ops-login";
@@ -40,7 +41,7 @@ pub(super) async fn page(State(desk): State<Arc<Desk>>, uri: Uri, headers: Heade
 
 /// Takes the token.
 pub(super) async fn login(State(desk): State<Arc<Desk>>, request: Request) -> Response {
-    let (from, now) = (peer(request.extensions()), Instant::now());
+    let from = peer(request.extensions());
     let headers = request.headers().clone();
     let fields = match guard::read(request).await {
         Ok(fields) => fields,
@@ -50,40 +51,47 @@ pub(super) async fn login(State(desk): State<Arc<Desk>>, request: Request) -> Re
     if !ours {
         return Trouble::foreign_form().page(&desk, None);
     }
-    if let Some(wait) = desk.guesses.lock().wait(from, now) {
-        let seconds = wait.as_secs().max(1);
-        let text = format!("Too many wrong tokens. Wait {seconds} seconds, then try again.");
-        let mut response = form(
-            &desk,
-            &headers,
-            safe(fields.raw("next")).to_owned(),
-            Some(text),
-        );
-        *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
-        response
-            .headers_mut()
-            .insert(RETRY_AFTER, HeaderValue::from(seconds));
-        return response;
-    }
     let token = fields.get("token").unwrap_or_default();
-    let Some(person) = desk.console.tokens().authenticate(token) else {
-        desk.guesses.lock().failed(from, now);
-        tracing::warn!(%from, "login with a wrong token");
-        let text = "This token is not known. It is the third part of an entry of OPS_TOKENS.";
-        let next = safe(fields.raw("next")).to_owned();
-        let mut response = form(&desk, &headers, next, Some(text.to_owned()));
-        *response.status_mut() = StatusCode::FORBIDDEN;
-        return response;
+    let person = match desk.console.tokens().authenticate(token, from) {
+        Ok(person) => person,
+        Err(refused) => {
+            let next = safe(fields.raw("next")).to_owned();
+            return refusal(&desk, &headers, next, refused);
+        }
     };
-    desk.guesses.lock().succeeded(from);
     tracing::info!(person = %person.name, %from, "logged in");
-    let value = desk.sessions.open(person, now);
+    let value = desk.sessions.open(person, Instant::now());
     let mut response = Redirect::to(safe(fields.raw("next"))).into_response();
     let session = set(&headers, &desk.cookie, &value, LIFE.as_secs());
     response.headers_mut().append(SET_COOKIE, session);
     response
         .headers_mut()
         .append(SET_COOKIE, set(&headers, LOGIN_COOKIE, "", 0));
+    response
+}
+
+/// The form again, with the reason.
+fn refusal(desk: &Desk, headers: &HeaderMap, next: String, refused: Refused) -> Response {
+    let (status, text, wait) = match refused {
+        Refused::Wrong => {
+            let text = "This token is not known. It is the third part of an entry of OPS_TOKENS.";
+            (StatusCode::FORBIDDEN, text.to_owned(), None)
+        }
+        Refused::TooMany(wait) => {
+            let seconds = wait.as_secs() + 1;
+            let text = format!(
+                "This token is not known, and there were too many wrong ones. The right one works \
+                 at once; another wrong one is answered in {seconds} seconds."
+            );
+            (StatusCode::TOO_MANY_REQUESTS, text, Some(seconds))
+        }
+    };
+    let mut response = form(desk, headers, next, Some(text));
+    *response.status_mut() = status;
+    if let Some(seconds) = wait {
+        let headers = response.headers_mut();
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
     response
 }
 

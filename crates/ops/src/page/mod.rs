@@ -34,7 +34,6 @@ use axum::routing::{any, get, post};
 use svc_kit::http::Problem;
 
 use crate::console::Console;
-use crate::guesses::Guesses;
 use frame::Trouble;
 use session::{Sessions, Visitor};
 
@@ -59,19 +58,17 @@ const HEADERS: &[(HeaderName, &str)] = &[
 struct Desk {
     console: Console,
     sessions: Sessions,
-    guesses: Guesses,
     /// The cookie's name. Cookies know no ports, and the page of another service on this host has
     /// one of its own; the next process has another as well, which knows nothing of our sessions.
     cookie: String,
 }
 
 /// The page's routes, under `/ops`.
-pub(crate) fn router(console: &Console, guesses: Guesses) -> Router {
+pub(crate) fn router(console: &Console) -> Router {
     let instance: u32 = rand::random();
     let desk = Desk {
         console: console.clone(),
         sessions: Sessions::default(),
-        guesses,
         cookie: format!("ops-{}-{instance:08x}", console.table().name()),
     };
     Router::new()

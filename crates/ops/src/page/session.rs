@@ -128,8 +128,11 @@ mod tests {
     use super::*;
 
     fn ann() -> Person {
-        let tokens = Tokens::parse(&SecretString::from("ann:operator:t0ken")).unwrap();
-        tokens.authenticate("t0ken").unwrap().clone()
+        let list = SecretString::from("ann:operator:0123456789abcdef");
+        let tokens = Tokens::parse(&list).unwrap();
+        let here = std::net::Ipv4Addr::LOCALHOST.into();
+        let ann = tokens.authenticate("0123456789abcdef", here);
+        ann.unwrap().clone()
     }
 
     #[test]

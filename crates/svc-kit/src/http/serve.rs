@@ -1,12 +1,12 @@
 //! The accept loop.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::Request;
+use axum::http::{Extensions, Request};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -70,6 +70,14 @@ pub async fn serve(
         connections.len()
     );
     Ok(())
+}
+
+/// Where a request comes from; without a peer, as in a test without a socket, from nowhere.
+#[must_use]
+pub fn peer(extensions: &Extensions) -> IpAddr {
+    extensions
+        .get::<ConnectInfo<SocketAddr>>()
+        .map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip())
 }
 
 /// One client, request after request, until either side has enough. Handlers find its address in the
