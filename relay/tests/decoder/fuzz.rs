@@ -248,3 +248,40 @@ pub(crate) fn run(readers: &[Reader], time: Duration) {
         "the cases no longer hold transactions"
     );
 }
+
+#[test]
+fn an_event_of_an_unknown_type_is_a_doubt_unless_the_server_lets_readers_ignore_it() {
+    for (name, bytes) in FIXTURES {
+        let corpus = Corpus::read(bytes);
+        let doubts = |kind: u8, flags: u16| {
+            let groups = corpus
+                .with_event_before_each_end(kind, flags)
+                .tell(Reader::MysqlAsync);
+            groups.iter().filter(|group| group.doubt.is_some()).count()
+        };
+        let without = doubts(IGNORABLE, LOG_EVENT_IGNORABLE_F);
+        assert!(without > 9, "{name}: the corpus has doubts of its own");
+        for kind in HARMLESS {
+            assert_eq!(
+                doubts(kind, 0),
+                without,
+                "{name}: type {kind} changes no table"
+            );
+        }
+        for kind in [PARTIAL_ROW_DATA, 43, 99, 200] {
+            assert!(doubts(kind, 0) > without + 9, "{name}: type {kind}");
+            assert_eq!(
+                doubts(kind, LOG_EVENT_IGNORABLE_F),
+                without,
+                "{name}: {kind}"
+            );
+        }
+    }
+}
+
+const IGNORABLE: u8 = 28;
+/// MariaDB 12.3 splits row events over 1 GiB into these (MDEV-32570).
+const PARTIAL_ROW_DATA: u8 = 172;
+/// INTVAR, USER_VAR, HEARTBEAT_V2, ANNOTATE_ROWS, BINLOG_CHECKPOINT, GTID_LIST, START_ENCRYPTION.
+const HARMLESS: [u8; 7] = [5, 14, 41, 160, 161, 163, 164];
+const LOG_EVENT_IGNORABLE_F: u16 = 0x80;
