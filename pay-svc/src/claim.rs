@@ -38,11 +38,15 @@ impl Due {
     /// The row of a message that has just been stored, leased to whoever stored it.
     pub(crate) fn stored(received: Received, lease: PrimitiveDateTime) -> Self {
         let headers = received.headers.to_string();
+        // No more than is read of a row of the table: a worker has many of them at once.
+        let mut payload = received.payload;
+        payload.truncate(PAYLOAD_MAX + 1);
+        payload.shrink_to_fit();
         Self {
             message_id: received.message_id.as_str().as_bytes().to_vec(),
             event_type: received.event_type,
             headers: (headers.len() <= HEADERS_READ_MAX).then_some(headers),
-            payload: received.payload,
+            payload,
             attempts: 0,
             age_micros: 0,
             lease,

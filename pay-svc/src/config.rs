@@ -24,6 +24,9 @@ use crate::worker;
 
 const LISTEN_PORT: u16 = 8762;
 const ADMIN_PORT: u16 = 9762;
+/// Less would be read in pieces of a few messages.
+const BUFFER_MIN: u64 = 1024 * 1024;
+const BUFFER_MAX: u64 = 16 * 1024 * 1024 * 1024;
 /// Connections beside those of the workers: intake, requests, probe, gauges.
 const SPARE_CONNECTIONS: u32 = 6;
 
@@ -86,9 +89,13 @@ pub struct RunArgs {
 
 #[derive(Debug, Args)]
 struct IntakeArgs {
-    /// Messages the broker sends ahead of acknowledgements (default: twice PAY_BATCH_MAX)
+    /// Messages the broker sends ahead of acknowledgements, at most: large ones are fewer, see
+    /// PAY_BUFFER_BYTES (default: twice PAY_BATCH_MAX)
     #[arg(long, env = "PAY_PREFETCH", value_name = "N")]
     prefetch: Option<u16>,
+    /// Bytes of messages held at once; one that is larger is held alone
+    #[arg(long, env = "PAY_BUFFER_BYTES", value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
+    buffer_bytes: u64,
     /// Messages stored, claimed or settled in one transaction, at most
     #[arg(long, env = "PAY_BATCH_MAX", value_name = "N", default_value_t = 500)]
     batch_max: u16,
@@ -320,7 +327,16 @@ impl IntakeArgs {
                 "set it to at least 1",
             ));
         }
+        let buffer_bytes = self.buffer_bytes;
+        if !(BUFFER_MIN..=BUFFER_MAX).contains(&buffer_bytes) {
+            return Err(ConfigError::new(
+                "PAY_BUFFER_BYTES",
+                format!("{buffer_bytes} is out of range"),
+                format!("set it between {BUFFER_MIN} and {BUFFER_MAX}"),
+            ));
+        }
         Ok(consumer::Settings {
+            buffer_bytes: usize::try_from(buffer_bytes).unwrap_or(usize::MAX),
             batch_max: usize::try_from(batch_max).unwrap_or(usize::MAX),
             prefetch,
             silence_max: Duration::from_secs(15),

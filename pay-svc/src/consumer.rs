@@ -7,7 +7,7 @@
 //! messages nor a cancellation, and counts messages as delivered to it (seen on 3.10). A quiet
 //! session holds no message, so a new one in its place costs nothing.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use futures::{FutureExt, Stream, StreamExt};
@@ -17,12 +17,15 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind, Event};
 use outbox::message::decode_parts;
 use svc_kit::admin::Readiness;
-use svc_kit::amqp::Amqp;
+use svc_kit::amqp::{Amqp, Gate};
 use svc_kit::backoff::Backoff;
 use tokio_util::sync::CancellationToken;
 
+use self::window::Window;
 use crate::store::{Handover, Store};
-use crate::topology::{self, QUEUE};
+use crate::topology::{self, Found, QUEUE};
+
+mod window;
 
 /// Name of the readiness condition: is there a connection?
 pub const BROKER: &str = "broker";
@@ -33,6 +36,10 @@ pub const CONSUMER: &str = "consumer";
 const CONNECTION_NAME: &str = "pay-svc";
 /// A batch is stored before it grows past this, however few its messages are.
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
+/// What is read at once of a message that alone is larger than the buffer.
+const STEP_BYTES: usize = 8 * 1024 * 1024;
+/// A message is on its way as long as so much comes between two looks: heartbeats are less.
+const PROGRESS_BYTES: u64 = 64 * 1024;
 /// The broker's answer to anything is late after this.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Parting needs no answer for long.
@@ -43,8 +50,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Settings {
     /// Messages stored in one transaction, at most.
     pub batch_max: usize,
-    /// Messages the broker sends ahead of acknowledgements.
+    /// Messages the broker sends ahead of acknowledgements, at most.
     pub prefetch: u16,
+    /// Bytes of messages that are held at once; one that is larger is held alone.
+    pub buffer_bytes: usize,
     /// Without a delivery for this long the consumer is made anew.
     pub silence_max: Duration,
     /// Shortest wait before a new connection.
@@ -71,7 +80,17 @@ pub struct Consumer {
 struct Memory {
     backoff: Backoff,
     /// What was told of the topology, so that it is told once.
-    differences: Vec<String>,
+    told: Found,
+    /// What was found on the connection at hand.
+    found: Option<Found>,
+    /// How many messages the broker may send ahead.
+    window: Window,
+}
+
+/// A connection, and what bounds the reading from it.
+struct Link {
+    connection: Connection,
+    gate: Gate,
 }
 
 /// Why a session ended.
@@ -81,6 +100,10 @@ enum End {
     Drained,
     /// There was nothing to do; nothing is in hand.
     Silence,
+    /// The messages call for another prefetch; nothing is in hand.
+    Resized,
+    /// The queue would lose messages, and is not consumed; why.
+    Refused(String),
     /// The database could not store; the deliveries went back to the queue.
     Database(String),
     /// The connection, the channel or the consumer is gone or of no use.
@@ -93,24 +116,35 @@ impl Consumer {
     /// # Errors
     /// [`svc_kit::boot::ConfigError`] when the broker's first answer is that the settings are wrong.
     pub async fn run(self, drain: CancellationToken) -> anyhow::Result<()> {
-        svc_kit::amqp::first_contact(&self.amqp, &drain).await?;
+        svc_kit::amqp::first_contact(&self.amqp, &drain, |why| {
+            self.readiness.set(BROKER, false, why);
+            self.readiness.set(CONSUMER, false, why);
+        })
+        .await?;
         let Settings {
             reconnect_min,
             reconnect_max,
+            prefetch,
+            buffer_bytes,
             ..
         } = self.settings;
         let mut memory = Memory {
             backoff: Backoff::new(reconnect_min, reconnect_max),
-            differences: Vec::new(),
+            told: Found::default(),
+            found: None,
+            window: Window::new(prefetch, buffer_bytes),
         };
         while !drain.is_cancelled() {
-            let lost = match self.amqp.connect(CONNECTION_NAME).await {
+            memory.found = None;
+            let gate = Gate::default();
+            let lost = match self.amqp.connect_gated(CONNECTION_NAME, &gate).await {
                 Ok(connection) => {
                     self.readiness.set(BROKER, true, "connected");
-                    let told = std::pin::pin!(connection.events_listener());
-                    let lost = self.use_connection(&connection, &drain, &mut memory).await;
+                    let told = pin!(connection.events_listener());
+                    let link = Link { connection, gate };
+                    let lost = self.use_connection(&link, &drain, &mut memory).await;
                     let lost = lost.map(|why| explain_unreadable(why, told));
-                    part(connection).await;
+                    part(link).await;
                     lost
                 }
                 Err(err) => Some(explain(&err)),
@@ -129,7 +163,7 @@ impl Consumer {
     /// is none: messages would only go round between the queue and this process. `None` is the drain.
     async fn use_connection(
         &self,
-        connection: &Connection,
+        link: &Link,
         drain: &CancellationToken,
         memory: &mut Memory,
     ) -> Option<String> {
@@ -139,12 +173,17 @@ impl Consumer {
                 () = drain.cancelled() => return None,
                 () = self.store.database.up() => {}
             }
-            if !connection.status().connected() {
+            if !link.connection.status().connected() {
                 return Some("the connection was lost".to_owned());
             }
-            match self.session(connection, drain, memory).await {
+            match self.session(link, drain, memory).await {
                 Ok(End::Drained) => return None,
-                Ok(End::Silence) => memory.backoff.reset(),
+                Ok(End::Silence | End::Resized) => memory.backoff.reset(),
+                Ok(End::Refused(why)) => {
+                    self.readiness.set(CONSUMER, false, why);
+                    let again = tokio::time::sleep(self.settings.silence_max);
+                    drain.run_until_cancelled(again).await;
+                }
                 Ok(End::Database(why)) => {
                     tracing::warn!(error = why, "consumer cancelled until the database is back");
                     let detail = format!("waits for the database: {why}");
@@ -157,77 +196,110 @@ impl Consumer {
         }
     }
 
-    /// One channel, one consumer, until something ends it.
+    /// One channel, until something ends it.
     async fn session(
         &self,
-        connection: &Connection,
+        link: &Link,
         drain: &CancellationToken,
         memory: &mut Memory,
     ) -> Result<End, lapin::Error> {
-        let (channel, mut consumer) = match in_time(self.subscribe(connection, memory)).await {
-            Some(subscribed) => subscribed?,
+        link.gate.allow(usize::MAX);
+        let channel = match in_time(self.open(&link.connection, memory)).await {
+            Some(opened) => match opened? {
+                Ok(channel) => channel,
+                Err(refused) => return Ok(End::Refused(refused)),
+            },
             None => return Ok(End::Broker("the broker did not answer".to_owned())),
         };
-        let silence_max = self.settings.silence_max;
-        let end = loop {
+        loop {
+            let consumer = match in_time(subscribe(&channel, memory.window.messages())).await {
+                Some(subscribed) => subscribed?,
+                None => return Ok(End::Broker("the broker did not answer".to_owned())),
+            };
+            let mut intake = Intake {
+                channel: &channel,
+                consumer,
+                gate: &link.gate,
+                buffer_bytes: self.settings.buffer_bytes,
+            };
+            let end = self.consume(&mut intake, drain, memory).await?;
+            if matches!(end, End::Resized) {
+                continue;
+            }
+            return Ok(match intake.leave().await {
+                true => end,
+                false => End::Broker("the channel did not close in time".to_owned()),
+            });
+        }
+    }
+
+    /// One consumer, until something ends it.
+    async fn consume(
+        &self,
+        intake: &mut Intake<'_>,
+        drain: &CancellationToken,
+        memory: &mut Memory,
+    ) -> Result<End, lapin::Error> {
+        // Cancelled, a consumer still gets what the broker has sent ahead.
+        let mut resizing = false;
+        loop {
             let delivery = tokio::select! {
                 biased;
                 // The drain first: what has been sent ahead goes back to the queue.
-                () = drain.cancelled() => break End::Drained,
+                () = drain.cancelled() => return Ok(End::Drained),
                 () = self.store.database.down() => {
-                    break End::Database("the database is down".to_owned());
+                    return Ok(End::Database("the database is down".to_owned()));
                 }
-                delivery = tokio::time::timeout(silence_max, consumer.next()) => delivery,
+                delivery = intake.next(self.settings.silence_max) => delivery,
             };
             let first = match delivery {
-                Ok(Some(Ok(first))) => first,
-                Ok(Some(Err(err))) => return Err(err),
-                Ok(None) => break End::Broker("the consumer was cancelled".to_owned()),
-                Err(_elapsed) => break End::Silence,
+                Some(Some(first)) => first?,
+                Some(None) if resizing => return Ok(End::Resized),
+                Some(None) => return Ok(End::Broker(cancelled())),
+                None => return Ok(End::Silence),
             };
-            let batch = self.gather(first, &mut consumer);
-            if let Err(why) = self.store_and_ack(&channel, batch).await {
-                break why;
+            let mut batch = self.gather(first, &mut intake.consumer);
+            let (messages, bytes) = (batch.deliveries.len(), batch.bytes);
+            let over = resizing && batch.ended.take_if(|ended| ended.is_none()).is_some();
+            if let Err(why) = self.store_and_ack(intake.channel, batch).await {
+                return Ok(why);
             }
+            if over {
+                return Ok(End::Resized);
+            }
+            intake.gate.add(bytes);
             memory.backoff.reset();
-        };
-        leave(&channel, consumer.tag()).await;
-        Ok(end)
+            if !resizing && memory.window.observe(messages, bytes) {
+                resizing = true;
+                intake.cancel();
+            }
+        }
     }
 
-    async fn subscribe(
+    /// The channel to consume on, or why the queue is not consumed.
+    async fn open(
         &self,
         connection: &Connection,
         memory: &mut Memory,
-    ) -> Result<(Channel, lapin::Consumer), lapin::Error> {
-        let differences = topology::ensure(connection).await?;
-        if differences != memory.differences {
-            for difference in &differences {
+    ) -> Result<Result<Channel, String>, lapin::Error> {
+        let found = topology::ensure(connection, memory.found.take()).await?;
+        memory.found = Some(found.clone());
+        if found != memory.told {
+            for difference in found.refused.iter().chain(&found.differences) {
                 tracing::warn!(difference, "topology differs");
             }
-            memory.differences.clone_from(&differences);
+            memory.told.clone_from(&found);
+        }
+        if let Some(refused) = found.refused {
+            return Ok(Err(refused));
         }
         let channel = connection.create_channel().await?;
-        let (prefetch, qos) = (self.settings.prefetch, BasicQosOptions { global: false });
-        channel.basic_qos(prefetch, qos).await?;
-        let options = BasicConsumeOptions {
-            no_local: false,
-            no_ack: false,
-            exclusive: false,
-            nowait: false,
-        };
-        // An empty tag: the broker makes one up.
-        let (queue, tag) = (ShortString::from(QUEUE), ShortString::from(""));
-        let consumer = channel
-            .basic_consume(queue, tag, options, FieldTable::default())
-            .await?;
-        tracing::debug!(queue = QUEUE, prefetch, "consuming");
-        let detail = match differences.as_slice() {
+        let detail = match found.differences.as_slice() {
             [] => "consuming".to_owned(),
             differences => format!("consuming; {}", differences.join("; ")),
         };
         self.readiness.set(CONSUMER, true, detail);
-        Ok((channel, consumer))
+        Ok(Ok(channel))
     }
 
     /// What has already arrived, behind `first`. Never waits for more.
@@ -237,7 +309,8 @@ impl Consumer {
             deliveries: vec![first],
             ended: None,
         };
-        while batch.deliveries.len() < self.settings.batch_max && batch.bytes < BATCH_BYTES {
+        let bytes_max = BATCH_BYTES.min(self.settings.buffer_bytes / 4);
+        while batch.deliveries.len() < self.settings.batch_max && batch.bytes < bytes_max {
             match consumer.next().now_or_never() {
                 None => break,
                 Some(Some(Ok(delivery))) => {
@@ -245,11 +318,11 @@ impl Consumer {
                     batch.deliveries.push(delivery);
                 }
                 Some(Some(Err(err))) => {
-                    batch.ended = Some(explain(&err));
+                    batch.ended = Some(Some(explain(&err)));
                     break;
                 }
                 Some(None) => {
-                    batch.ended = Some("the consumer was cancelled".to_owned());
+                    batch.ended = Some(None);
                     break;
                 }
             }
@@ -283,7 +356,7 @@ impl Consumer {
         }
         // Stored all the same: when a queue is deleted, what was sent ahead exists only here.
         if let Some(why) = batch.ended {
-            return Err(End::Broker(why));
+            return Err(End::Broker(why.unwrap_or_else(cancelled)));
         }
         match in_time(channel.basic_ack(last, BasicAckOptions { multiple: true })).await {
             Some(Ok(())) => Ok(()),
@@ -299,8 +372,12 @@ impl Consumer {
 struct Batch {
     deliveries: Vec<Delivery>,
     bytes: usize,
-    /// Why the stream ended behind them, if it did.
-    ended: Option<String>,
+    /// The stream ended behind them, with an error or without.
+    ended: Option<Option<String>>,
+}
+
+fn cancelled() -> String {
+    "the consumer was cancelled".to_owned()
 }
 
 async fn pause(drain: &CancellationToken, backoff: &mut Backoff) {
@@ -310,28 +387,108 @@ async fn pause(drain: &CancellationToken, backoff: &mut Backoff) {
     }
 }
 
-/// Gives back what is not acknowledged and lets go of the channel.
-async fn leave(channel: &Channel, tag: ShortString) {
-    let parting = async {
-        channel
-            .basic_cancel(tag, BasicCancelOptions { nowait: false })
-            .await?;
-        channel.close(200, ShortString::from("done")).await
-    };
-    match tokio::time::timeout(CLOSE_TIMEOUT, parting).await {
-        Ok(Ok(())) => {}
-        Ok(Err(err)) => tracing::debug!(error = %err, "channel was gone already"),
-        Err(_elapsed) => tracing::debug!("channel did not close in time"),
+/// A consumer, and what bounds the reading from its connection.
+struct Intake<'a> {
+    channel: &'a Channel,
+    consumer: lapin::Consumer,
+    gate: &'a Gate,
+    buffer_bytes: usize,
+}
+
+impl Intake<'_> {
+    /// The next delivery; `None` after a silence, `Some(None)` when there will be none.
+    ///
+    /// While none is whole, all that has been read is the beginning of one: more may be read.
+    async fn next(&mut self, silence_max: Duration) -> Option<Option<lapin::Result<Delivery>>> {
+        if let Some(ready) = self.consumer.next().now_or_never() {
+            return Some(ready);
+        }
+        self.gate.allow(self.buffer_bytes);
+        let mut read = self.gate.read();
+        loop {
+            tokio::select! {
+                biased;
+                delivery = self.consumer.next() => return Some(delivery),
+                () = self.gate.stalled() => self.gate.allow(STEP_BYTES),
+                () = tokio::time::sleep(silence_max) => {
+                    let before = std::mem::replace(&mut read, self.gate.read());
+                    if read - before < PROGRESS_BYTES {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for no more messages. The answer comes behind those that are on their way, as the end of the
+    /// deliveries, and is not waited for here: it is read only when they have been taken.
+    fn cancel(&self) {
+        let (channel, tag) = (self.channel.clone(), self.consumer.tag());
+        svc_kit::tasks::unit(async move {
+            let cancelled = channel
+                .basic_cancel(tag, BasicCancelOptions { nowait: false })
+                .await;
+            if let Err(err) = cancelled {
+                tracing::debug!(error = %err, "the consumer was gone already");
+            }
+        });
+    }
+
+    /// Gives back what is not acknowledged and lets go of the channel; whether it is gone. What is on its
+    /// way is read, and dropped, before the broker's answer.
+    async fn leave(mut self) -> bool {
+        let (channel, tag) = (self.channel.clone(), self.consumer.tag());
+        let parting = async move {
+            channel
+                .basic_cancel(tag, BasicCancelOptions { nowait: false })
+                .await?;
+            channel.close(200, ShortString::from("done")).await
+        };
+        let dropping = async {
+            while let Some(Some(_)) = self.next(CLOSE_TIMEOUT).await {}
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            parted = tokio::time::timeout(CLOSE_TIMEOUT, parting) => match parted {
+                Ok(Ok(())) => true,
+                Ok(Err(err)) => {
+                    tracing::debug!(error = %err, "channel was gone already");
+                    true
+                }
+                Err(_elapsed) => false,
+            },
+            () = dropping => false,
+        }
     }
 }
 
-async fn part(connection: Connection) {
-    let parting = connection.close(200, ShortString::from("done"));
+async fn subscribe(channel: &Channel, prefetch: u16) -> Result<lapin::Consumer, lapin::Error> {
+    let qos = BasicQosOptions { global: false };
+    channel.basic_qos(prefetch, qos).await?;
+    let options = BasicConsumeOptions {
+        no_local: false,
+        no_ack: false,
+        exclusive: false,
+        nowait: false,
+    };
+    // An empty tag: the broker makes one up.
+    let (queue, tag) = (ShortString::from(QUEUE), ShortString::from(""));
+    let consumer = channel
+        .basic_consume(queue, tag, options, FieldTable::default())
+        .await?;
+    tracing::debug!(queue = QUEUE, prefetch, "consuming");
+    Ok(consumer)
+}
+
+/// What is left unread is not read any more: the broker's answer may be behind more than can be held.
+async fn part(link: Link) {
+    let parting = link.connection.close(200, ShortString::from("done"));
     match tokio::time::timeout(CLOSE_TIMEOUT, parting).await {
         Ok(Ok(())) => {}
         Ok(Err(err)) => tracing::debug!(error = %err, "connection was gone already"),
         Err(_elapsed) => tracing::debug!("connection did not close in time"),
     }
+    link.gate.close();
 }
 
 /// lapin reads AMQP's short strings as UTF-8 and gives up the connection on one that is not, before

@@ -6,6 +6,11 @@ use svc_kit::database::first_contact;
 use svc_kit::{migrate, signals, telemetry};
 use tokio_util::sync::CancellationToken;
 
+/// Messages are large at times, and glibc keeps what they took: this one gives it back within seconds. Its
+/// settings are in `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> Exit {
     boot::install_crypto();
     let done = match boot::parse_args::<Cli>().command {

@@ -23,6 +23,8 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
 const BUSY_MAX: u32 = 10;
 const BUSY_BACKOFF_MIN: Duration = Duration::from_millis(5);
 const BUSY_BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// Room for statements that a connection may keep.
+const KEPT_BYTES: usize = 1024 * 1024;
 /// What is kept of a body that the database does not take for a reason of its own, in bytes.
 const LAST_RESORT_BYTES: usize = 1024;
 
@@ -208,6 +210,15 @@ impl Store {
         .await;
         if let Err(err) = &outcome {
             retire_if_read_only(&mut connection, err);
+        }
+        // Each pooled connection would keep the room of the largest statement that it ever sent.
+        if batch
+            .iter()
+            .map(|received| received.payload.len())
+            .sum::<usize>()
+            > KEPT_BYTES
+        {
+            connection.shrink_buffers();
         }
         outcome
     }

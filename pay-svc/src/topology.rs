@@ -1,11 +1,16 @@
 //! The exchange, the queue and the binding this service needs on the broker.
 //!
 //! Each is looked for before it is declared, and what is there in another shape is left as it is:
-//! the operator is told, in readiness, what differs and how to mend it.
+//! the operator is told, in readiness, what differs and how to fix it. A queue that would lose messages
+//! because it is consumed, or never give out some of them, is not consumed.
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions};
+use lapin::types::{FieldTable, ShortString};
 use lapin::{Connection, ErrorKind, ExchangeKind};
+
+use self::shape::{Meaning, Property, Shape};
+
+mod shape;
 
 /// The topic exchange that orders are published to.
 pub const EXCHANGE: &str = "order-exchange";
@@ -14,43 +19,97 @@ pub const QUEUE: &str = "order-queue";
 /// What the queue is bound with.
 pub const BINDING: &str = "order.*";
 
-/// The largest delivery limit both RabbitMQ 3.10 and 4 understand. Without one, RabbitMQ 4 deletes
-/// a message at its 21st delivery, closed connections included; -1 deletes on 3.10 at the first.
-const DELIVERY_LIMIT: i32 = i32::MAX;
-
 const NOT_FOUND: u16 = 404;
 const ACCESS_REFUSED: u16 = 403;
+const RESOURCE_LOCKED: u16 = 405;
 const PRECONDITION_FAILED: u16 = 406;
 
-/// Makes sure that all three are there. Returns what is there in another shape, in the operator's
-/// words; consuming works all the same.
+/// Properties of a queue that can differ, about: each one costs a channel to find out.
+const DIFFERENCES_MAX: usize = 16;
+
+/// What is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// In another shape, in the operator's words; consuming works all the same.
+    pub differences: Vec<String>,
+    /// Why the queue must not be consumed, and the fix.
+    pub refused: Option<String>,
+    /// The right to bind is missing: it is not tried again.
+    may_not_bind: bool,
+}
+
+/// Makes sure that all three are there. With what was found before, on this connection, they are not
+/// compared again: each difference is an error in the broker's log.
 ///
 /// # Errors
 /// The broker's, when something is missing and can't be made, or the connection is lost.
-pub async fn ensure(connection: &Connection) -> Result<Vec<String>, lapin::Error> {
-    let mut differences = Vec::new();
-    if !is_refused(declare_exchange(connection, true).await, NOT_FOUND)? {
-        // There: declaring it again only compares, and answers 406 when it differs.
-        if let Some(text) = difference(declare_exchange(connection, false).await)? {
-            differences.push(format!("the exchange {EXCHANGE} is left as it is: {text}"));
-        }
-    } else {
-        declare_exchange(connection, false).await?;
+pub async fn ensure(connection: &Connection, known: Option<Found>) -> Result<Found, lapin::Error> {
+    let compare = known.as_ref().is_none_or(|found| found.refused.is_some());
+    let mut found = known.unwrap_or_default();
+    if compare {
+        found = Found::default();
     }
-    if !is_refused(declare_queue(connection, true).await, NOT_FOUND)? {
-        if let Some(text) = difference(declare_queue(connection, false).await)? {
-            differences.push(format!(
-                "the queue {QUEUE} is left as it is: {text}; {}",
-                mend(&text)
+    if is_refused(declare_exchange(connection, true).await, NOT_FOUND)? {
+        declare_exchange(connection, false).await?;
+    } else if compare {
+        // There: declaring it again only compares, and answers 406 when it differs.
+        if let Compared::Differs(text) = compared(declare_exchange(connection, false).await)? {
+            let difference = format!("the exchange {EXCHANGE} is left as it is: {text}");
+            found.differences.push(difference);
+        }
+    }
+    let mut shape = Shape::wanted();
+    shape.options.passive = true;
+    match declare_queue(connection, &shape).await {
+        Err(err) if code(&err) == Some(NOT_FOUND) => {
+            declare_queue(connection, &Shape::wanted()).await?;
+        }
+        Err(err) if code(&err) == Some(RESOURCE_LOCKED) => {
+            found.refused = Some(format!(
+                "the queue {QUEUE} is exclusive to another connection and is deleted with it, so its \
+                 messages are lost to all others: close that connection, and pay-svc declares the queue"
             ));
         }
-    } else {
-        declare_queue(connection, false).await?;
+        Ok(()) if compare => compare_queue(connection, &mut found).await?,
+        outcome => outcome?,
     }
-    if let Some(text) = difference(bind(connection).await)? {
-        differences.push(format!("{QUEUE} could not be bound with {BINDING}: {text}"));
+    if found.refused.is_none() && !found.may_not_bind {
+        match compared(bind(connection).await)? {
+            Compared::Same => {}
+            Compared::Forbidden => found.may_not_bind = true,
+            Compared::Differs(text) => {
+                let difference = format!("{QUEUE} could not be bound with {BINDING}: {text}");
+                found.differences.push(difference);
+            }
+        }
     }
-    Ok(differences)
+    Ok(found)
+}
+
+async fn compare_queue(connection: &Connection, found: &mut Found) -> Result<(), lapin::Error> {
+    let mut shape = Shape::wanted();
+    let mut properties: Vec<Property> = Vec::new();
+    while properties.len() < DIFFERENCES_MAX {
+        let Compared::Differs(text) = compared(declare_queue(connection, &shape).await)? else {
+            break;
+        };
+        let property = Property::parse(&text)
+            .filter(|new| properties.iter().all(|known| known.name != new.name));
+        let Some(property) = property else {
+            let difference = format!("the queue {QUEUE} is left as it is: {text}");
+            found.differences.push(difference);
+            break;
+        };
+        shape.adopt(&property);
+        properties.push(property);
+    }
+    for meaning in shape::meanings(&properties) {
+        match meaning {
+            Meaning::Refused(why) => found.refused = Some(why),
+            Meaning::Differs(text) => found.differences.push(text),
+        }
+    }
+    Ok(())
 }
 
 // A declaration that is refused takes its channel with it, so each has a channel of its own.
@@ -72,24 +131,10 @@ async fn declare_exchange(connection: &Connection, passive: bool) -> Result<(), 
     Ok(())
 }
 
-async fn declare_queue(connection: &Connection, passive: bool) -> Result<(), lapin::Error> {
+async fn declare_queue(connection: &Connection, shape: &Shape) -> Result<(), lapin::Error> {
     let channel = connection.create_channel().await?;
-    let options = QueueDeclareOptions {
-        passive,
-        durable: true,
-        exclusive: false,
-        auto_delete: false,
-        nowait: false,
-    };
-    let mut arguments = FieldTable::default();
-    let quorum = AMQPValue::LongString(LongString::from("quorum"));
-    arguments.insert(short("x-queue-type"), quorum);
-    arguments.insert(
-        short("x-delivery-limit"),
-        AMQPValue::LongInt(DELIVERY_LIMIT),
-    );
     channel
-        .queue_declare(short(QUEUE), options, arguments)
+        .queue_declare(short(QUEUE), shape.options, shape.arguments())
         .await?;
     close(&channel).await;
     Ok(())
@@ -127,34 +172,27 @@ fn is_refused(outcome: Result<(), lapin::Error>, wanted: u16) -> Result<bool, la
     }
 }
 
-/// The broker's text when what is there differs. A user without the right to declare may still
-/// consume, so 403 only means that nothing could be compared.
-fn difference(outcome: Result<(), lapin::Error>) -> Result<Option<String>, lapin::Error> {
+/// How what is there compares with what was declared.
+enum Compared {
+    Same,
+    /// The broker's text.
+    Differs(String),
+    /// A user without the right to declare may still consume.
+    Forbidden,
+}
+
+fn compared(outcome: Result<(), lapin::Error>) -> Result<Compared, lapin::Error> {
     match outcome {
-        Ok(()) => Ok(None),
+        Ok(()) => Ok(Compared::Same),
         Err(err) => match code(&err) {
-            Some(PRECONDITION_FAILED) => Ok(Some(text(&err))),
+            Some(PRECONDITION_FAILED) => Ok(Compared::Differs(text(&err))),
             Some(ACCESS_REFUSED) => {
                 tracing::info!(error = %err, "topology could not be compared");
-                Ok(None)
+                Ok(Compared::Forbidden)
             }
             Some(_) | None => Err(err),
         },
     }
-}
-
-fn mend(broker_text: &str) -> String {
-    if broker_text.contains("x-queue-type") {
-        return format!(
-            "only a quorum queue survives the loss of a broker: delete {QUEUE} when it is empty, \
-             it is declared again at once"
-        );
-    }
-    format!(
-        "on RabbitMQ 4 a message is deleted at its 21st delivery unless you set: rabbitmqctl \
-         set_policy --apply-to queues {QUEUE}-limit '^{QUEUE}$' \
-         '{{\"delivery-limit\":{DELIVERY_LIMIT}}}'"
-    )
 }
 
 /// The AMQP reply code of an error the broker sent.
@@ -174,17 +212,4 @@ fn text(err: &lapin::Error) -> String {
 
 fn short(name: &'static str) -> ShortString {
     ShortString::from(name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mend_fits_what_differs() {
-        let limit = "inequivalent arg 'x-delivery-limit' for queue 'order-queue' in vhost '/'";
-        assert!(mend(limit).contains(r#"'{"delivery-limit":2147483647}'"#));
-        let kind = "inequivalent arg 'x-queue-type' for queue 'order-queue' in vhost '/'";
-        assert!(mend(kind).contains("quorum"));
-    }
 }

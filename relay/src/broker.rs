@@ -9,7 +9,7 @@ use lapin::options::ExchangeDeclareOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Connection, ErrorKind, Event, ExchangeKind};
-use svc_kit::amqp::Amqp;
+use svc_kit::amqp::{Amqp, Channels};
 use tokio::sync::mpsc;
 
 /// What the connection tells.
@@ -36,9 +36,31 @@ pub struct Link {
 /// # Errors
 /// lapin's.
 pub async fn connect(amqp: &Amqp, name: &str) -> Result<Link, lapin::Error> {
-    let connection = Arc::new(amqp.connect(&format!("relay {name}")).await?);
-    let events = connection.events_listener().boxed();
-    Ok(Link { connection, events })
+    let connection = amqp.connect(&client_name(name)).await?;
+    Ok(Link::new(Arc::new(connection)))
+}
+
+impl Link {
+    /// Channels of this connection, and of those that take its place; `news` gets what all of them tell.
+    ///
+    /// What the connection has told since it was made is passed on too, until nobody listens.
+    pub fn share(self, amqp: &Amqp, name: &str, news: mpsc::Sender<BrokerNews>) -> Channels {
+        let connection = Arc::clone(&self.connection);
+        let follow = move |link: Self| drop(svc_kit::tasks::unit(listen(link, news.clone())));
+        follow(self);
+        Channels::new(amqp.clone(), client_name(name), connection, move |next| {
+            follow(Self::new(next));
+        })
+    }
+
+    fn new(connection: Arc<Connection>) -> Self {
+        let events = connection.events_listener().boxed();
+        Self { connection, events }
+    }
+}
+
+fn client_name(name: &str) -> String {
+    format!("relay {name}")
 }
 
 /// Makes sure that `exchange` is there: looks first, declares it only when it is absent, and never
@@ -92,16 +114,14 @@ fn is_soft(err: &lapin::Error, wanted: AMQPSoftError) -> bool {
 }
 
 /// Passes on what the connection has told since it was made, and goes on until nobody listens. What
-/// came before the listener is seen in the connection's state.
-///
-/// # Errors
-/// Never; the type is that of a task.
-pub async fn listen(link: Link, news: mpsc::Sender<BrokerNews>) -> anyhow::Result<()> {
+/// came before the listener is seen in the connection's state. It does not keep the connection alive.
+async fn listen(link: Link, news: mpsc::Sender<BrokerNews>) {
     let Link {
         connection,
         mut events,
     } = link;
-    let status = connection.status();
+    let status = connection.status().clone();
+    drop(connection);
     let before = if !status.connected() {
         Some(BrokerNews::Lost("lost before it was used".into()))
     } else if status.blocked() {
@@ -112,20 +132,17 @@ pub async fn listen(link: Link, news: mpsc::Sender<BrokerNews>) -> anyhow::Resul
     if let Some(before) = before
         && news.send(before).await.is_err()
     {
-        return Ok(());
+        return;
     }
     while let Some(event) = events.next().await {
         let told = match event {
             Event::ConnectionBlocked(reason) => BrokerNews::Blocked(reason),
             Event::ConnectionUnblocked => BrokerNews::Unblocked,
-            Event::Error(err) if !connection.status().connected() => {
-                BrokerNews::Lost(err.to_string())
-            }
+            Event::Error(err) if !status.connected() => BrokerNews::Lost(err.to_string()),
             _ => continue,
         };
         if news.send(told).await.is_err() {
             break;
         }
     }
-    Ok(())
 }

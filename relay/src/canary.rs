@@ -13,9 +13,10 @@ use anyhow::{Context, bail};
 use futures::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, Consumer};
+use lapin::{BasicProperties, Channel, Consumer};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _};
+use svc_kit::amqp::Channels;
 
 use crate::config::{Config, Mode, OutboxTable};
 use crate::in_list::{padded, padded_len, placeholders};
@@ -107,17 +108,17 @@ impl Canary {
     ///
     /// # Errors
     /// Never: the orders must not suffer from what only watches.
-    pub async fn run(self, connection: Arc<Connection>) -> anyhow::Result<()> {
+    pub async fn run(self, channels: Arc<Channels>) -> anyhow::Result<()> {
         loop {
-            let Err(err) = self.fly(&connection).await;
+            let Err(err) = self.fly(&channels).await;
             let error = format!("{err:#}");
             tracing::warn!(error, retry_in = ?RETRY_IN, "the canary does not fly");
             tokio::time::sleep(RETRY_IN).await;
         }
     }
 
-    async fn fly(&self, connection: &Connection) -> anyhow::Result<Infallible> {
-        let mut nest = Nest::build(connection).await?;
+    async fn fly(&self, channels: &Channels) -> anyhow::Result<Infallible> {
+        let mut nest = Nest::build(channels.open()).await?;
         loop {
             self.until_due().await;
             let message_id = format!("{PREFIX}{:016x}", rand::random::<u64>());
@@ -264,17 +265,21 @@ impl Nest {
     ///
     /// # Errors
     /// The broker's, and which rights it takes.
-    pub async fn build(connection: &Connection) -> anyhow::Result<Self> {
-        in_time(Self::declare(connection)).await.context(
+    pub async fn build(
+        channel: impl Future<Output = lapin::Result<Channel>>,
+    ) -> anyhow::Result<Self> {
+        in_time(Self::declare(channel)).await.context(
             "a queue of the relay's own: its account needs the rights to configure and read \
              relay-canary.* and to write to amq.default",
         )
     }
 
-    async fn declare(connection: &Connection) -> anyhow::Result<Self> {
+    async fn declare(
+        channel: impl Future<Output = lapin::Result<Channel>>,
+    ) -> anyhow::Result<Self> {
         let queue = format!("relay-canary.{}", uuid::Uuid::now_v7());
         let name = ShortString::try_new(queue.clone())?;
-        let channel = connection.create_channel().await?;
+        let channel = channel.await?;
         let own = QueueDeclareOptions {
             passive: false,
             durable: false,

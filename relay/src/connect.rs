@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use ::ops::{Console, Settings, bulk};
 use anyhow::{Context, anyhow};
-use lapin::Connection;
 use sqlx::Connection as _;
 use sqlx::mysql::MySqlConnection;
-use svc_kit::amqp::BrokerFault;
+use svc_kit::amqp::{BrokerFault, Channels};
 use svc_kit::boot::ConfigError;
 use svc_kit::tasks::Tasks;
 use tokio::sync::{Notify, mpsc};
@@ -64,34 +63,51 @@ impl Relay {
             server,
             pauses,
         };
-        let connection = Arc::clone(&link.connection);
-        let wires = self.wire(lease, link, database).await?;
+        let (wires, channels) = self.wire(lease, link, database).await?;
         self.readiness.set("database", true, "connected");
-        Ok(Connected { wires, connection })
+        Ok(Connected { wires, channels })
     }
 
     /// Connects to the broker and leaves it again. True when it was there.
     ///
     /// # Errors
-    /// What no waiting can mend; a broker that is away is none.
+    /// What no waiting can fix; a broker that is away is none.
     pub(crate) async fn try_broker(&self) -> Result<bool, ConfigError> {
         let connecting = broker::connect(&self.config.amqp, &self.config.name);
         // Not longer: the lock may be free meanwhile.
         let Ok(connected) = tokio::time::timeout(TRY_TIMEOUT, connecting).await else {
+            self.show_broker_away(&format!("no answer within {TRY_TIMEOUT:?}"));
             return Ok(false);
         };
         match connected {
             Ok(link) => {
                 tracing::info!("the broker was tried, standing by");
+                self.readiness.set(
+                    "broker",
+                    false,
+                    "standing by; it was reached at the last try",
+                );
                 let closing = link.connection.close(200, "standing by".into());
                 drop(tokio::time::timeout(CLOSE_TIMEOUT, closing).await);
                 Ok(true)
             }
             Err(err) => match svc_kit::amqp::classify(&err) {
                 BrokerFault::Misconfigured(config) => Err(config),
-                BrokerFault::Away(_) => Ok(false),
+                BrokerFault::Away(why) => {
+                    self.show_broker_away(&why);
+                    Ok(false)
+                }
             },
         }
+    }
+
+    fn show_broker_away(&self, why: &str) {
+        tracing::warn!(
+            error = why,
+            "standing by, the broker was tried and did not take the connection"
+        );
+        let detail = format!("standing by; at the last try: {why}");
+        self.readiness.set("broker", false, detail);
     }
 
     async fn pauses(&self, reader: &mut MySqlConnection) -> anyhow::Result<Pauses> {
@@ -163,7 +179,12 @@ impl Relay {
         }
     }
 
-    async fn wire(&self, lease: &Lease, link: Link, database: Database) -> anyhow::Result<Wires> {
+    async fn wire(
+        &self,
+        lease: &Lease,
+        link: Link,
+        database: Database,
+    ) -> anyhow::Result<(Wires, Arc<Channels>)> {
         let config = &self.config;
         let Database {
             mut reader,
@@ -173,16 +194,16 @@ impl Relay {
         } = database;
         let queries = Queries::discover(&mut reader, &config.table).await?;
         let name = config.table.name.clone();
+        let frame_max = link.connection.configuration().frame_max();
+        let (news_in, news) = mpsc::channel(16);
+        let channels = Arc::new(link.share(&config.amqp, &config.name, news_in));
         let broker = lane::Broker {
-            connection: Arc::clone(&link.connection),
+            channels: Arc::clone(&channels),
+            frame_max: usize::try_from(frame_max).unwrap_or(0),
             lease: lease.clone(),
             confirm_timeout: config.confirm_timeout,
         };
-
-        let connection = Arc::clone(&link.connection);
         let mut tasks = Tasks::new();
-        let (news_in, news) = mpsc::channel(16);
-        tasks.spawn("broker events", broker::listen(link, news_in));
         let (lanes, done) = start_lanes(&mut tasks, config.lanes, broker);
 
         let (writes, writes_out) = mpsc::channel(1);
@@ -210,9 +231,9 @@ impl Relay {
             tasks.spawn("clean-up", cleanup);
         }
         if self.canary.is_on() {
-            tasks.spawn("canary", self.canary.clone().run(connection));
+            tasks.spawn("canary", self.canary.clone().run(Arc::clone(&channels)));
         }
-        Ok(Wires {
+        let wires = Wires {
             tasks,
             lanes,
             done,
@@ -223,7 +244,8 @@ impl Relay {
             news,
             server,
             pauses,
-        })
+        };
+        Ok((wires, channels))
     }
 }
 
@@ -259,12 +281,12 @@ struct Database {
 /// What a session works with.
 pub(crate) struct Connected {
     pub(crate) wires: Wires,
-    pub(crate) connection: Arc<Connection>,
+    pub(crate) channels: Arc<Channels>,
 }
 
 /// Why there is nothing to work with.
 pub(crate) enum NotConnected {
-    /// No waiting can mend it.
+    /// No waiting can fix it.
     Misconfigured(ConfigError),
     /// It passes by itself.
     Away(String),

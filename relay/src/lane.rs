@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use lapin::Channel;
 use lapin::options::ConfirmSelectOptions;
-use lapin::{Channel, Connection};
+use svc_kit::amqp::Channels;
 use tokio::sync::mpsc;
 
 use crate::lease::Lease;
@@ -54,8 +55,10 @@ pub struct Done {
 /// What every lane of a session shares.
 #[derive(Clone)]
 pub struct Broker {
-    /// The publishing connection.
-    pub connection: Arc<Connection>,
+    /// Of the publishing connection.
+    pub channels: Arc<Channels>,
+    /// What the broker takes in a frame, in bytes.
+    pub frame_max: usize,
     /// Checked before the first byte of each batch, and within a large one.
     pub lease: Lease,
     /// `RELAY_CONFIRM_TIMEOUT`.
@@ -72,12 +75,11 @@ pub async fn run(
     mut batches: mpsc::Receiver<Vec<Item>>,
     done: mpsc::Sender<Done>,
 ) -> anyhow::Result<()> {
-    let frame_max = usize::try_from(broker.connection.configuration().frame_max()).unwrap_or(0);
     let mut channel: Option<Channel> = None;
     while let Some(items) = batches.recv().await {
         // A row that makes us panic is like one that makes the broker close: it goes alone next time.
         let spans = Publishing::begin(&items);
-        let attempt = attempt(&broker, &mut channel, &items, frame_max);
+        let attempt = attempt(&broker, &mut channel, &items);
         let outcome = AssertUnwindSafe(attempt)
             .catch_unwind()
             .await
@@ -116,29 +118,30 @@ pub(crate) async fn close(channel: &Channel, why: &str) {
     drop(tokio::time::timeout(CLOSE_TIMEOUT, closing).await);
 }
 
-async fn attempt(
-    broker: &Broker,
-    channel: &mut Option<Channel>,
-    items: &[Item],
-    frame_max: usize,
-) -> Outcome {
+async fn attempt(broker: &Broker, channel: &mut Option<Channel>, items: &[Item]) -> Outcome {
     if channel.is_none() {
-        match open(&broker.connection, broker.confirm_timeout).await {
+        match open(broker.channels.open(), broker.confirm_timeout).await {
             Ok(opened) => *channel = Some(opened),
             Err(outcome) => return outcome,
         }
     }
     let may_go = || broker.lease.is_valid();
     match channel {
-        Some(channel) => publish(channel, items, frame_max, broker.confirm_timeout, may_go).await,
+        Some(channel) => {
+            let (frame_max, timeout) = (broker.frame_max, broker.confirm_timeout);
+            publish(channel, items, frame_max, timeout, may_go).await
+        }
         None => Outcome::Lost("no channel".into()),
     }
 }
 
 /// A channel whose publishes are confirmed.
-pub(crate) async fn open(connection: &Connection, timeout: Duration) -> Result<Channel, Outcome> {
+pub(crate) async fn open(
+    channel: impl Future<Output = lapin::Result<Channel>>,
+    timeout: Duration,
+) -> Result<Channel, Outcome> {
     let opening = async {
-        let channel = connection.create_channel().await?;
+        let channel = channel.await?;
         channel
             .confirm_select(ConfirmSelectOptions { nowait: false })
             .await?;

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures::future::{Either, select};
-use lapin::Connection;
 use prometheus::Registry;
 use svc_kit::admin::{ACTIVE, Readiness, STANDBY};
+use svc_kit::amqp::Channels;
 use svc_kit::backoff::Backoff;
 use svc_kit::boot::{ConfigError, Exit};
 use svc_kit::signals::Shutdown;
@@ -159,11 +159,11 @@ impl Relay {
                     }
                     err.into_text()
                 }
-                Some(Ok(Connected { wires, connection })) => {
+                Some(Ok(Connected { wires, channels })) => {
                     first_contact = false;
                     let why = match self.session(wires, outside, &mut suspects).await {
                         End::Drained => {
-                            self.say_goodbye(&connection).await;
+                            self.say_goodbye(&channels).await;
                             return Exit::Drained;
                         }
                         End::CutOff => return Exit::Failed,
@@ -304,8 +304,11 @@ impl Relay {
         end
     }
 
-    async fn say_goodbye(&self, connection: &Connection) {
-        let closing = connection.close(200, "drained".into());
+    async fn say_goodbye(&self, channels: &Channels) {
+        let closing = async {
+            let connection = channels.connection().await;
+            connection.close(200, "drained".into()).await
+        };
         if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {
             tracing::debug!("the broker did not answer connection.close");
         }

@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, MySql, Transaction};
 use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
 use uuid::Uuid;
 
+use crate::message::refused_header;
 use crate::statement;
 
 /// Something that happened, to be published once the transaction it is written in has committed.
@@ -168,11 +169,8 @@ impl Event {
             if name.len() > 255 {
                 return Err(invalid("headers", "has a name of more than 255 bytes"));
             }
-            if name == "CC" || name == "BCC" {
-                return Err(invalid(
-                    "headers",
-                    format!("has {name}, which would route it elsewhere"),
-                ));
+            if let Some(why) = refused_header(name) {
+                return Err(invalid("headers", format!("has {name}, which {why}")));
             }
         }
         match self.headers_json() {
@@ -355,8 +353,11 @@ mod tests {
     fn headers_that_the_relay_would_refuse_are_refused_here() {
         refused(
             &event().header("CC", "x"),
-            "headers has CC, which would route it elsewhere",
+            "headers has CC, which would route the message elsewhere",
         );
+        let delayed = event().header("x-delay", "5000");
+        let err = delayed.validate().unwrap_err().to_string();
+        assert!(err.contains("set next_attempt_at"), "{err}");
         let long = event().header("n".repeat(256), "x");
         refused(&long, "headers has a name of more than 255 bytes");
         let large = event().header("n", "x".repeat(65_535));

@@ -39,3 +39,19 @@ pub const AGGREGATE_TYPE: &str = "aggregate-type";
 pub const AGGREGATE_ID: &str = "aggregate-id";
 /// Header with the time the row was written: RFC 3339, UTC, microseconds.
 pub const OCCURRED_AT: &str = "occurred-at";
+
+/// Why no message may have a header of this name.
+///
+/// RabbitMQ routes a message to the keys in `CC` and `BCC` as well, past the row's own route. A
+/// delayed-message exchange takes a message with `x-delay` and returns it as one that reached no queue:
+/// it can't be distinguished from one that was lost, and would be sent again and again.
+pub(crate) fn refused_header(name: &str) -> Option<&'static str> {
+    match name {
+        "CC" | "BCC" => Some("would route the message elsewhere"),
+        "x-delay" => Some(
+            "makes a delayed-message exchange keep the message and report it as not routed: to delay a \
+             message, leave it out and set next_attempt_at",
+        ),
+        _ => None,
+    }
+}

@@ -1,12 +1,16 @@
 //! RabbitMQ: where the broker is, connections that all behave alike, and whose failure an error is.
 
+mod channels;
 mod fault;
+mod gate;
 mod in_order;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use async_rs::Runtime;
+use async_rs::traits::RuntimeKit;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
@@ -14,7 +18,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
 use url::{Host, Url};
 
+pub use self::channels::Channels;
 pub use self::fault::{BrokerFault, classify};
+pub use self::gate::Gate;
+use self::gate::GatedTokio;
 pub use self::in_order::all_in_order;
 use crate::backoff::Backoff;
 use crate::boot::ConfigError;
@@ -146,8 +153,28 @@ impl Amqp {
     /// # Errors
     /// As of lapin; a time-out is an IO error.
     pub async fn connect(&self, name: &str) -> Result<Connection, lapin::Error> {
+        self.connect_with(name, lapin::runtime::default_runtime()?)
+            .await
+    }
+
+    /// As [`Amqp::connect`]; what is read from the connection goes through `gate`.
+    ///
+    /// # Errors
+    /// As [`Amqp::connect`].
+    pub async fn connect_gated(&self, name: &str, gate: &Gate) -> Result<Connection, lapin::Error> {
+        let runtime = Runtime::new(GatedTokio::new(gate.clone()));
+        self.connect_with(name, runtime).await
+    }
+
+    async fn connect_with<K>(
+        &self,
+        name: &str,
+        runtime: Runtime<K>,
+    ) -> Result<Connection, lapin::Error>
+    where
+        K: RuntimeKit + Clone + Send + Sync + 'static,
+    {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let runtime = lapin::runtime::default_runtime()?;
         let connecting = Connection::connect_uri_with_config(
             self.uri.clone(),
             properties,
@@ -186,16 +213,22 @@ impl fmt::Debug for Amqp {
     }
 }
 
-/// Waits until the broker answers, and says in the log what it waits for. Returns early, without an
-/// error, when `stop` is cancelled.
+/// Waits until the broker answers, and reports in the log and to `waits` what it waits for. Returns
+/// early, without an error, when `stop` is cancelled.
 ///
 /// # Errors
-/// What no waiting can mend: access refused, unknown vhost.
-pub async fn first_contact(amqp: &Amqp, stop: &CancellationToken) -> Result<(), ConfigError> {
-    stop.run_until_cancelled(wait(amqp)).await.unwrap_or(Ok(()))
+/// What no waiting can fix: access refused, unknown vhost.
+pub async fn first_contact(
+    amqp: &Amqp,
+    stop: &CancellationToken,
+    waits: impl Fn(&str),
+) -> Result<(), ConfigError> {
+    stop.run_until_cancelled(wait(amqp, waits))
+        .await
+        .unwrap_or(Ok(()))
 }
 
-async fn wait(amqp: &Amqp) -> Result<(), ConfigError> {
+async fn wait(amqp: &Amqp, waits: impl Fn(&str)) -> Result<(), ConfigError> {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     loop {
         let err = match amqp.connect("first contact").await {
@@ -214,6 +247,7 @@ async fn wait(amqp: &Amqp) -> Result<(), ConfigError> {
             }
             BrokerFault::Away(error) => {
                 let retry_in = backoff.next();
+                waits(&format!("waiting for the broker: {error}"));
                 tracing::warn!(broker = %amqp, error, ?retry_in, "waiting for the broker");
                 tokio::time::sleep(retry_in).await;
             }

@@ -17,6 +17,7 @@ mod instances;
 mod intake;
 mod intake_faults;
 mod kills;
+mod memory;
 mod parked;
 mod payments_api;
 mod process;

@@ -68,7 +68,7 @@ impl Publisher {
     pub(crate) async fn connect(amqp_url: &str) -> Self {
         let properties = ConnectionProperties::default().with_connection_name("test".into());
         let connection = Connection::connect(amqp_url, properties).await.unwrap();
-        topology::ensure(&connection).await.unwrap();
+        topology::ensure(&connection, None).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel
             .confirm_select(ConfirmSelectOptions { nowait: false })

@@ -139,7 +139,7 @@ async fn broker(config: &Config) -> Condition {
         }
     };
     if !config.canary_interval.is_zero()
-        && let Err(err) = Nest::build(&link.connection).await
+        && let Err(err) = Nest::build(link.connection.create_channel()).await
     {
         return Condition::not(
             State::Warning,

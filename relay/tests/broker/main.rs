@@ -13,6 +13,7 @@ mod world;
 
 mod away;
 mod canary;
+mod limits;
 mod refused;
 mod short_of_memory;
 mod shut;

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use e2e::Db;
 use e2e::product::Process;
-use lapin::{Connection, ConnectionProperties};
 use rand::RngExt;
 use relay::lane::{self, Broker, Outcome};
 use relay::lease::Lease;
 use sqlx::Executor;
+use svc_kit::amqp::{Amqp, Channels};
 use tokio::sync::mpsc;
 
 use crate::batch::item;
@@ -284,11 +284,13 @@ async fn a_suspended_relay_is_replaced_within_10_s_and_publishes_nothing_when_it
 async fn a_lane_whose_lease_is_over_publishes_nothing() {
     let rig = Rig::new(e2e::shared::mariadb().await).await;
     let deliveries = rig.consume(QUEUE).await;
-    let connection = Connection::connect(&rig.vhost.amqp_url, ConnectionProperties::default())
-        .await
-        .unwrap();
+    let amqp = Amqp::parse(&rig.vhost.amqp_url).unwrap();
+    let connection = Arc::new(amqp.connect("test").await.unwrap());
+    let frame_max = usize::try_from(connection.configuration().frame_max()).unwrap();
+    let channels = Channels::new(amqp, "test".to_owned(), connection, |_| {});
     let broker = Broker {
-        connection: Arc::new(connection),
+        channels: Arc::new(channels),
+        frame_max,
         lease: Lease::default(),
         confirm_timeout: SOON,
     };

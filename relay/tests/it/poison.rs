@@ -83,6 +83,15 @@ fn impossible() -> Vec<(Raw, &'static str)> {
             headers(r#"{"BCC": "x"}"#.into()),
             "invalid: headers has BCC",
         ),
+        // A delayed-message exchange would keep the message and return it, again and again.
+        (
+            headers(r#"{"x-delay": 5000}"#.into()),
+            "invalid: headers has x-delay",
+        ),
+        (
+            headers(r#"{"x-delay": "5000"}"#.into()),
+            "invalid: headers has x-delay",
+        ),
         (
             headers(format!("{{\"{}\": \"x\"}}", "n".repeat(256))),
             "invalid: headers has a name of more than 255 bytes",

@@ -8,7 +8,7 @@ use time::PrimitiveDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-use super::{AGGREGATE_ID, AGGREGATE_TYPE, MessageId, OCCURRED_AT};
+use super::{AGGREGATE_ID, AGGREGATE_TYPE, MessageId, OCCURRED_AT, refused_header};
 use crate::row::Row;
 
 /// `delivery_mode` of a message that a broker restart must not lose.
@@ -96,11 +96,8 @@ fn own_headers(json: Option<&[u8]>) -> Result<BTreeMap<ShortString, AMQPValue>, 
     object
         .into_iter()
         .map(|(name, value)| {
-            // RabbitMQ routes a message to the keys in these two as well, past the row's own route.
-            if name == "CC" || name == "BCC" {
-                return Err(invalid(format!(
-                    "has {name}, which would route the message elsewhere"
-                )));
+            if let Some(why) = refused_header(&name) {
+                return Err(invalid(format!("has {name}, which {why}")));
             }
             let serde_json::Value::String(value) = value else {
                 return Err(invalid(format!(

@@ -9,7 +9,7 @@ use crate::boot::ConfigError;
 /// What an error while connecting means for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrokerFault {
-    /// Trying again can't help: a setting or a right must be mended first.
+    /// Trying again can't help: a setting or a right must be fixed first.
     Misconfigured(ConfigError),
     /// The broker can't be reached or is starting or stopping, with its text: back off.
     Away(String),
@@ -26,9 +26,10 @@ pub fn classify(err: &lapin::Error) -> BrokerFault {
         },
         _ => return BrokerFault::Away(err.to_string()),
     };
+    let text = amqp.get_message().as_str();
     let mend = match amqp.kind() {
         AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => "check user and password",
-        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
+        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if is_final(text) => {
             "check the vhost behind the host (\"/\" is written %2F) and the user's rights in it"
         }
         _ => return BrokerFault::Away(err.to_string()),
@@ -38,6 +39,17 @@ pub fn classify(err: &lapin::Error) -> BrokerFault {
         amqp.get_message().to_string(),
         mend,
     ))
+}
+
+/// Of what RabbitMQ refuses with `NOT_ALLOWED`, only an unknown vhost and a missing right need a person.
+/// Connection limits (of a vhost, a user, a node), a vhost that is down, an authorization service that
+/// fails come with the same code, and pass.
+fn is_final(text: &str) -> bool {
+    let text = text.trim_end();
+    let unknown = text.contains("vhost ") && text.ends_with(" not found");
+    // With a reason behind it, it is the reason that counts.
+    let no_right = text.contains(" refused for user '") && text.ends_with('\'');
+    unknown || no_right
 }
 
 /// An expired certificate is renewed on the broker's side alone; the rest needs a setting.
@@ -76,6 +88,26 @@ fn classify_tls(err: &rustls::Error) -> BrokerFault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_is_final_only_where_no_waiting_helps() {
+        for text in [
+            "NOT_ALLOWED - vhost orders not found",
+            "NOT_ALLOWED - access to vhost 'orders' refused for user 'relay'",
+        ] {
+            assert!(is_final(text), "{text}");
+        }
+        for text in [
+            "NOT_ALLOWED - access to vhost 'orders' refused for user 'relay': connection limit (5) is reached",
+            "NOT_ALLOWED - connection refused for user 'relay': user connection limit (5) is reached",
+            "NOT_ALLOWED - connection refused: node connection limit (5) is reached",
+            "NOT_ALLOWED - access to vhost 'orders' refused for user 'relay': vhost 'orders' is down",
+            "NOT_ALLOWED - access to vhost 'orders' refused for user 'relay', backend http returned an error: timeout",
+            "NOT_ALLOWED - number of channels opened for user 'relay' has reached the maximum allowed user limit of (5)",
+        ] {
+            assert!(!is_final(text), "{text}");
+        }
+    }
 
     #[test]
     fn an_expired_certificate_is_waited_for_and_other_refusals_name_the_setting() {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 async fn contact(url: &str) -> Result<(), ConfigError> {
     let amqp = Amqp::parse(url).unwrap();
     let never = CancellationToken::new();
-    let contact = first_contact(&amqp, &never);
+    let contact = first_contact(&amqp, &never, |_| {});
     tokio::time::timeout(Duration::from_secs(30), contact)
         .await
         .expect("it waits in vain")
@@ -49,7 +49,7 @@ async fn a_broker_that_can_not_be_reached_is_away() {
     let stop = CancellationToken::new();
     let waiting = {
         let stop = stop.clone();
-        svc_kit::tasks::unit(async move { first_contact(&amqp, &stop).await })
+        svc_kit::tasks::unit(async move { first_contact(&amqp, &stop, |_| {}).await })
     };
     stop.cancel();
     waiting.await.unwrap().unwrap();

@@ -96,7 +96,7 @@ async fn open(replay: &Replay, amqp: &Amqp) -> anyhow::Result<(Link, Channel)> {
             BrokerFault::Away(why) => anyhow::bail!("no way to the broker {amqp}: {why}"),
         },
     };
-    match lane::open(&link.connection, replay.confirm_timeout).await {
+    match lane::open(link.connection.create_channel(), replay.confirm_timeout).await {
         Ok(channel) => Ok((link, channel)),
         Err(outcome) => anyhow::bail!("no channel at the broker: {}", words(&outcome)),
     }
