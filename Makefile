@@ -1,19 +1,21 @@
 # All set-up is done by the targets themselves: on Debian and Ubuntu they install what is missing.
 # Settings come from the command line or the environment, and make hands on both by itself:
-# DB ORDERS RATE KEEP REQUIRE_MYSQL QUICK ONLY ROUNDS FAST.
+# DB ORDERS RATE KEEP REQUIRE_MYSQL QUICK ONLY ROUNDS FAST SHORT SMOKE.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ui test-long bench lint up urls test-up down
+.PHONY: help demo test test-ui test-deploy test-long bench lint up urls test-up down
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 	@echo
 	@echo 'demo:  DB=mariadb|mysql  ORDERS=500  RATE=25 (orders a second)  KEEP=1 (run until Ctrl-C)'
 	@echo 'bench: QUICK=1 (MariaDB, smaller, within 8 minutes)  ONLY=key,key  DB=mariadb|mysql  ROUNDS=5'
+	@echo '       SMOKE=1 (the form of CI: one round of two keys with the programs of make test)'
 	@echo 'test:  REQUIRE_MYSQL=1 makes a missing MySQL an error'
-	@echo 'test-up: FAST=1 (the form of CI: the programs of this machine, no kills; a few minutes)'
+	@echo 'test-long: ONLY=binary  SHORT=1 (the form of CI: the shortest one)'
+	@echo 'test-up: FAST=1 (the form of CI: the programs of make test, no kills)'
 
 # The development profile: the tests share its artifacts, a release build with link-time
 # optimisation takes minutes longer on two cores, and 25 orders a second need none of it.
@@ -25,6 +27,9 @@ test: ## Run all tests on real servers
 
 test-ui: ## Drive the operators' page in a real browser, fuzz every HTTP contract; pictures: target/ui
 	@crates/e2e/test-ui.sh
+
+test-deploy: ## Check scripts, manifests and secrets, without servers
+	@crates/e2e/test-deploy.sh
 
 test-long: ## Run the long forms of the fault tests (hours); their figures: target/long/figures.md
 	@crates/e2e/test-long.sh

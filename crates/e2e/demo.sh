@@ -4,8 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 crates/e2e/install.sh
-target=$(cargo metadata --format-version 1 --no-deps |
-  sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+. crates/e2e/built.sh
 cargo build --workspace --bins
 if [ "${DB:-mariadb}" = mysql ]; then
   "$target/debug/e2e" fetch-mysql

@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
 # `make test-long`: the long forms of the fault tests, on real servers, one binary after the other.
-# ONLY=broker runs those of one test binary, whose names begin with long_broker_.
+# ONLY=broker runs those of one test binary, whose names begin with long_broker_. SHORT=1 is the form
+# of CI: the shortest of them alone, which says that they are built and run.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 crates/e2e/install.sh
-target=$(cargo metadata --format-version 1 --no-deps |
-  sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
-cargo build -p e2e -p relay -p order-svc -p pay-svc
-"$target/debug/e2e" fetch-mysql
-
+. crates/e2e/built.sh
 figures=$target/long/figures.md
 mkdir -p "$target/long"
 printf '%s, %s cores, %s\n\n| what | figure |\n|---|---|\n' \
   "$(date -u +%F)" "$(nproc)" "$(git rev-parse --short HEAD 2>/dev/null || echo 'no commit')" >"$figures"
+
+if [ "${SHORT:-}" = 1 ]; then
+  cargo build --workspace --features "$features" --bins
+  cargo test --workspace --features "$features,relay/long" --test operate long_operate_a_drain -- \
+    --test-threads 1 --nocapture
+  exit
+fi
+cargo build -p e2e -p relay -p order-svc -p pay-svc
+"$target/debug/e2e" fetch-mysql
 
 # One test after the other: they measure, and each one may take all of the machine.
 cargo test -p relay --features long --tests "long_${ONLY:-}" -- --test-threads 1 --nocapture

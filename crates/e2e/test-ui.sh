@@ -29,8 +29,7 @@ if [ ${#packages[@]} -gt 0 ]; then
     apt-get install -y -qq --no-install-recommends "${packages[@]}"
 fi
 
-target=$(cargo metadata --format-version 1 --no-deps |
-  sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+. crates/e2e/built.sh
 # The version is in the name, so that another one is installed beside it and not over it.
 venv=$target/schemathesis-$schemathesis
 if ! "$venv/bin/schemathesis" --version >/dev/null 2>&1; then
@@ -43,8 +42,6 @@ fi
 mkdir -p "$target/ui"
 export UI_PICTURES=$target/ui
 export SCHEMATHESIS=$venv/bin/schemathesis
-# The whole workspace is named, so that the dependencies keep the features they were built with for
-# `make test`; its programs are built for the tests to run.
-features=e2e/otlp,order-svc/otlp,relay/otlp,pay-svc/otlp
+# The programs are built for the tests to run.
 cargo build --workspace --features "$features" --bins
 cargo test --workspace --features "e2e/ui,$features" --test ui -- --test-threads=1 "$@"

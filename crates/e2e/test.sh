@@ -6,11 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 crates/e2e/install.sh
-target=$(cargo metadata --format-version 1 --no-deps |
-  sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
-# The programs under test can export traces, which is off until an endpoint is set: so the traces need
-# no build of their own.
-features=e2e/otlp,order-svc/otlp,relay/otlp,pay-svc/otlp
+. crates/e2e/built.sh
 # Also builds the fetcher, with the same features as the tests so that nothing is built twice.
 cargo test --workspace --features "$features" --no-run
 

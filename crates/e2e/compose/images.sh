@@ -35,7 +35,9 @@ debian() { # IMAGE:NAME SUITE [PACKAGES]
   if ! debootstrap --variant=minbase ${3:+--include="$3"} "$2" "$root" ${mirror:+"$mirror"} >"$cache/log"; then
     tail -n 15 "$cache/log" >&2
     rm -rf "$root"
-    exit 1
+    # As where no engine runs: nothing was tried.
+    echo "error: no stand-in for $1 can be made now" >&2
+    exit 75
   fi
   # What a container would only carry about, as Debian's own slim images have it.
   rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/*

@@ -4,7 +4,8 @@
 # by images.sh; Grafana, which Debian does not have, is left out then.
 #
 # FAST=1 is the form of CI, within a few minutes: the programs of the development profile are copied
-# in, nothing is compiled in a container and nothing is killed. Ends with 75 where no engine can run.
+# in, nothing is compiled in a container and nothing is killed. Ends with 75 where no engine can run or
+# neither a registry nor Debian gives the images.
 #
 # It is a project of its own (outbox-test) with volumes of its own, which it removes at the end; the
 # ports are those of `make up`, so that one must be down. BUILD=0 runs the images of the last build.
@@ -54,11 +55,8 @@ fi
 # The images of the Dockerfile, but for its first stage: the programs are those of this machine, whose
 # C library is not newer than that of the images.
 copy_programs_in() {
-  local target features program
-  target=$(cargo metadata --format-version 1 --no-deps |
-    sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
-  # As `make test` builds them, so that CI builds nothing anew.
-  features=e2e/otlp,order-svc/otlp,relay/otlp,pay-svc/otlp
+  local program
+  . crates/e2e/built.sh
   cargo build --workspace --features "$features" --bins
   mkdir -p "$work/programs/out" "$work/programs/etc/ssl/certs"
   cp /etc/ssl/certs/ca-certificates.crt "$work/programs/etc/ssl/certs/"
@@ -81,33 +79,37 @@ elif [ "${BUILD:-1}" != 0 ]; then
   compose build "${services[@]}"
 fi
 
-# A first start whose files fail ends with the error, and stays down: it never looks healthy.
-broken_first_start() {
-  local project=outbox-test-broken
-  mkdir "$work/mysql"
-  cp deploy/mysql/* "$work/mysql"
-  echo 'GRANT INSERT ON orders.there_is_no_such_table TO relay;' >>"$work/mysql/init.sql"
-  printf 'services: { mysql: { volumes: ["%s/mysql:/outbox:ro"] } }\n' "$work" >"$work/broken.yml"
-  broken() { MYSQL_PORT=0 docker compose --project-name $project --file docker-compose.yml --file "$work/broken.yml" "$@"; }
-  if broken up --detach --wait --wait-timeout 120 mysql >/dev/null 2>&1; then
-    say 'MySQL is healthy though its first start failed'
-    broken down --volumes --timeout 0 >/dev/null 2>&1
-    return 1
-  fi
-  local failed refused
-  # Started again by the engine, it says why it stays down.
-  for _ in $(seq 60); do
-    broken logs --no-log-prefix mysql >"$work/log" 2>&1
-    failed=$(grep -c 'ERROR 1146 .*there_is_no_such_table' "$work/log") || true
-    refused=$(grep -c 'the first start of this database failed' "$work/log") || true
-    [ "$failed" = 1 ] && [ "$refused" -ge 1 ] && break
+# `docker compose up` with one thing wrong, in a project of its own: it must fail, and SERVICE's log
+# must say why. It is not healthy, and nothing waits for ever.
+comes_not_up() { # SERVICE WANTED_OF_THE_LOG OVERRIDE
+  local log=$work/broken.log
+  broken() {
+    MYSQL_PORT=0 timeout 100 docker compose --project-name outbox-test-broken \
+      --file docker-compose.yml --file "$work/broken.yml" "$@"
+  }
+  echo "$3" >"$work/broken.yml"
+  local ended=0
+  broken up --detach --no-build --wait order-svc >/dev/null 2>&1 || ended=$?
+  for _ in $(seq 40); do
+    broken logs --no-log-prefix "$1" >"$log" 2>&1
+    ! grep -q "$2" "$log" || break
     sleep 0.5
   done
   broken down --volumes --timeout 0 >/dev/null 2>&1
-  [ "$failed" = 1 ] && [ "$refused" -ge 1 ] || { tail -n 20 "$work/log"; return 1; }
+  [ $ended -ne 0 ] || { say "order-svc came up though $1 can not work"; return 1; }
+  [ $ended -ne 124 ] || { say "order-svc waits for $1, which can not work, for ever"; return 1; }
+  grep -q "$2" "$log" || { tail -n 20 "$log"; say "$1 does not say: $2"; return 1; }
 }
-broken_first_start
-say 'a first start that fails ends the container with the error, and MySQL stays down'
+mkdir "$work/mysql"
+cp deploy/mysql/* "$work/mysql"
+echo 'GRANT INSERT ON orders.there_is_no_such_table TO relay;' >>"$work/mysql/init.sql"
+comes_not_up mysql 'the first start of this database failed' \
+  "services: { mysql: { volumes: ['$work/mysql:/outbox:ro'] } }"
+grep -q 'ERROR 1146 .*there_is_no_such_table' "$work/broken.log" || { tail -n 20 "$work/broken.log"; exit 1; }
+say 'a first start that fails ends MySQL with the error, and it stays down'
+comes_not_up migrate-orders 'DATABASE_URL: is not a URL' \
+  "services: { migrate-orders: { environment: { DATABASE_URL_FILE: /etc/hostname } } }"
+say 'a migration with a wrong setting ends, and with it the start'
 
 say 'starting'
 compose up --detach --no-build --wait --wait-timeout 240 "${services[@]}" >"$work/up" 2>&1 ||

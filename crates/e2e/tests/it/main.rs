@@ -8,6 +8,7 @@
 
 mod database;
 mod demo;
+mod deploy;
 mod examples;
 mod hostile;
 mod observe;
