@@ -1,12 +1,17 @@
 //! Deleting sent rows after `RELAY_RETENTION`.
+//!
+//! A row's age is that of `sent_at`, or of `created_at` where that one tells nothing: it is NULL, a
+//! zero date or over a day ahead. A row without any usable time stays, and a metric says so.
 
 use std::time::{Duration, Instant};
 
-use sqlx::{AssertSqlSafe, MySqlPool};
+use sqlx::mysql::MySqlConnection;
+use sqlx::{AssertSqlSafe, Connection as _, MySqlPool};
 use svc_kit::database::{Fault, classify};
 
 use crate::in_list::{padded, padded_len, placeholders};
-use crate::metrics::Metrics;
+use crate::mark::{ends_session, wait_little_for_locks};
+use crate::metrics::{Metrics, Skipped};
 
 /// A page is a few hundred rows by primary key.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -16,11 +21,15 @@ const IDLE: Duration = Duration::from_mins(1);
 /// The least rest between two pages. A page rests as long as it took, so deletes take half of one
 /// connection's time at the most, and less of a server that is busy.
 const PACE_MIN: Duration = Duration::from_millis(10);
-/// Pages without an expired row after which a round ends. The oldest rows are the first to expire,
-/// but rows that were sent again lately may stand before them.
+/// Pages of young rows alone after which a round from the oldest row on ends: the oldest rows are the
+/// first to expire.
 const BARREN_MAX: u32 = 10;
+/// And a walk that goes on where it ended, to what stands behind rows that were sent again lately.
+const WALK_BARREN_MAX: u32 = 100;
+/// Refusals in a row, without a delete, after which the rest of a page is left.
+const REFUSALS_MAX: u32 = 12;
 
-/// A walk through the sent rows by id, from the oldest on.
+/// A walk through the sent rows by id.
 #[derive(Default)]
 struct Round {
     after: u64,
@@ -28,10 +37,24 @@ struct Round {
 }
 
 /// What was found behind `Round::after`.
+#[derive(Default)]
 struct Page {
     rows: usize,
     last: u64,
+    /// Rows that have not expired yet.
+    young: usize,
     deleted: u64,
+    skipped: Skipped,
+}
+
+/// What a page leads to.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Next,
+    /// Enough for now.
+    Rest,
+    /// That was the last row.
+    End,
 }
 
 /// Deletes page by page until the session ends.
@@ -44,44 +67,80 @@ pub async fn run(
     retention: Duration,
     metrics: Metrics,
 ) -> anyhow::Result<()> {
-    let mut round = Round::default();
+    let cleaner = Cleaner {
+        pool,
+        table,
+        retention,
+        metrics,
+    };
+    let mut walk = Round::default();
+    let mut skipped = Skipped::default();
     loop {
-        let begun = Instant::now();
-        let page = page(&pool, &table, round.after, retention);
-        let rest = match tokio::time::timeout(PAGE_TIMEOUT, page).await {
-            Ok(Ok(page)) => {
-                metrics.cleaned.inc_by(page.deleted);
-                if round.goes_on(&page) {
-                    begun.elapsed().max(PACE_MIN)
-                } else {
-                    round = Round::default();
-                    IDLE
-                }
+        let mut oldest = Round::default();
+        while cleaner.step(&mut oldest, BARREN_MAX).await.0 == Step::Next {}
+        walk.barren = 0;
+        loop {
+            let (step, page) = cleaner.step(&mut walk, WALK_BARREN_MAX).await;
+            skipped.add(page.skipped);
+            if step == Step::End {
+                cleaner.metrics.set_skipped(std::mem::take(&mut skipped));
+                walk = Round::default();
             }
-            Ok(Err(err)) if matches!(classify(&err), Fault::Busy) => PACE_MIN,
-            // Nothing that publishes may suffer from what only tidies up.
+            if step != Step::Next {
+                break;
+            }
+        }
+        tokio::time::sleep(IDLE).await;
+    }
+}
+
+struct Cleaner {
+    pool: MySqlPool,
+    table: String,
+    retention: Duration,
+    metrics: Metrics,
+}
+
+impl Cleaner {
+    /// One page, and the rest after it. Nothing that publishes may suffer from what only tidies up.
+    async fn step(&self, round: &mut Round, barren_max: u32) -> (Step, Page) {
+        let begun = Instant::now();
+        let page = page(&self.pool, &self.table, round.after, self.retention);
+        let page = match tokio::time::timeout(PAGE_TIMEOUT, page).await {
+            Ok(Ok(page)) => page,
             Ok(Err(err)) => {
                 tracing::warn!(error = %err, "could not delete sent rows, trying again in a while");
-                IDLE
+                return (Step::Rest, Page::default());
             }
             Err(_) => {
                 tracing::warn!("deleting a page of sent rows took over {PAGE_TIMEOUT:?}");
-                IDLE
+                return (Step::Rest, Page::default());
             }
         };
-        tokio::time::sleep(rest).await;
+        self.metrics.cleaned.inc_by(page.deleted);
+        let step = round.step(&page, barren_max);
+        if step == Step::Next {
+            tokio::time::sleep(begun.elapsed().max(PACE_MIN)).await;
+        }
+        (step, page)
     }
 }
 
 impl Round {
-    fn goes_on(&mut self, page: &Page) -> bool {
+    fn step(&mut self, page: &Page, barren_max: u32) -> Step {
         self.after = page.last;
-        self.barren = if page.deleted == 0 {
-            self.barren + 1
-        } else {
-            0
+        self.barren = match (page.deleted, page.young) {
+            (0, 0) => self.barren,
+            (0, _) => self.barren + 1,
+            _ => 0,
         };
-        page.rows == PAGE && self.barren < BARREN_MAX
+        if page.rows < PAGE {
+            Step::End
+        } else if self.barren >= barren_max {
+            Step::Rest
+        } else {
+            Step::Next
+        }
     }
 }
 
@@ -95,58 +154,163 @@ async fn page(
     after: u64,
     retention: Duration,
 ) -> Result<Page, sqlx::Error> {
+    let mut connection = pool.acquire().await?;
+    wait_little_for_locks(&mut connection).await?;
     let oldest = format!(
-        "SELECT id, TIMESTAMPDIFF(MICROSECOND, sent_at, UTC_TIMESTAMP(6)) FROM `{table}` \
+        "SELECT id, TIMESTAMPDIFF(MICROSECOND, sent_at, UTC_TIMESTAMP(6)), \
+         TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)) FROM `{table}` \
          WHERE status = 2 AND id > ? ORDER BY id LIMIT {PAGE}"
     );
-    let rows: Vec<(u64, Option<i64>)> = sqlx::query_as(AssertSqlSafe(oldest))
+    let rows: Vec<(u64, Option<i64>, Option<i64>)> = sqlx::query_as(AssertSqlSafe(oldest))
         .bind(after)
-        .fetch_all(pool)
+        .fetch_all(&mut *connection)
         .await?;
     let mut page = Page {
         rows: rows.len(),
-        last: rows.last().map_or(after, |(id, _)| *id),
-        deleted: 0,
+        last: rows.last().map_or(after, |(id, ..)| *id),
+        ..Page::default()
     };
-    let old_enough = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
-    let expired: Vec<u64> = rows
-        .into_iter()
-        .filter(|(_, age)| age.is_some_and(|age| age > old_enough))
-        .map(|(id, _)| id)
-        .collect();
-    if expired.is_empty() {
-        return Ok(page);
+    let mut expired = Vec::new();
+    for (id, sent_ago, created_ago) in rows {
+        match age(sent_ago, created_ago) {
+            None => page.skipped.no_time += 1,
+            Some(age) if age > retention => expired.push(id),
+            Some(_) => page.young += 1,
+        }
+    }
+    delete(&mut connection, table, expired, &mut page).await?;
+    Ok(page)
+}
+
+/// Of the first time that is usable, in microseconds ago. A clock may have been set back a little.
+fn age(sent_ago: Option<i64>, created_ago: Option<i64>) -> Option<Duration> {
+    const DAY_AHEAD: i64 = -86_400_000_000;
+    let usable = |ago: &i64| *ago >= DAY_AHEAD;
+    let ago = sent_ago.filter(usable).or(created_ago.filter(usable))?;
+    Some(Duration::from_micros(u64::try_from(ago).unwrap_or(0)))
+}
+
+/// Deletes them, but for those that somebody has locked or that the database refuses to delete, by a
+/// foreign key or a trigger.
+async fn delete(
+    connection: &mut MySqlConnection,
+    table: &str,
+    ids: Vec<u64>,
+    page: &mut Page,
+) -> Result<(), sqlx::Error> {
+    let mut refusals = 0;
+    let mut parts = vec![ids];
+    while let Some(mut ids) = parts.pop() {
+        if ids.is_empty() {
+            continue;
+        }
+        let err = match delete_all(connection, table, &ids).await {
+            Ok((locked, deleted)) => {
+                page.deleted += deleted;
+                page.skipped.locked += locked;
+                refusals = 0;
+                continue;
+            }
+            Err(err) => err,
+        };
+        if ends_session(connection, &err).await {
+            return Err(err);
+        }
+        refusals += 1;
+        if ids.len() > 1 && refusals <= REFUSALS_MAX {
+            let half = ids.split_off(ids.len() / 2);
+            parts.extend([half, ids]);
+        } else if classify(&err) == Fault::Busy {
+            page.skipped.locked += ids.len() as u64;
+        } else {
+            tracing::debug!(error = %err, "sent rows can't be deleted");
+            page.skipped.refused += ids.len() as u64;
+        }
+    }
+    Ok(())
+}
+
+/// How many were locked, and how many were deleted.
+async fn delete_all(
+    connection: &mut MySqlConnection,
+    table: &str,
+    ids: &[u64],
+) -> Result<(u64, u64), sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    let list = placeholders(padded_len(ids.len()), "?");
+    let look = format!(
+        "SELECT id FROM `{table}` WHERE id IN ({list}) AND status = 2 FOR UPDATE SKIP LOCKED"
+    );
+    let mut query = sqlx::query_scalar(AssertSqlSafe(look));
+    for id in padded(ids) {
+        query = query.bind(id);
+    }
+    let free: Vec<u64> = query.fetch_all(&mut *tx).await?;
+    let locked = ids.len().saturating_sub(free.len()) as u64;
+    if free.is_empty() {
+        return Ok((locked, 0));
     }
     let delete = format!(
         "DELETE FROM `{table}` WHERE id IN ({}) AND status = 2",
-        placeholders(padded_len(expired.len()), "?")
+        placeholders(padded_len(free.len()), "?")
     );
     let mut query = sqlx::query(AssertSqlSafe(delete));
-    for id in padded(&expired) {
+    for id in padded(&free) {
         query = query.bind(id);
     }
-    page.deleted = query.execute(pool).await?.rows_affected();
-    Ok(page)
+    let deleted = query.execute(&mut *tx).await?.rows_affected();
+    tx.commit().await?;
+    Ok((locked, deleted))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn page(rows: usize, young: usize, deleted: u64) -> Page {
+        Page {
+            rows,
+            last: 7,
+            young,
+            deleted,
+            skipped: Skipped::default(),
+        }
+    }
+
     #[test]
     fn a_round_looks_past_a_few_thousand_rows_that_have_not_expired() {
         let mut round = Round::default();
-        let page = |deleted, rows| Page {
-            rows,
-            last: 7,
-            deleted,
-        };
-        assert!(round.goes_on(&page(500, PAGE)));
+        assert_eq!(round.step(&page(PAGE, 0, 500), BARREN_MAX), Step::Next);
         for _ in 1..BARREN_MAX {
-            assert!(round.goes_on(&page(0, PAGE)));
+            assert_eq!(round.step(&page(PAGE, 1, 0), BARREN_MAX), Step::Next);
         }
         assert_eq!(round.after, 7);
-        assert!(!round.goes_on(&page(0, PAGE)));
-        assert!(!Round::default().goes_on(&page(499, PAGE - 1)), "the last");
+        assert_eq!(round.step(&page(PAGE, 1, 0), BARREN_MAX), Step::Rest);
+        let last = page(PAGE - 1, 0, 499);
+        assert_eq!(Round::default().step(&last, BARREN_MAX), Step::End);
+    }
+
+    #[test]
+    fn rows_that_will_never_be_deleted_end_no_round() {
+        let mut round = Round::default();
+        for _ in 0..1000 {
+            assert_eq!(round.step(&page(PAGE, 0, 0), BARREN_MAX), Step::Next);
+        }
+    }
+
+    #[test]
+    fn a_row_is_as_old_as_its_first_usable_time() {
+        const DAY: i64 = 86_400_000_000;
+        let micros = |age: Option<Duration>| age.map(|age| age.as_micros());
+        assert_eq!(micros(age(Some(5), Some(9))), Some(5));
+        assert_eq!(micros(age(None, Some(9))), Some(9));
+        assert_eq!(micros(age(Some(-DAY - 1), Some(9))), Some(9));
+        assert_eq!(
+            micros(age(Some(-5), Some(9))),
+            Some(0),
+            "a clock was set back"
+        );
+        assert_eq!(age(None, Some(-DAY * 1000)), None);
+        assert_eq!(age(None, None), None);
     }
 }

@@ -33,6 +33,15 @@ pub enum Mode {
     Poll,
 }
 
+/// What the relay's marks put into the binlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RowImage {
+    /// The whole row before and after, as readers of the binlog expect it.
+    Full,
+    /// The key and what changes alone: online schema changes and CDC lose the other columns.
+    Minimal,
+}
+
 /// The database and table all commands work on.
 #[derive(Args, Debug)]
 pub struct TableArgs {
@@ -119,6 +128,10 @@ pub struct RunArgs {
     /// 0s writes none
     #[arg(long, env = "RELAY_CANARY_INTERVAL", default_value = "0s", value_parser = duration)]
     pub canary_interval: Duration,
+    /// What a mark puts into the binlog: the full row images, or minimal ones, with which online schema
+    /// changes (gh-ost) and CDC readers lose columns
+    #[arg(long, env = "RELAY_BINLOG_ROW_IMAGE", default_value = "full")]
+    pub binlog_row_image: RowImage,
     /// Time for what is on its way to be confirmed and marked after SIGTERM
     #[arg(long, env = "RELAY_DRAIN_TIMEOUT", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,
@@ -193,6 +206,8 @@ pub struct Config {
     pub retention: Duration,
     /// `RELAY_CANARY_INTERVAL`; zero writes none.
     pub canary_interval: Duration,
+    /// `RELAY_BINLOG_ROW_IMAGE`.
+    pub row_image: RowImage,
     /// `RELAY_DRAIN_TIMEOUT`.
     pub drain_timeout: Duration,
 }
@@ -330,6 +345,7 @@ impl RunArgs {
             },
             retention: self.retention,
             canary_interval: self.canary_interval,
+            row_image: self.binlog_row_image,
             drain_timeout: self.drain_timeout,
         })
     }

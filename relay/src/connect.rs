@@ -1,6 +1,6 @@
 //! Connecting: database, broker, and the tasks of a session.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use ::ops::{Console, Settings, bulk};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::Link;
 use crate::lane::Done;
 use crate::lease::Lease;
-use crate::pauses::{self, Pauses, Watch};
+use crate::pauses::{Pauses, Watch};
 use crate::queue::PROBE_LANES;
 use crate::relay::Relay;
 use crate::server::{self, OtherServer, ServerId, WAIT_TIMEOUT_S};
@@ -45,10 +45,19 @@ impl Relay {
     async fn connect(&self, lease: &Lease, server: ServerId) -> Result<Connected, NotConnected> {
         canary::clear_all(&self.config.table).await;
         let mut reader = self.on_server("table reader", &server).await?;
-        let pauses = self.pauses(&mut reader).await?;
-        bulk::rest_before_start(&mut reader, &self.config.table.for_ops())
+        mark::wait_little_for_locks(&mut reader)
             .await
-            .context("holding back the rows of stopped bulks")?;
+            .context("setting the wait for locks")?;
+        let pauses = self.pauses(&mut reader).await?;
+        let resting = bulk::rest_before_start(&mut reader, &self.config.table.for_ops()).await;
+        if let Err(err) = resting {
+            if mark::ends_session(&mut reader, &err).await {
+                return Err(anyhow::Error::new(err)
+                    .context("holding back stopped bulks")
+                    .into());
+            }
+            tracing::warn!(error = %err, "the rows of stopped bulks can't be held back now");
+        }
         let link = match self.connect_broker().await {
             Ok(link) => link,
             Err(err) => {
@@ -113,11 +122,14 @@ impl Relay {
     async fn pauses(&self, reader: &mut MySqlConnection) -> anyhow::Result<Pauses> {
         let pauses = match Pauses::read(reader, &self.config.table.name).await {
             Ok(pauses) => pauses,
-            Err(err) if pauses::is_not_there(&err) => {
-                tracing::warn!(error = %err, "nothing can be paused: see `relay check`");
-                Pauses::default()
+            Err(err) if mark::ends_session(reader, &err).await => {
+                return Err(err).context("reading what is paused");
             }
-            Err(err) => return Err(err).context("reading what is paused"),
+            Err(err) => {
+                tracing::warn!(error = %err, "nothing can be paused: see `relay check`");
+                let last = self.last_pauses.lock();
+                last.unwrap_or_else(PoisonError::into_inner).clone()
+            }
         };
         pauses.show(&self.readiness, &self.metrics);
         Ok(pauses)
@@ -211,7 +223,7 @@ impl Relay {
         let failed = Arc::new(Notify::new());
         let marker = mark::run(
             marker,
-            name.clone(),
+            (config.table.for_ops(), config.row_image),
             writes_out,
             written_in,
             Arc::clone(&failed),

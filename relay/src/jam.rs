@@ -24,6 +24,11 @@ impl Jam {
         (std::mem::replace(&mut self.told, jammed) != jammed).then_some(jammed)
     }
 
+    /// It has come, and not gone yet.
+    pub(crate) fn is_there(&self) -> bool {
+        self.told
+    }
+
     /// Something was written.
     pub(crate) fn written(&mut self) {
         self.since = None;

@@ -1,33 +1,45 @@
 //! Writing down what became of rows: sent, failed, parked, or why a route is shut.
+//!
+//! The marks of sent rows come first: as long as one is missing, its message goes out again after a
+//! new start. A write that is refused waits by itself and is tried again, and keeps no other from
+//! being written.
 
-use std::collections::VecDeque;
+mod later;
+mod record;
+mod sent;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::ops::table::Key;
-use ::ops::{Table, bulk};
+use ::ops::Table;
 use sqlx::mysql::MySqlConnection;
-use sqlx::{AssertSqlSafe, Connection, MySqlTransaction};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use svc_kit::database::{Fault, classify};
 use tokio::sync::{Notify, mpsc};
 
+use self::later::{Later, Put};
+use crate::config::RowImage;
 use crate::effects::{Failure, Mark, Sample};
-use crate::in_list::{padded, padded_len, placeholders};
 use crate::queue::RowId;
-use crate::schedule::Next;
 use crate::table::PING_EVERY;
 
 /// Rows in one UPDATE. MariaDB makes a subquery of a list of 1,000 literals; of parameters it does not.
 pub const MARK_MAX: usize = 1024;
-/// `last_error` and `outbox_attempts.error` hold this many characters.
-const ERROR_MAX: usize = 1000;
+/// Marks put off; with more of them no new writes are taken, and intake stops behind.
+const MARKS_LATER_MAX: usize = 8192;
+/// Records put off, with up to a kilobyte of text each. The row of one that is dropped is tried again
+/// by a later pass.
+const RECORDS_LATER_MAX: usize = 1 << 16;
 /// The servers' smallest wait for a lock, in seconds, be it a row's or the table's (LOCK TABLES, or an
 /// ALTER that copies): what is locked is put off.
 const LOCK_WAIT_S: u32 = 1;
-/// From a lock that was met to the next try of what is put off: it may wait for a lock again.
+/// From a lock that was met to the next try of the marks behind it: it may wait for a lock again.
 const LOCKED_AGAIN: Duration = Duration::from_secs(5);
-/// Writes put off; with more of them no new ones are taken, and intake stops behind.
-const LOCKED_MAX: usize = 256;
+/// A refused write rests this many times as long as the refusal took before another one that was put
+/// off is tried: a tenth of the connection's time at the most goes to refusals.
+const REST_FACTOR: u32 = 9;
+/// Refusals in a row that are no reason for a rest: finding one row among [`MARK_MAX`] takes as many.
+const REFUSALS_MAX: u32 = 12;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is to be written.
@@ -35,6 +47,13 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 pub enum Write {
     /// These are confirmed. At most [`MARK_MAX`].
     Sent(Vec<Mark>),
+    /// A failure or a sample.
+    Record(Record),
+}
+
+/// What is written about one row, beside the marks.
+#[derive(Debug)]
+pub enum Record {
     /// This one failed by its own fault.
     Failed(Failure),
     /// This one tells why its route is shut. It stays pending and spends no attempt, but may have to
@@ -47,320 +66,414 @@ pub enum Write {
 pub struct Written {
     /// The rows that are no longer on their way; none for a sample that does not wait.
     pub rows: Vec<RowId>,
+    /// A row whose record is given up: a pass will try it again.
+    pub given_up: Option<RowId>,
     /// How many of them were confirmed rows that are marked now.
     pub marked: u64,
     /// Confirmed rows that were not pending any more, or were another message.
     pub missed: u64,
-    /// How many writes are done with: 1, or 0 when rows of this one are locked and still to come.
+    /// Marks and records that are done with. A record that is put off is: nobody waits for it.
     pub finished: usize,
+    /// What waits because the database refuses it.
+    pub refused: Refused,
 }
 
-/// The marker and what somebody's lock keeps it from writing.
+/// What waits to be written because the database refuses it, or somebody holds a lock on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Confirmed rows without their mark.
+    pub marks: usize,
+    /// Failures.
+    pub failures: usize,
+    /// Reasons of shut routes.
+    pub samples: usize,
+    /// The last refusal.
+    pub why: Arc<str>,
+}
+
+impl Write {
+    /// Marks and records in it.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Sent(marks) => marks.len(),
+            Self::Record(_) => 1,
+        }
+    }
+}
+
+impl Refused {
+    /// For readiness; `None` when nothing is refused.
+    pub fn detail(&self) -> Option<String> {
+        let Self {
+            marks,
+            failures,
+            samples,
+            why,
+        } = self;
+        let some = marks + failures + samples > 0;
+        some.then(|| {
+            format!(
+                "refused and tried again: {marks} marks of sent rows, {failures} records of \
+                 failures, {samples} reasons of shut routes: {why}"
+            )
+        })
+    }
+}
+
 struct Marker {
     connection: MySqlConnection,
-    table: String,
-    locked: VecDeque<Write>,
-    try_locked_at: Instant,
+    table: Table,
+    image: RowImage,
+    marks: Later<Vec<Mark>>,
+    records: Later<Record>,
+    refusals: u32,
+    why: Arc<str>,
     /// It is the table that is locked, so no new write could pass either.
     table_locked: bool,
+    failed: Arc<Notify>,
 }
 
-/// Writes until `writes` is closed, reporting each write once it is committed; `failed` is rung after
-/// a failure. A locked row waits by
-/// itself, for as long as the lock is held, and keeps no other from being written; a locked table
-/// keeps all of them, and then no more are taken.
+/// Writes until `writes` is closed, reporting each write once it is committed or put off; `failed` is
+/// rung after a failure. What is refused waits by itself and keeps no other from being written; a
+/// locked table keeps all of them, and then no more are taken.
 ///
 /// # Errors
-/// The first database error that does not pass by itself: the session then starts again.
+/// The connection is lost, or the server takes no writes: the session then starts again.
 pub async fn run(
     mut connection: MySqlConnection,
-    table: String,
+    (table, mut image): (Table, RowImage),
     mut writes: mpsc::Receiver<Write>,
     written: mpsc::Sender<Written>,
     failed: Arc<Notify>,
 ) -> anyhow::Result<()> {
-    log_little(&mut connection).await;
-    sqlx::query(AssertSqlSafe(format!(
-        "SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}, lock_wait_timeout = {LOCK_WAIT_S}"
-    )))
-    .execute(&mut connection)
-    .await?;
-    let locked = VecDeque::new();
+    without_annotations(&mut connection).await;
+    wait_little_for_locks(&mut connection).await?;
+    if image == RowImage::Minimal
+        && let Err(err) = set_image(&mut connection, image).await
+    {
+        tracing::warn!(error = %err, "RELAY_BINLOG_ROW_IMAGE=minimal needs a right to set it: marks \
+            are written to the binlog with full row images");
+        image = RowImage::Full;
+    }
     let mut marker = Marker {
         connection,
         table,
-        locked,
-        try_locked_at: Instant::now(),
+        image,
+        marks: Later::default(),
+        records: Later::default(),
+        refusals: 0,
+        why: "".into(),
         table_locked: false,
+        failed,
     };
-    loop {
-        let done = match marker.next(&mut writes).await? {
-            Some(write) => {
-                let is_failure = matches!(write, Write::Failed(_));
-                let done = tokio::time::timeout(WRITE_TIMEOUT, marker.write(write)).await??;
-                if is_failure {
-                    failed.notify_one();
-                }
-                done
-            }
-            None => break,
+    while let Some(put) = marker.next(&mut writes).await? {
+        let done = match put {
+            Next::Marks(put) => marker.mark(put).await?,
+            Next::Record(put) => marker.record(put).await?,
         };
-        if written.send(done).await.is_err() {
+        let refused = marker.refused();
+        if written.send(Written { refused, ..done }).await.is_err() {
             break;
         }
     }
     Ok(())
 }
 
+enum Refusal {
+    Locked,
+    Other,
+}
+
+enum Next {
+    Marks(Put<Vec<Mark>>),
+    Record(Put<Record>),
+}
+
 impl Marker {
-    /// The next write: a locked one that is due again, or a new one. Pings while there is none.
-    async fn next(&mut self, writes: &mut mpsc::Receiver<Write>) -> anyhow::Result<Option<Write>> {
+    /// The next write: marks that are due again, what is new, or a record that is due again. Pings
+    /// while there is none.
+    async fn next(&mut self, writes: &mut mpsc::Receiver<Write>) -> anyhow::Result<Option<Next>> {
         loop {
-            let due = !self.locked.is_empty() && Instant::now() >= self.try_locked_at;
-            if let Some(locked) = self.locked.pop_front_if(|_| due) {
-                return Ok(Some(locked));
+            let now = Instant::now();
+            if let Some(marks) = self.marks.pop_due(now) {
+                return Ok(Some(Next::Marks(marks)));
             }
-            if self.table_locked || self.locked.len() >= LOCKED_MAX {
-                tokio::time::sleep_until(self.try_locked_at.into()).await;
+            let later: usize = self.marks.iter().map(Vec::len).sum();
+            let takes = !self.table_locked && later < MARKS_LATER_MAX;
+            match takes.then(|| writes.try_recv()) {
+                Some(Ok(write)) => return Ok(Some(Next::new(write))),
+                Some(Err(mpsc::error::TryRecvError::Disconnected)) => return Ok(None),
+                Some(Err(mpsc::error::TryRecvError::Empty)) | None => {}
+            }
+            if let Some(record) = self.records.pop_due(now) {
+                return Ok(Some(Next::Record(record)));
+            }
+            let due = self
+                .marks
+                .next_due()
+                .into_iter()
+                .chain(self.records.next_due());
+            let until = due.fold(now + PING_EVERY, Instant::min);
+            if !takes {
+                tokio::time::sleep_until(until.into()).await;
                 continue;
             }
-            let until = if self.locked.is_empty() {
-                Instant::now() + PING_EVERY
-            } else {
-                self.try_locked_at
-            };
             match tokio::time::timeout_at(until.into(), writes.recv()).await {
-                Ok(write) => return Ok(write),
+                Ok(write) => return Ok(write.map(|write| Next::new(write))),
                 Err(_) => tokio::time::timeout(WRITE_TIMEOUT, self.connection.ping()).await??,
             }
         }
     }
 
-    async fn write(&mut self, write: Write) -> Result<Written, sqlx::Error> {
+    async fn mark(&mut self, put: Put<Vec<Mark>>) -> anyhow::Result<Written> {
         self.table_locked = false;
-        let Self {
-            connection, table, ..
-        } = self;
-        let err = match commit(connection, table, &write).await {
-            Err(err) if matches!(classify(&err), Fault::Busy) => err,
-            outcome => return outcome,
+        let (marks, tries) = (put.what, put.tries);
+        let began = Instant::now();
+        let marking = sent::mark(&mut self.connection, self.table.name(), &marks);
+        let err = match tokio::time::timeout(WRITE_TIMEOUT, marking).await? {
+            Ok(marked) => {
+                self.refusals = 0;
+                if tries > 0 {
+                    // A lock is gone, or a right is back: all of them follow at once.
+                    self.merge_marks();
+                }
+                return self.finish(marks, marked, tries).await;
+            }
+            Err(err) => err,
         };
-        tracing::warn!(error = %err, "somebody else holds a lock on what is to be marked");
-        let Write::Sent(marks) = write else {
-            self.put_off(write);
-            return Ok(Written::default());
-        };
-        let free = match unlocked(connection, table, &marks).await {
-            Err(err) if matches!(classify(&err), Fault::Busy) => {
-                self.table_locked = true;
-                self.put_off(Write::Sent(marks));
+        match self.refusal(err).await? {
+            Refusal::Locked => self.mark_unlocked(marks, tries).await,
+            Refusal::Other => {
+                self.refusals += 1;
+                if self.refusals > REFUSALS_MAX {
+                    self.marks.rest(began.elapsed() * REST_FACTOR);
+                }
+                self.put_off_refused(marks, tries);
+                Ok(Written::default())
+            }
+        }
+    }
+
+    async fn finish(
+        &mut self,
+        mut marks: Vec<Mark>,
+        sent::Marked { rows, left }: sent::Marked,
+        tries: u32,
+    ) -> anyhow::Result<Written> {
+        let mut marked = rows;
+        if !left.is_empty() {
+            let marking = sent::mark_left(&mut self.connection, self.table.name(), &left);
+            match tokio::time::timeout(WRITE_TIMEOUT, marking).await? {
+                Ok(rows) => marked += rows,
+                Err(err) => {
+                    self.refusal(err).await?;
+                    marks.retain(|mark| !left.contains(mark));
+                    self.marks.put_off(left, tries + 1);
+                }
+            }
+        }
+        Ok(Written {
+            marked,
+            missed: (marks.len() as u64).saturating_sub(marked),
+            finished: marks.len(),
+            rows: marks.iter().map(|mark| mark.id).collect(),
+            ..Written::default()
+        })
+    }
+
+    /// One row among them may be to blame, by a trigger of somebody's: the halves go by themselves.
+    fn put_off_refused(&mut self, mut marks: Vec<Mark>, tries: u32) {
+        if marks.len() == 1 {
+            return self.marks.put_off(marks, tries + 1);
+        }
+        let half = marks.split_off(marks.len() / 2);
+        self.marks.put_first(half);
+        self.marks.put_first(marks);
+    }
+
+    /// Those that nobody has locked, and the others when they may be free.
+    async fn mark_unlocked(&mut self, marks: Vec<Mark>, tries: u32) -> anyhow::Result<Written> {
+        let tries = tries + 1;
+        let looking = sent::unlocked(&mut self.connection, self.table.name(), &marks);
+        let free = match tokio::time::timeout(WRITE_TIMEOUT, looking).await? {
+            Ok(free) => free,
+            Err(err) => {
+                self.table_locked = matches!(self.refusal(err).await?, Refusal::Locked);
+                self.marks.put_off_for(marks, tries, LOCKED_AGAIN);
                 return Ok(Written::default());
             }
-            outcome => outcome?,
         };
         let (free, locked): (Vec<_>, Vec<_>) = marks
             .into_iter()
             .partition(|mark| free.contains(&mark.id.id));
-        let mut written = match free.is_empty() {
-            true => Written::default(),
-            // A deadlock, or a lock taken since: all of it again later.
-            false => match commit(connection, table, &Write::Sent(free.clone())).await {
-                Err(err) if matches!(classify(&err), Fault::Busy) => {
-                    self.put_off(Write::Sent([free, locked].concat()));
-                    return Ok(Written::default());
-                }
-                outcome => outcome?,
-            },
-        };
         if !locked.is_empty() {
-            self.put_off(Write::Sent(locked));
-            written.finished = 0;
+            self.marks.put_off_for(locked, tries, LOCKED_AGAIN);
         }
-        Ok(written)
+        if free.is_empty() {
+            return Ok(Written::default());
+        }
+        let marking = sent::mark(&mut self.connection, self.table.name(), &free);
+        let err = match tokio::time::timeout(WRITE_TIMEOUT, marking).await? {
+            Ok(marked) => return self.finish(free, marked, tries).await,
+            Err(err) => err,
+        };
+        match self.refusal(err).await? {
+            // A deadlock, or a lock taken since.
+            Refusal::Locked => self.marks.put_off_for(free, tries, LOCKED_AGAIN),
+            Refusal::Other => self.put_off_refused(free, tries),
+        }
+        Ok(Written::default())
     }
 
-    /// Only this makes what is put off wait: once a lock is gone, all of it follows at once.
-    fn put_off(&mut self, write: Write) {
-        self.locked.push_back(write);
-        self.try_locked_at = Instant::now() + LOCKED_AGAIN;
+    fn merge_marks(&mut self) {
+        let all: Vec<Mark> = self.marks.drain().into_iter().flatten().collect();
+        for some in all.chunks(MARK_MAX) {
+            self.marks.put_first(some.to_vec());
+        }
+    }
+
+    async fn record(&mut self, put: Put<Record>) -> anyhow::Result<Written> {
+        let Put {
+            what, tries, new, ..
+        } = put;
+        let finished = usize::from(new);
+        if new && self.records.is_resting(Instant::now()) {
+            return Ok(self.keep_record(what, 0, finished));
+        }
+        let began = Instant::now();
+        let err = match tokio::time::timeout(WRITE_TIMEOUT, self.write_record(&what)).await? {
+            Ok(rows) => {
+                if tries > 0 {
+                    self.records.all_due();
+                }
+                if matches!(what, Record::Failed(_)) {
+                    self.failed.notify_one();
+                }
+                return Ok(Written {
+                    rows,
+                    finished,
+                    ..Written::default()
+                });
+            }
+            Err(err) => err,
+        };
+        self.refusal(err).await?;
+        self.records.rest(began.elapsed() * REST_FACTOR);
+        Ok(self.keep_record(what, tries + 1, finished))
+    }
+
+    fn keep_record(&mut self, record: Record, tries: u32, finished: usize) -> Written {
+        let given_up = if self.records.len() >= RECORDS_LATER_MAX {
+            record.row()
+        } else {
+            self.records.put_off(record, tries);
+            None
+        };
+        Written {
+            given_up,
+            finished,
+            ..Written::default()
+        }
+    }
+
+    /// With full row images, whatever those of the marks are.
+    async fn write_record(&mut self, record: &Record) -> Result<Vec<RowId>, sqlx::Error> {
+        if self.image == RowImage::Full {
+            return record::write(&mut self.connection, &self.table, record).await;
+        }
+        set_image(&mut self.connection, RowImage::Full).await?;
+        let rows = record::write(&mut self.connection, &self.table, record).await;
+        set_image(&mut self.connection, self.image).await?;
+        rows
+    }
+
+    async fn refusal(&mut self, err: sqlx::Error) -> anyhow::Result<Refusal> {
+        if ends_session(&mut self.connection, &err).await {
+            return Err(err.into());
+        }
+        let why = err.to_string();
+        if *why != *self.why {
+            tracing::warn!(
+                error = why,
+                "the database refuses a write; it is tried again"
+            );
+            self.why = why.into();
+        }
+        Ok(match classify(&err) {
+            Fault::Busy => Refusal::Locked,
+            _ => Refusal::Other,
+        })
+    }
+
+    fn refused(&self) -> Refused {
+        let marks = self.marks.iter().map(Vec::len).sum();
+        let failed = |record: &&Record| matches!(record, Record::Failed(_));
+        let failures = self.records.iter().filter(failed).count();
+        Refused {
+            marks,
+            failures,
+            samples: self.records.len() - failures,
+            why: Arc::clone(&self.why),
+        }
     }
 }
 
-/// A mark adds as much to the binlog as the insert did unless the image is MINIMAL (+102 % against
-/// +2.8 %, measured). It needs a right that the relay may lack; then it goes on without.
-async fn log_little(connection: &mut MySqlConnection) {
-    let set = sqlx::query("SET SESSION binlog_row_image = 'MINIMAL'")
-        .execute(&mut *connection)
-        .await;
-    if let Err(err) = set {
-        tracing::info!(error = %err, "marks are written to the binlog with full row images");
+impl Next {
+    fn new(write: Write) -> Self {
+        match write {
+            Write::Sent(marks) => Self::Marks(Put::new(marks)),
+            Write::Record(record) => Self::Record(Put::new(record)),
+        }
     }
-    // MariaDB writes the statement beside its rows, 47 bytes a mark, unless told not to; MySQL has no
-    // such variable, and does so only when told to.
+}
+
+impl Record {
+    fn row(&self) -> Option<RowId> {
+        match self {
+            Self::Failed(failure) => Some(failure.row.id),
+            Self::Sample(sample) => sample.wait.map(|_| sample.row.id),
+        }
+    }
+}
+
+/// The one decision about a statement that failed: the connection is lost, or the server takes no
+/// writes, and the session is over; or the server refuses this statement, and the next one may pass.
+pub async fn ends_session(connection: &mut MySqlConnection, err: &sqlx::Error) -> bool {
+    let over = matches!(err, sqlx::Error::Io(_)) || classify(err) == Fault::ReadOnly;
+    over || !matches!(
+        tokio::time::timeout(WRITE_TIMEOUT, connection.ping()).await,
+        Ok(Ok(()))
+    )
+}
+
+/// What somebody locks is waited for, for a second at the most.
+///
+/// # Errors
+/// The database's.
+pub async fn wait_little_for_locks(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+    let set = format!(
+        "SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}, lock_wait_timeout = {LOCK_WAIT_S}"
+    );
+    connection
+        .execute(sqlx::raw_sql(AssertSqlSafe(set)))
+        .await?;
+    Ok(())
+}
+
+async fn set_image(connection: &mut MySqlConnection, image: RowImage) -> Result<(), sqlx::Error> {
+    let set = match image {
+        RowImage::Full => "SET SESSION binlog_row_image = 'FULL'",
+        RowImage::Minimal => "SET SESSION binlog_row_image = 'MINIMAL'",
+    };
+    connection.execute(sqlx::raw_sql(set)).await?;
+    Ok(())
+}
+
+/// MariaDB writes the statement beside its rows, 47 bytes a mark, unless set not to; MySQL has no such
+/// variable, and does so only when set to.
+async fn without_annotations(connection: &mut MySqlConnection) {
     let annotations = sqlx::query("SET SESSION binlog_annotate_row_events = OFF");
     if let Err(err) = annotations.execute(connection).await {
         tracing::debug!(error = %err, "the binlog's annotations stay as they are");
     }
-}
-
-/// Which of the rows nobody has locked.
-async fn unlocked(
-    connection: &mut MySqlConnection,
-    table: &str,
-    marks: &[Mark],
-) -> Result<Vec<u64>, sqlx::Error> {
-    let list = placeholders(padded_len(marks.len()), "?");
-    let statement = format!("SELECT id FROM `{table}` WHERE id IN ({list}) FOR UPDATE SKIP LOCKED");
-    let mut query = sqlx::query_scalar(AssertSqlSafe(statement));
-    for mark in padded(marks) {
-        query = query.bind(mark.id.id);
-    }
-    query.fetch_all(connection).await
-}
-
-async fn commit(
-    connection: &mut MySqlConnection,
-    table: &str,
-    write: &Write,
-) -> Result<Written, sqlx::Error> {
-    match write {
-        Write::Sent(marks) => mark_sent(connection, table, marks).await,
-        Write::Failed(failure) => {
-            let mut tx = connection.begin().await?;
-            record_failure(&mut tx, table, failure).await?;
-            tx.commit().await?;
-            Ok(Written {
-                rows: vec![failure.row.id],
-                finished: 1,
-                ..Written::default()
-            })
-        }
-        Write::Sample(sample) => {
-            let statement = format!(
-                "UPDATE `{table}` SET last_error = ?, next_attempt_at = \
-                 COALESCE(UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND, next_attempt_at) \
-                 WHERE id = ? AND message_id = ? AND status = 1"
-            );
-            let wait = sample
-                .wait
-                .and_then(|wait| i64::try_from(wait.as_micros()).ok());
-            sqlx::query(AssertSqlSafe(statement))
-                .bind(cut(&format!("{}: {}", sample.reason.name(), sample.text)))
-                .bind(wait)
-                .bind(sample.row.id.id)
-                .bind(&sample.row.message_id)
-                .execute(connection)
-                .await?;
-            Ok(Written {
-                rows: wait.map(|_| sample.row.id).into_iter().collect(),
-                finished: 1,
-                ..Written::default()
-            })
-        }
-    }
-}
-
-/// Conditional on the message ids: after a TRUNCATE, a restore or a failover the same id may be
-/// another message. As two lists and not as pairs, which is 20 times slower on MariaDB. By the primary
-/// key, since a scan would pass over a row that the tail has brought a moment before it is visible.
-async fn mark_sent(
-    connection: &mut MySqlConnection,
-    table: &str,
-    marks: &[Mark],
-) -> Result<Written, sqlx::Error> {
-    let list = placeholders(padded_len(marks.len()), "?");
-    let statement = format!(
-        "UPDATE `{table}` FORCE INDEX (PRIMARY) SET status = 2, sent_at = UTC_TIMESTAMP(6) \
-         WHERE id IN ({list}) AND message_id IN ({list}) AND status = 1"
-    );
-    let mut query = sqlx::query(AssertSqlSafe(statement));
-    for mark in padded(marks) {
-        query = query.bind(mark.id.id);
-    }
-    for mark in padded(marks) {
-        query = query.bind(mark.message_id);
-    }
-    let marked = query.execute(connection).await?.rows_affected();
-    Ok(Written {
-        rows: marks.iter().map(|mark| mark.id).collect(),
-        marked,
-        missed: (marks.len() as u64).saturating_sub(marked),
-        finished: 1,
-    })
-}
-
-async fn record_failure(
-    tx: &mut MySqlTransaction<'_>,
-    table: &str,
-    failure: &Failure,
-) -> Result<(), sqlx::Error> {
-    let (status, delay) = match failure.next {
-        Next::Retry(after) => (1, i64::try_from(after.as_micros()).ok()),
-        Next::Park => (3, None),
-    };
-    let error = cut(&format!("{}: {}", failure.reason.name(), failure.text));
-    let outbox = Table::Outbox {
-        name: table.to_owned(),
-    };
-    let key = Key::Id(failure.row.id.id);
-    // Before the row is locked, as whoever acts on a bulk does it.
-    let bulks = bulk::active(tx, &outbox, std::slice::from_ref(&key)).await?;
-    let statement = format!(
-        "UPDATE `{table}` SET status = ?, attempts = ?, last_error = ?, \
-         next_attempt_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND \
-         WHERE id = ? AND message_id = ? AND status = 1"
-    );
-    let changed = sqlx::query(AssertSqlSafe(statement))
-        .bind(status)
-        .bind(failure.attempts)
-        .bind(&error)
-        .bind(delay)
-        .bind(failure.row.id.id)
-        .bind(&failure.row.message_id)
-        .execute(&mut **tx)
-        .await?
-        .rows_affected();
-    if changed == 0 {
-        return Ok(());
-    }
-    let statement = format!(
-        "INSERT INTO `{table}_attempts` (outbox_id, message_id, attempt, class, error) \
-         VALUES (?, ?, ?, ?, ?)"
-    );
-    sqlx::query(AssertSqlSafe(statement))
-        .bind(failure.row.id.id)
-        .bind(&failure.row.message_id)
-        .bind(failure.attempts)
-        .bind(failure.reason.name())
-        .bind(&error)
-        .execute(&mut **tx)
-        .await?;
-    for bulk in bulks {
-        bulk::stop(tx, &outbox, bulk, ("relay", &error)).await?;
-    }
-    if failure.next == Next::Park {
-        record_parking(tx, &outbox.target(&key), &error).await?;
-    }
-    Ok(())
-}
-
-/// Parking lets the later messages of the key overtake: that is an action, so it is in the audit.
-async fn record_parking(
-    tx: &mut MySqlTransaction<'_>,
-    target: &str,
-    error: &str,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO operator_actions (actor, action, target, reason, before_state, after_state) \
-         VALUES ('relay', 'park', ?, ?, 'pending', 'parked')",
-    )
-    .bind(target)
-    .bind(error)
-    .execute(&mut **tx)
-    .await?;
-    Ok(())
-}
-
-fn cut(text: &str) -> String {
-    text.chars().take(ERROR_MAX).collect()
 }

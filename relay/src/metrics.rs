@@ -10,6 +10,7 @@ use prometheus::{
 };
 
 use crate::config::Mode;
+use crate::mark::Refused;
 use crate::route::Route;
 
 /// Who brought a row.
@@ -119,6 +120,26 @@ impl Phase {
     }
 }
 
+/// Sent rows that clean-up leaves behind, by why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// No time of theirs is usable.
+    pub no_time: u64,
+    /// The database refuses to delete them.
+    pub refused: u64,
+    /// Somebody holds a lock on them.
+    pub locked: u64,
+}
+
+impl Skipped {
+    /// Adds those of another page.
+    pub fn add(&mut self, other: Self) {
+        self.no_time += other.no_time;
+        self.refused += other.refused;
+        self.locked += other.locked;
+    }
+}
+
 /// `pending_rows` and `parked_rows` stop counting here.
 pub const ROWS_COUNTED_MAX: u32 = 100_000;
 /// Pairs that `waiting_rows` shows.
@@ -161,6 +182,8 @@ pub struct Metrics {
     phase: IntGaugeVec,
     waiting_rows: IntGaugeVec,
     mode: IntGaugeVec,
+    refused_records: IntGaugeVec,
+    skipped_rows: IntGaugeVec,
     pub row_gauges_read: Gauge,
     pub canary: Gauge,
     pub canary_age: Gauge,
@@ -273,6 +296,16 @@ impl Metrics {
                 &["exchange", "routing_key"],
                 "Rows waiting for a route that is shut; the 50 fullest",
             )?,
+            refused_records: r.gauges(
+                "refused_records",
+                &["kind"],
+                "Writes that the database refuses and that are tried again: mark, failure or sample",
+            )?,
+            skipped_rows: r.gauges(
+                "cleanup_skipped_rows",
+                &["reason"],
+                "Sent rows that the last walk of clean-up left behind: no_time, refused or locked",
+            )?,
             mode: r.gauges("mode", &["mode"], "1 for RELAY_MODE: cdc or poll")?,
             row_gauges_read: r.seconds(
                 "row_gauges_read_seconds",
@@ -298,6 +331,32 @@ impl Metrics {
             self.failed.with_label_values(&[reason.name()]).inc_by(0);
         }
         self.set_phase(Phase::Standby);
+        self.set_refused(&Refused::default());
+        self.set_skipped(Skipped::default());
+    }
+
+    /// Shows what clean-up has left behind.
+    pub fn set_skipped(&self, skipped: Skipped) {
+        for (reason, rows) in [
+            ("no_time", skipped.no_time),
+            ("refused", skipped.refused),
+            ("locked", skipped.locked),
+        ] {
+            let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+            self.skipped_rows.with_label_values(&[reason]).set(rows);
+        }
+    }
+
+    /// Shows what waits because the database refuses it.
+    pub fn set_refused(&self, refused: &Refused) {
+        for (kind, writes) in [
+            ("mark", refused.marks),
+            ("failure", refused.failures),
+            ("sample", refused.samples),
+        ] {
+            let writes = i64::try_from(writes).unwrap_or(i64::MAX);
+            self.refused_records.with_label_values(&[kind]).set(writes);
+        }
     }
 
     /// Counts a message given to the broker.

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::effects::Effects;
 use crate::lane::{Done, Outcome};
-use crate::mark::{MARK_MAX, Write, Written};
+use crate::mark::{MARK_MAX, Record, Write, Written};
 use crate::metrics::Source;
 use crate::session::{MARKS_MAX, Session};
 use crate::wires::Busy;
@@ -39,7 +39,7 @@ impl Session<'_> {
     }
 
     pub(crate) fn feed_marker(&mut self) {
-        while !(self.failures.is_empty() && self.marks.is_empty()) {
+        while !(self.records.is_empty() && self.marks.is_empty()) {
             let permit = match self.wires.writes.try_reserve() {
                 Ok(permit) => permit,
                 // If the marker is gone, its task tells why.
@@ -49,33 +49,41 @@ impl Session<'_> {
                     return;
                 }
             };
-            let marks = self.marks.len();
-            let failure = self
-                .failures
-                .pop_front_if(|_| !self.mark_is_next || marks == 0);
-            self.mark_is_next = failure.is_some();
-            let write = failure.unwrap_or_else(|| {
-                let rest = self.marks.split_off(marks.min(MARK_MAX));
+            let write = if self.marks.is_empty() {
+                let Some(record) = self.records.pop_front() else {
+                    return;
+                };
+                Write::Record(record)
+            } else {
+                let rest = self.marks.split_off(self.marks.len().min(MARK_MAX));
                 Write::Sent(std::mem::replace(&mut self.marks, rest))
-            });
+            };
+            self.writing += write.len();
             permit.send(write);
-            self.writing += 1;
         }
     }
 
     /// Orders can't flow while nothing can be marked: what is sent would have to be remembered.
     pub(crate) fn show_jam(&mut self, now: Instant) {
         let rows = self.unwritten();
-        match self.jam.look(rows >= MARKS_MAX, now) {
-            Some(true) => {
-                let why = format!(
-                    "{rows} rows are confirmed and can't be marked, is the table locked? intake stops"
-                );
-                tracing::error!("{why}");
-                self.readiness.set("database", false, why);
+        let change = self.jam.look(rows >= MARKS_MAX, now);
+        self.metrics.set_refused(&self.refused);
+        let refused = self.refused.detail();
+        if let Some(true) = change {
+            tracing::error!(rows, "confirmed rows can't be marked, intake stops");
+        }
+        let (ready, detail) = match (self.jam.is_there(), refused) {
+            (true, refused) => {
+                let why = refused.unwrap_or_else(|| "is the table locked?".into());
+                let told = "rows are confirmed and can't be marked, intake stops";
+                (false, format!("{rows} {told}: {why}"))
             }
-            Some(false) => self.readiness.set("database", true, "connected"),
-            None => {}
+            (false, Some(refused)) => (true, format!("connected; {refused}")),
+            (false, None) => (true, "connected".into()),
+        };
+        if detail != self.database_shown {
+            self.readiness.set("database", ready, detail.clone());
+            self.database_shown = detail;
         }
     }
 
@@ -137,7 +145,7 @@ impl Session<'_> {
             let (id, reason) = (failure.row.id.id, failure.reason.name());
             tracing::warn!(id, reason, attempts = failure.attempts, next = ?failure.next,
                 error = failure.text, "a message failed");
-            self.failures.push_back(Write::Failed(failure));
+            self.records.push_back(Record::Failed(failure));
         }
         for sample in effects.samples {
             // One that waits by itself must be written for its time.
@@ -152,7 +160,7 @@ impl Session<'_> {
                 error = sample.text,
                 "a route is shut, its rows wait"
             );
-            self.failures.push_back(Write::Sample(sample));
+            self.records.push_back(Record::Sample(sample));
         }
     }
 
@@ -163,12 +171,16 @@ impl Session<'_> {
         }
         self.metrics.marked.inc_by(written.marked);
         self.metrics.unmarked.inc_by(written.missed);
+        self.refused = written.refused;
         self.dispatch.written(written.rows, now);
+        if let Some(row) = written.given_up {
+            self.dispatch.flights.remove(&row);
+        }
     }
 
     /// What waits to be written down.
     pub(crate) fn unwritten(&self) -> usize {
-        self.marks.len() + self.failures.len()
+        self.marks.len() + self.records.len() + self.refused.marks
     }
 
     /// Nobody waits for a probe that may get no answer: its row stays pending.
@@ -176,6 +188,6 @@ impl Session<'_> {
         let mut lanes = self.wires.lanes.iter().enumerate();
         let slow = |number| self.dispatch.queue.is_slow(number);
         let idle = lanes.all(|(number, lane)| lane.busy.is_none() || slow(number));
-        idle && self.marks.is_empty() && self.failures.is_empty() && self.writing == 0
+        idle && self.marks.is_empty() && self.records.is_empty() && self.writing == 0
     }
 }

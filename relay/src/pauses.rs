@@ -15,10 +15,13 @@ use svc_kit::database::{Fault, classify};
 use tokio::time::Instant;
 
 use crate::held::Route;
+use crate::mark::ends_session;
 use crate::metrics::Metrics;
 
 /// How often a working relay looks: a pause takes effect within twice that.
 pub const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A refused look rests this many times as long as it took.
+const REST_FACTOR: u32 = 9;
 const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Routes that can be paused at once.
 pub const ROUTES_MAX: usize = 1000;
@@ -150,6 +153,7 @@ impl Watch {
         if Instant::now() < self.next {
             return Ok(None);
         }
+        let began = Instant::now();
         let found = Pauses::read(connection, table);
         let found = tokio::time::timeout(LOOK_TIMEOUT, found)
             .await
@@ -161,9 +165,16 @@ impl Watch {
                 self.known.clone_from(&found);
                 Ok(Some(found))
             }
-            // What was paused before the right was taken away stays so.
-            Err(err) if is_not_there(&err) => Ok(None),
-            Err(err) => Err(err).context("reading what is paused"),
+            Err(err) if ends_session(connection, &err).await => {
+                Err(err).context("reading what is paused")
+            }
+            // What was paused before it could not be read any more stays so. A look that waits for
+            // a lock keeps the reader from what it is for.
+            Err(err) => {
+                tracing::debug!(error = %err, "what is paused can't be read");
+                self.next = Instant::now() + LOOK_EVERY.max(began.elapsed() * REST_FACTOR);
+                Ok(None)
+            }
         }
     }
 }

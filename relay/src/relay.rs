@@ -1,5 +1,6 @@
 //! The machine's outer states: Standby, Connecting, a session, and back.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -21,9 +22,10 @@ use crate::dispatch::Dispatch;
 use crate::gauges::{self, TailLag};
 use crate::hashed::HashedMap;
 use crate::lease::{self, Leadership, Lease};
+use crate::mark::Refused;
 use crate::metrics::{Metrics, Phase};
 use crate::ops::check;
-use crate::pauses::INTAKE;
+use crate::pauses::{INTAKE, Pauses};
 use crate::queue::RowId;
 use crate::server::ServerId;
 use crate::session::{Session, why_ended};
@@ -49,6 +51,8 @@ pub struct Relay {
     pub(crate) metrics: Metrics,
     pub(crate) readiness: Readiness,
     pub(crate) canary: Canary,
+    /// What was paused in the last session: a table that can't be read now changes nothing.
+    pub(crate) last_pauses: Mutex<Pauses>,
 }
 
 impl Relay {
@@ -69,6 +73,7 @@ impl Relay {
             config,
             metrics,
             readiness,
+            last_pauses: Mutex::default(),
         })
     }
 
@@ -269,6 +274,7 @@ impl Relay {
         self.metrics.binlog_connected.set(0);
         self.metrics.set_waiting(&[]);
         self.metrics.in_flight.set(0);
+        self.metrics.set_refused(&Refused::default());
         for condition in ["database", "broker", "binlog"] {
             self.readiness.set(condition, false, why);
         }
@@ -301,6 +307,11 @@ impl Relay {
             drop(tokio::time::timeout(CLOSE_TIMEOUT, session.wires.end_lanes()).await);
         }
         *suspects = session.dispatch.take_suspects();
+        let mut last = self
+            .last_pauses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *last = std::mem::take(&mut session.pauses);
         end
     }
 

@@ -22,7 +22,7 @@ use crate::intake::Intake;
 use crate::jam::Jam;
 use crate::lane::Done;
 use crate::lease::{Clock, Leadership};
-use crate::mark::{Write, Written};
+use crate::mark::{Record, Refused, Written};
 use crate::metrics::{Metrics, Phase, Source};
 use crate::pass::{Passes, Progress};
 use crate::pauses::{INTAKE, Pauses};
@@ -31,7 +31,7 @@ use crate::tail::{Tail, TailState};
 use crate::told::Told;
 use crate::wires::{End, Outside, Wires};
 
-/// Confirmed rows that wait to be marked, and failures; above it nothing new is taken in.
+/// Confirmed rows that wait to be marked, and records; above it nothing new is taken in.
 pub const MARKS_MAX: usize = 8192;
 /// How often the lag is told and the routes are shown.
 const TICK: Duration = Duration::from_secs(1);
@@ -73,9 +73,11 @@ pub struct Session<'a> {
     pub(crate) intake: Intake,
     pub(crate) wires: Wires,
     pub(crate) marks: Vec<Mark>,
-    /// Failures and samples: they and the marks take turns.
-    pub(crate) failures: VecDeque<Write>,
-    pub(crate) mark_is_next: bool,
+    /// Failures and samples: behind the marks.
+    pub(crate) records: VecDeque<Record>,
+    pub(crate) refused: Refused,
+    /// What readiness says of the database.
+    pub(crate) database_shown: String,
     pub(crate) told: Told,
     pub(crate) jam: Jam,
     pub(crate) writing: usize,
@@ -109,8 +111,9 @@ impl<'a> Session<'a> {
             intake: Intake::new(config.mode, now),
             wires,
             marks: Vec::new(),
-            failures: VecDeque::new(),
-            mark_is_next: false,
+            records: VecDeque::new(),
+            refused: Refused::default(),
+            database_shown: String::new(),
             told: Told::default(),
             jam: Jam::default(),
             writing: 0,

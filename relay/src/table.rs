@@ -12,6 +12,7 @@ use crate::binlog::position::{Position, position_statement};
 use crate::config::OutboxTable;
 use crate::dispatch::Head;
 use crate::in_list::{padded, padded_len, placeholders};
+use crate::mark::{ends_session, wait_little_for_locks};
 use crate::pauses::{Pauses, Watch};
 
 mod columns;
@@ -165,6 +166,21 @@ impl Queries {
         ))
     }
 
+    async fn answer(
+        &self,
+        connection: &mut MySqlConnection,
+        ask: &Ask,
+        way: &mut Way,
+    ) -> Result<Answer, sqlx::Error> {
+        match ask {
+            Ask::Page(ask) => self.page(connection, ask, way).await.map(Answer::Page),
+            Ask::Rows(ids) => {
+                let rows = self.rows(connection, ids, OutboxStatus::Pending);
+                rows.await.map(Answer::Rows)
+            }
+        }
+    }
+
     async fn page(
         &self,
         connection: &mut MySqlConnection,
@@ -178,13 +194,10 @@ impl Queries {
             true => self.position_or_why(connection).await?,
             false => Ok(None),
         };
-        if begins && ask.fence {
-            let fence = sqlx::raw_sql(AssertSqlSafe(self.fence.as_str()));
-            if connection.execute(fence).await?.rows_affected() == 0 {
-                let missing = "the fence table has no row: run `relay migrate`";
-                return Err(sqlx::Error::Protocol(missing.into()));
-            }
-        }
+        let fenced = match begins && ask.fence {
+            true => self.fence(connection).await?,
+            false => Ok(()),
+        };
         let upto = match ask.upto {
             Some(upto) => upto,
             None => self.highest_id(connection).await?,
@@ -207,11 +220,28 @@ impl Queries {
             small,
             upto,
             read_to,
-            unreadable: start.as_ref().err().or(end.as_ref().err()).cloned(),
+            unreadable: fenced
+                .err()
+                .or_else(|| start.as_ref().err().or(end.as_ref().err()).cloned()),
             start: start.unwrap_or(None),
             end: end.unwrap_or(None),
             read_at,
         })
+    }
+
+    /// Commits one, or tells why it can't: without a fence nothing is known of what the tail brings.
+    async fn fence(
+        &self,
+        connection: &mut MySqlConnection,
+    ) -> Result<Result<(), String>, sqlx::Error> {
+        let fence = sqlx::raw_sql(AssertSqlSafe(self.fence.as_str()));
+        let why = match connection.execute(fence).await {
+            Ok(done) if done.rows_affected() > 0 => return Ok(Ok(())),
+            Ok(_) => "it has no row, run `relay migrate`".into(),
+            Err(err) if ends_session(connection, &err).await => return Err(err),
+            Err(err) => err.to_string(),
+        };
+        Ok(Err(format!("the fence table can't be written: {why}")))
     }
 
     /// A server that refuses to tell, or has no binlog any more, can still be read: passes go on.
@@ -328,6 +358,7 @@ pub async fn serve(
     answers: mpsc::Sender<Answer>,
 ) -> anyhow::Result<()> {
     let mut way = Way::FIRST;
+    wait_little_for_locks(&mut connection).await?;
     loop {
         let asked = tokio::time::timeout_at(watch.next(), asks.recv()).await;
         // This also keeps an idle connection from being ended by the server, or in between.
@@ -339,14 +370,12 @@ pub async fn serve(
         let Ok(asked) = asked else { continue };
         let Some(ask) = asked else { break };
         let read = async {
-            match &ask {
-                Ask::Page(ask) => {
-                    let page = queries.page(&mut connection, ask, &mut way);
-                    page.await.map(Answer::Page)
-                }
-                Ask::Rows(ids) => {
-                    let rows = queries.rows(&mut connection, ids, OutboxStatus::Pending);
-                    rows.await.map(Answer::Rows)
+            loop {
+                let answer = queries.answer(&mut connection, &ask, &mut way).await;
+                match answer {
+                    // The table is locked: as long as READ_TIMEOUT allows.
+                    Err(err) if classify(&err) == Fault::Busy => {}
+                    answer => break answer,
                 }
             }
         };

@@ -9,6 +9,7 @@ mod rig;
 use rig::{rows, servers, writers};
 
 mod batch;
+mod companions;
 mod config;
 mod crash;
 mod defects;
