@@ -14,7 +14,7 @@ printf '%s, %s cores, %s\n\n| what | figure |\n|---|---|\n' \
 
 if [ "${SHORT:-}" = 1 ]; then
   cargo build --workspace --features "$features" --bins
-  cargo test --workspace --features "$features,relay/long" --test operate long_operate_a_drain -- \
+  cargo test --workspace --features "$features,relay/long" --test broker long_broker_killed -- \
     --test-threads 1 --nocapture
   exit
 fi

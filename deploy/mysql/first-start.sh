@@ -1,8 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the entry point of the MySQL image on the first start of an empty data directory. Any
 # failure ends the container, and start.sh beside this file keeps it down.
-touch /var/lib/mysql/first-start-unfinished
-
 docker_process_sql --database=mysql </outbox/init.sql
 
 # Each password is the one in that service's DATABASE_URL, so it is written down once.
@@ -24,4 +22,4 @@ unlock_with_password_of order_svc order_database_url
 unlock_with_password_of relay relay_database_url
 unlock_with_password_of pay_svc pay_database_url
 
-rm /var/lib/mysql/first-start-unfinished
+touch /var/lib/mysql/first-start-done

@@ -4,15 +4,23 @@
 as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
 can_not() { echo "error: no Docker engine runs here: $*" >&2; exit 75; }
 
+install_packages() { # COMMAND:PACKAGE…: those whose command is missing
+  local packages=() pair
+  for pair in "$@"; do
+    PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
+  done
+  [ ${#packages[@]} -gt 0 ] || return 0
+  command -v apt-get >/dev/null ||
+    can_not "this is neither Debian nor Ubuntu: install what these packages hold: ${packages[*]}"
+  echo "installing ${packages[*]}"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+}
+
 start_engine() {
   [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null || can_not 'that needs root, and there is no sudo'
-  if ! command -v dockerd >/dev/null; then
-    command -v apt-get >/dev/null || can_not 'this is neither Debian nor Ubuntu: start one, then run this again'
-    echo 'installing the Docker engine'
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-      docker.io debootstrap iptables curl >/dev/null
-  fi
+  install_packages dockerd:docker.io iptables:iptables
   export DOCKER_HOST=unix:///var/run/outbox-docker.sock
   docker version >/dev/null 2>&1 && return
   echo 'starting a Docker engine (its log: /var/log/outbox-docker.log)'
@@ -20,9 +28,11 @@ start_engine() {
     --exec-root /var/run/outbox-docker --pidfile /var/run/outbox-docker.pid \
     >/var/log/outbox-docker.log 2>&1 &
   engine=$!
-  engine_of_this_run=1
   for _ in $(seq 120); do
-    ! docker version >/dev/null 2>&1 || return 0
+    if docker version >/dev/null 2>&1; then
+      engine_of_this_run=1
+      return
+    fi
     # Without the right or the kernel for it, it ends at once.
     kill -0 "$engine" 2>/dev/null || break
     sleep 0.5
@@ -66,6 +76,7 @@ fetch_plugins() { # NAME…
   rm -rf "$work"
 }
 
+install_packages curl:curl debootstrap:debootstrap
 docker version >/dev/null 2>&1 || start_engine
 missing=()
 for plugin in compose buildx; do
