@@ -35,6 +35,8 @@ const CONNECTION_NAME: &str = "pay-svc";
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
 /// The broker's answer to anything is late after this.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
+/// A consumer that tries one message at a time and gets none goes back to many after this.
+const REFUSED_SILENCE: Duration = Duration::from_secs(5);
 /// Parting needs no answer for long.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -72,6 +74,9 @@ struct Memory {
     backoff: Backoff,
     /// What was told of the topology, so that it is told once.
     differences: Vec<String>,
+    /// Why a database that answers did not store. Until it stores again, one message at a time is
+    /// tried.
+    refused: Option<String>,
 }
 
 /// Why a session ended.
@@ -81,8 +86,10 @@ enum End {
     Drained,
     /// There was nothing to do; nothing is in hand.
     Silence,
-    /// The database could not store; the deliveries went back to the queue.
+    /// The database is away; the deliveries went back to the queue.
     Database(String),
+    /// The database answers, and did not store; the deliveries went back to the queue.
+    Refused(String),
     /// The connection, the channel or the consumer is gone or of no use.
     Broker(String),
 }
@@ -102,6 +109,7 @@ impl Consumer {
         let mut memory = Memory {
             backoff: Backoff::new(reconnect_min, reconnect_max),
             differences: Vec::new(),
+            refused: None,
         };
         while !drain.is_cancelled() {
             let lost = match self.amqp.connect(CONNECTION_NAME).await {
@@ -144,7 +152,19 @@ impl Consumer {
             }
             match self.session(connection, drain, memory).await {
                 Ok(End::Drained) => return None,
-                Ok(End::Silence) => memory.backoff.reset(),
+                Ok(End::Silence) => {
+                    memory.refused = None;
+                    memory.backoff.reset();
+                }
+                Ok(End::Refused(why)) => {
+                    tracing::warn!(
+                        error = why,
+                        "database does not store, trying one message again"
+                    );
+                    self.readiness.set(CONSUMER, false, not_stored(&why));
+                    memory.refused = Some(why);
+                    pause(drain, &mut memory.backoff).await;
+                }
                 Ok(End::Database(why)) => {
                     tracing::warn!(error = why, "consumer cancelled until the database is back");
                     let detail = format!("waits for the database: {why}");
@@ -168,7 +188,11 @@ impl Consumer {
             Some(subscribed) => subscribed?,
             None => return Ok(End::Broker("the broker did not answer".to_owned())),
         };
-        let silence_max = self.settings.silence_max;
+        let silence_max = match memory.refused {
+            None => self.settings.silence_max,
+            // Somebody else has stored what this one was refused.
+            Some(_) => self.settings.silence_max.min(REFUSED_SILENCE),
+        };
         let end = loop {
             let delivery = tokio::select! {
                 biased;
@@ -190,6 +214,10 @@ impl Consumer {
                 break why;
             }
             memory.backoff.reset();
+            if memory.refused.is_some() {
+                // It stores again: from now on as much at a time as ever.
+                break End::Silence;
+            }
         };
         leave(&channel, consumer.tag()).await;
         Ok(end)
@@ -208,7 +236,11 @@ impl Consumer {
             memory.differences.clone_from(&differences);
         }
         let channel = connection.create_channel().await?;
-        let (prefetch, qos) = (self.settings.prefetch, BasicQosOptions { global: false });
+        let prefetch = match memory.refused {
+            None => self.settings.prefetch,
+            Some(_) => 1,
+        };
+        let qos = BasicQosOptions { global: false };
         channel.basic_qos(prefetch, qos).await?;
         let options = BasicConsumeOptions {
             no_local: false,
@@ -222,11 +254,13 @@ impl Consumer {
             .basic_consume(queue, tag, options, FieldTable::default())
             .await?;
         tracing::debug!(queue = QUEUE, prefetch, "consuming");
-        let detail = match differences.as_slice() {
-            [] => "consuming".to_owned(),
-            differences => format!("consuming; {}", differences.join("; ")),
+        let detail = match (&memory.refused, differences.as_slice()) {
+            (Some(why), _) => not_stored(why),
+            (None, []) => "consuming".to_owned(),
+            (None, differences) => format!("consuming; {}", differences.join("; ")),
         };
-        self.readiness.set(CONSUMER, true, detail);
+        self.readiness
+            .set(CONSUMER, memory.refused.is_none(), detail);
         Ok((channel, consumer))
     }
 
@@ -279,7 +313,12 @@ impl Consumer {
             .collect();
         let stored = self.store.take_in(received, self.handover.as_ref()).await;
         if let Err(err) = stored {
-            return Err(End::Database(format!("{:#}", anyhow::Error::from(err))));
+            let is_refused = err.is_answer();
+            let why = format!("{:#}", anyhow::Error::from(err));
+            return Err(match is_refused {
+                true => End::Refused(why),
+                false => End::Database(why),
+            });
         }
         // Stored all the same: when a queue is deleted, what was sent ahead exists only here.
         if let Some(why) = batch.ended {
@@ -301,6 +340,10 @@ struct Batch {
     bytes: usize,
     /// Why the stream ended behind them, if it did.
     ended: Option<String>,
+}
+
+fn not_stored(why: &str) -> String {
+    format!("nothing is taken until the database stores again: {why}")
 }
 
 async fn pause(drain: &CancellationToken, backoff: &mut Backoff) {

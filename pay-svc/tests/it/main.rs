@@ -22,5 +22,6 @@ mod process;
 mod provider_outage;
 mod prune;
 mod redelivery;
+mod refused;
 mod work;
 mod work_faults;
