@@ -42,6 +42,8 @@ const STEP_BYTES: usize = 8 * 1024 * 1024;
 const PROGRESS_BYTES: u64 = 64 * 1024;
 /// The broker's answer to anything is late after this.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
+/// A consumer that tries one message at a time and gets none goes back to many after this.
+const REFUSED_SILENCE: Duration = Duration::from_secs(5);
 /// Parting needs no answer for long.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -85,6 +87,9 @@ struct Memory {
     found: Option<Found>,
     /// How many messages the broker may send ahead.
     window: Window,
+    /// Why a database that answers did not store. Until it stores again, one message at a time is
+    /// tried.
+    not_stored: Option<String>,
 }
 
 /// A connection, and what bounds the reading from it.
@@ -103,9 +108,11 @@ enum End {
     /// The messages call for another prefetch; nothing is in hand.
     Resized,
     /// The queue would lose messages, and is not consumed; why.
-    Refused(String),
-    /// The database could not store; the deliveries went back to the queue.
+    Unfit(String),
+    /// The database is away; the deliveries went back to the queue.
     Database(String),
+    /// The database answers, and did not store; the deliveries went back to the queue.
+    NotStored(String),
     /// The connection, the channel or the consumer is gone or of no use.
     Broker(String),
 }
@@ -133,6 +140,7 @@ impl Consumer {
             told: Found::default(),
             found: None,
             window: Window::new(prefetch, buffer_bytes),
+            not_stored: None,
         };
         while !drain.is_cancelled() {
             memory.found = None;
@@ -178,11 +186,23 @@ impl Consumer {
             }
             match self.session(link, drain, memory).await {
                 Ok(End::Drained) => return None,
-                Ok(End::Silence | End::Resized) => memory.backoff.reset(),
-                Ok(End::Refused(why)) => {
+                Ok(End::Silence | End::Resized) => {
+                    memory.not_stored = None;
+                    memory.backoff.reset();
+                }
+                Ok(End::Unfit(why)) => {
                     self.readiness.set(CONSUMER, false, why);
                     let again = tokio::time::sleep(self.settings.silence_max);
                     drain.run_until_cancelled(again).await;
+                }
+                Ok(End::NotStored(why)) => {
+                    tracing::warn!(
+                        error = why,
+                        "database does not store, trying one message again"
+                    );
+                    self.readiness.set(CONSUMER, false, not_stored(&why));
+                    memory.not_stored = Some(why);
+                    pause(drain, &mut memory.backoff).await;
                 }
                 Ok(End::Database(why)) => {
                     tracing::warn!(error = why, "consumer cancelled until the database is back");
@@ -207,12 +227,16 @@ impl Consumer {
         let channel = match in_time(self.open(&link.connection, memory)).await {
             Some(opened) => match opened? {
                 Ok(channel) => channel,
-                Err(refused) => return Ok(End::Refused(refused)),
+                Err(unfit) => return Ok(End::Unfit(unfit)),
             },
             None => return Ok(End::Broker("the broker did not answer".to_owned())),
         };
         loop {
-            let consumer = match in_time(subscribe(&channel, memory.window.messages())).await {
+            let prefetch = match memory.not_stored {
+                None => memory.window.messages(),
+                Some(_) => 1,
+            };
+            let consumer = match in_time(subscribe(&channel, prefetch)).await {
                 Some(subscribed) => subscribed?,
                 None => return Ok(End::Broker("the broker did not answer".to_owned())),
             };
@@ -240,6 +264,11 @@ impl Consumer {
         drain: &CancellationToken,
         memory: &mut Memory,
     ) -> Result<End, lapin::Error> {
+        let silence_max = match memory.not_stored {
+            None => self.settings.silence_max,
+            // Somebody else has stored what this one was refused.
+            Some(_) => self.settings.silence_max.min(REFUSED_SILENCE),
+        };
         // Cancelled, a consumer still gets what the broker has sent ahead.
         let mut resizing = false;
         loop {
@@ -250,7 +279,7 @@ impl Consumer {
                 () = self.store.database.down() => {
                     return Ok(End::Database("the database is down".to_owned()));
                 }
-                delivery = intake.next(self.settings.silence_max) => delivery,
+                delivery = intake.next(silence_max) => delivery,
             };
             let first = match delivery {
                 Some(Some(first)) => first?,
@@ -269,6 +298,10 @@ impl Consumer {
             }
             intake.gate.add(bytes);
             memory.backoff.reset();
+            if memory.not_stored.is_some() {
+                // It stores again: from now on as much at a time as ever.
+                return Ok(End::Silence);
+            }
             if !resizing && memory.window.observe(messages, bytes) {
                 resizing = true;
                 intake.cancel();
@@ -294,11 +327,13 @@ impl Consumer {
             return Ok(Err(refused));
         }
         let channel = connection.create_channel().await?;
-        let detail = match found.differences.as_slice() {
-            [] => "consuming".to_owned(),
-            differences => format!("consuming; {}", differences.join("; ")),
+        let detail = match (&memory.not_stored, found.differences.as_slice()) {
+            (Some(why), _) => not_stored(why),
+            (None, []) => "consuming".to_owned(),
+            (None, differences) => format!("consuming; {}", differences.join("; ")),
         };
-        self.readiness.set(CONSUMER, true, detail);
+        self.readiness
+            .set(CONSUMER, memory.not_stored.is_none(), detail);
         Ok(Ok(channel))
     }
 
@@ -352,7 +387,12 @@ impl Consumer {
             .collect();
         let stored = self.store.take_in(received, self.handover.as_ref()).await;
         if let Err(err) = stored {
-            return Err(End::Database(format!("{:#}", anyhow::Error::from(err))));
+            let is_refused = err.is_answer();
+            let why = format!("{:#}", anyhow::Error::from(err));
+            return Err(match is_refused {
+                true => End::NotStored(why),
+                false => End::Database(why),
+            });
         }
         // Stored all the same: when a queue is deleted, what was sent ahead exists only here.
         if let Some(why) = batch.ended {
@@ -378,6 +418,10 @@ struct Batch {
 
 fn cancelled() -> String {
     "the consumer was cancelled".to_owned()
+}
+
+fn not_stored(why: &str) -> String {
+    format!("nothing is taken until the database stores again: {why}")
 }
 
 async fn pause(drain: &CancellationToken, backoff: &mut Backoff) {

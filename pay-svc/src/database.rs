@@ -15,6 +15,8 @@ use svc_kit::database::{DatabaseUrl, Fault, classify, is_answer};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::refusals::Refusals;
+
 /// Name of the readiness condition.
 pub const CONDITION: &str = "database";
 
@@ -22,6 +24,9 @@ pub const CONDITION: &str = "database";
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// A probe that takes longer has failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Whoever locks a table beside the inbox, or a row, holds up a worker for two seconds, not for the
+/// server's fifty or its day.
+const SET_UP: &str = "SET SESSION lock_wait_timeout = 2, innodb_lock_wait_timeout = 2";
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
 
@@ -31,6 +36,7 @@ pub struct Database {
     url: DatabaseUrl,
     pool: MySqlPool,
     readiness: Readiness,
+    refusals: Refusals,
     up: watch::Sender<bool>,
     suspected: Notify,
 }
@@ -39,11 +45,12 @@ impl Database {
     /// Connects lazily, with at most `connections` at once.
     #[must_use]
     pub fn new(url: DatabaseUrl, connections: u32, readiness: Readiness) -> Arc<Self> {
-        let pool = url.pool(connections);
+        let pool = url.pool_with(connections, SET_UP);
         let (up, _) = watch::channel(false);
         Arc::new(Self {
             url,
             pool,
+            refusals: Refusals::new(readiness.clone()),
             readiness,
             up,
             suspected: Notify::new(),
@@ -54,6 +61,12 @@ impl Database {
     #[must_use]
     pub fn pool(&self) -> &MySqlPool {
         &self.pool
+    }
+
+    /// What is not recorded, while the rest works.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// Is the database up, as far as anybody knows?
@@ -116,7 +129,8 @@ impl Database {
         Ok(())
     }
 
-    async fn look(&self) -> bool {
+    /// Looks whether the server answers, takes writes and has the inbox.
+    pub(crate) async fn look(&self) -> bool {
         match tokio::time::timeout(PROBE_TIMEOUT, self.probe()).await {
             Ok(Ok(false)) => {
                 if !self.up.send_replace(true) {

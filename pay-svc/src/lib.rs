@@ -24,6 +24,7 @@ pub mod settle;
 pub mod worker;
 
 pub mod prune;
+pub mod refusals;
 pub mod retention;
 
 pub mod http;

@@ -5,6 +5,7 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
+use crate::refusals::Record;
 use crate::settle::{ALREADY_PAID, IGNORED};
 
 /// Rows are counted up to here, so that a gauge never costs a full scan.
@@ -14,6 +15,7 @@ const RECEIVED: &str = "inbox_received_total";
 const DUPLICATES: &str = "inbox_duplicates_total";
 const PROCESSED: &str = "inbox_processed_total";
 const FAILED: &str = "inbox_failed_total";
+const REFUSED: &str = "inbox_records_refused_total";
 const PRUNED: &str = "inbox_pruned_total";
 const PENDING_ROWS: &str = "inbox_pending_rows";
 const PARKED_ROWS: &str = "inbox_parked_rows";
@@ -23,6 +25,7 @@ const ORDER_TO_PAYMENT: &str = "order_to_payment_seconds";
 
 const LABEL_OUTCOME: &str = "outcome";
 const LABEL_CLASS: &str = "class";
+const LABEL_RECORD: &str = "record";
 
 /// Values of the label `outcome`.
 const OUTCOMES: [&str; 4] = ["captured", "declined", ALREADY_PAID, IGNORED];
@@ -55,6 +58,8 @@ pub struct Metrics {
     pub processed: IntCounterVec,
     /// Failed tries, by class; also messages that were stored already parked.
     pub failed: IntCounterVec,
+    /// Records of messages that a table beside the inbox refused.
+    pub refused: IntCounterVec,
     /// Processed and discarded messages deleted after their retention.
     pub pruned: IntCounter,
     /// Rows with status 1.
@@ -79,66 +84,43 @@ impl Metrics {
         let order_to_payment =
             HistogramOpts::new(ORDER_TO_PAYMENT, "From placing an order to its payment.")
                 .buckets(ORDER_TO_PAYMENT_BUCKETS.to_vec());
+        let counter = |name, help| add(registry, IntCounter::new(name, help)?);
+        let counters = |name, help, label| {
+            let opts = Opts::new(name, help);
+            add(registry, IntCounterVec::new(opts, &[label])?)
+        };
+        let rows = |name, what| {
+            let help = format!("{what} {saturates}");
+            add(registry, IntGauge::new(name, help)?)
+        };
+        let age = |name, help| add(registry, Gauge::new(name, help)?);
         let metrics = Self {
-            received: add(
-                registry,
-                IntCounter::new(RECEIVED, "Deliveries stored, duplicates included.")?,
+            received: counter(RECEIVED, "Deliveries stored, duplicates included.")?,
+            duplicates: counter(DUPLICATES, "Deliveries of a known message.")?,
+            processed: counters(PROCESSED, "Messages processed.", LABEL_OUTCOME)?,
+            failed: counters(
+                FAILED,
+                "Failed tries, and messages that were stored parked.",
+                LABEL_CLASS,
             )?,
-            duplicates: add(
-                registry,
-                IntCounter::new(DUPLICATES, "Deliveries of a known message.")?,
+            refused: counters(
+                REFUSED,
+                "Records that a table beside the inbox refused.",
+                LABEL_RECORD,
             )?,
-            processed: add(
-                registry,
-                IntCounterVec::new(
-                    Opts::new(PROCESSED, "Messages processed."),
-                    &[LABEL_OUTCOME],
-                )?,
+            pruned: counter(
+                PRUNED,
+                "Processed and discarded messages deleted after PAY_RETENTION.",
             )?,
-            failed: add(
-                registry,
-                IntCounterVec::new(
-                    Opts::new(
-                        FAILED,
-                        "Failed tries, and messages that were stored parked.",
-                    ),
-                    &[LABEL_CLASS],
-                )?,
+            pending_rows: rows(PENDING_ROWS, "Messages received, not processed.")?,
+            parked_rows: rows(PARKED_ROWS, "Messages that a person must look at.")?,
+            oldest_pending_age: age(
+                OLDEST_PENDING,
+                "Age of the oldest message not processed, 0 if none.",
             )?,
-            pruned: add(
-                registry,
-                IntCounter::new(
-                    PRUNED,
-                    "Processed and discarded messages deleted after PAY_RETENTION.",
-                )?,
-            )?,
-            pending_rows: add(
-                registry,
-                IntGauge::new(
-                    PENDING_ROWS,
-                    format!("Messages received, not processed. {saturates}"),
-                )?,
-            )?,
-            parked_rows: add(
-                registry,
-                IntGauge::new(
-                    PARKED_ROWS,
-                    format!("Messages that a person must look at. {saturates}"),
-                )?,
-            )?,
-            oldest_pending_age: add(
-                registry,
-                Gauge::new(
-                    OLDEST_PENDING,
-                    "Age of the oldest message not processed, 0 if none.",
-                )?,
-            )?,
-            oldest_parked_age: add(
-                registry,
-                Gauge::new(
-                    OLDEST_PARKED,
-                    "Age of the oldest parked message, 0 if none.",
-                )?,
+            oldest_parked_age: age(
+                OLDEST_PARKED,
+                "Age of the oldest parked message, 0 if none.",
             )?,
             order_to_payment: add(registry, Histogram::with_opts(order_to_payment)?)?,
         };
@@ -150,6 +132,9 @@ impl Metrics {
     fn start_labels(&self) {
         for outcome in OUTCOMES {
             self.processed.with_label_values(&[outcome]).inc_by(0);
+        }
+        for record in Record::ALL {
+            self.refused.with_label_values(&[record.name()]).inc_by(0);
         }
         for class in CLASSES {
             self.failed.with_label_values(&[class]).inc_by(0);

@@ -127,14 +127,19 @@ pub fn decide(
             attempts: spent.attempts,
         },
         Spends::Age => {
-            let longest = spent.age.max(policy.backoff_min.saturating_mul(2));
-            let own = wait(policy, longest, dice);
+            let own = put_off(policy, spent.age, dice);
             Decision::Retry {
                 attempts: spent.attempts,
                 after: asked.map_or(own, |asked| own.max(asked_wait(policy, asked, dice))),
             }
         }
     }
+}
+
+/// The wait of a row whose outcome could not be recorded: nothing is spent, so it grows with the age.
+#[must_use]
+pub fn put_off(policy: &Policy, age: Duration, dice: f64) -> Duration {
+    wait(policy, age.max(policy.backoff_min.saturating_mul(2)), dice)
 }
 
 /// What was asked for and up to a quarter more, within the policy's limits: of many messages that

@@ -1,6 +1,7 @@
 //! Writing what became of claimed messages: the payments and the inbox rows, in one transaction.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use ops::table::Key;
 use ops::{Table, bulk};
@@ -12,6 +13,7 @@ use crate::claim::{Due, Lease, placeholders};
 use crate::database::retire_if_read_only;
 use crate::payment::PlacedOrder;
 use crate::provider::Receipt;
+use crate::refusals::Record;
 use crate::schedule::{Class, Decision};
 
 /// Longest `last_error`, in characters.
@@ -31,6 +33,16 @@ impl Settlement {
     #[must_use]
     pub fn has_failed(&self) -> bool {
         matches!(self.verdict, Verdict::Failed { .. })
+    }
+
+    /// What is recorded of it.
+    #[must_use]
+    pub fn record(&self) -> Record {
+        if self.has_failed() {
+            Record::Failure
+        } else {
+            Record::Payment
+        }
     }
 }
 
@@ -77,16 +89,27 @@ pub const ALREADY_PAID: &str = "already_paid";
 /// The outcome of a message of a type in `PAY_IGNORE_TYPES`.
 pub const IGNORED: &str = "ignored";
 
+/// Why nothing was written, as far as is known.
+#[derive(Debug, thiserror::Error)]
+pub enum SettleError {
+    /// The database's.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+    /// The insert stood back for another payment than the order's: it would forget a charge.
+    #[error("the payment of order {0} was not inserted: its message has paid another order")]
+    Taken(Uuid),
+}
+
 /// Writes all settlements in one transaction, each only while its lease holds. The answers are in
 /// the order of the settlements.
 ///
 /// # Errors
-/// The database's; then, as far as is known, nothing was written.
+/// [`SettleError`].
 pub async fn settle(
     pool: &MySqlPool,
     lease: &Lease,
     settlements: &[Settlement],
-) -> Result<Vec<Written>, sqlx::Error> {
+) -> Result<Vec<Written>, SettleError> {
     let mut connection = pool.acquire().await?;
     let outcome = async {
         let mut tx = connection.begin().await?;
@@ -114,6 +137,47 @@ pub async fn settle(
             .iter()
             .map(|s| of(s).unwrap_or(Written::Lost))
             .collect())
+    }
+    .await;
+    if let Err(SettleError::Database(err)) = &outcome {
+        retire_if_read_only(&mut connection, err);
+    }
+    outcome
+}
+
+/// Lets rows wait whose outcome the database refuses to record, each for its time: nothing is spent,
+/// and what is known of them is found out again.
+///
+/// # Errors
+/// The database's: then they wait for the end of their lease.
+pub async fn put_off(
+    pool: &MySqlPool,
+    lease: &Lease,
+    rows: &[(&Due, Duration)],
+    why: &str,
+) -> Result<(), sqlx::Error> {
+    let text: String = format!("not recorded: {why}")
+        .chars()
+        .take(ERROR_MAX)
+        .collect();
+    let mut connection = pool.acquire().await?;
+    let outcome = async {
+        let mut tx = connection.begin().await?;
+        for (due, wait) in rows {
+            sqlx::query(
+                "UPDATE inbox SET last_error = ?, \
+                 next_attempt_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND \
+                 WHERE message_id = ? AND status = ? AND next_attempt_at = ?",
+            )
+            .bind(&text)
+            .bind(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX))
+            .bind(&due.message_id)
+            .bind(InboxStatus::Received.code())
+            .bind(lease.until)
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await
     }
     .await;
     if let Err(err) = &outcome {
@@ -184,7 +248,7 @@ async fn lock_held(
 async fn write_payments(
     tx: &mut Transaction<'_, MySql>,
     settlements: &[&Settlement],
-) -> Result<HashMap<String, Paid>, sqlx::Error> {
+) -> Result<HashMap<String, Paid>, SettleError> {
     let charged: Vec<(&Due, &PlacedOrder, &Receipt)> = settlements
         .iter()
         .filter_map(|s| match &s.verdict {
@@ -221,9 +285,7 @@ async fn write_payments(
         .find(|order| !paid.contains_key(&order.to_string()))
     {
         None => Ok(paid),
-        Some(order) => Err(sqlx::Error::Protocol(format!(
-            "the payment of order {order} was not inserted: its message has paid another order"
-        ))),
+        Some(order) => Err(SettleError::Taken(*order)),
     }
 }
 

@@ -4,17 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use outbox::inbox::{self, Claim};
+use outbox::inbox::{self, Claim, Claims};
 use outbox::message::Received;
 use sqlx::{Connection as _, MySql, Transaction};
 use svc_kit::backoff::Backoff;
-use svc_kit::database::{Fault, classify};
+use svc_kit::database::{Fault, classify, is_answer};
 use time::PrimitiveDateTime;
 use tokio::sync::{Notify, mpsc};
 
 use crate::claim::{Claimed, Due, Lease, begin_lease};
 use crate::database::{Database, retire_if_read_only};
 use crate::metrics::Metrics;
+use crate::refusals::Record;
 use crate::trace;
 
 /// A transaction that has not ended by then has failed; whether it committed is unknown.
@@ -25,8 +26,10 @@ const BUSY_BACKOFF_MIN: Duration = Duration::from_millis(5);
 const BUSY_BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// Room for statements that a connection may keep.
 const KEPT_BYTES: usize = 1024 * 1024;
-/// What is kept of a body that the database does not take for a reason of its own, in bytes.
+/// What is kept of a body whose message the database does not take for its values, in bytes.
 const LAST_RESORT_BYTES: usize = 1024;
+/// Headers of such a message that are longer, as JSON, are not kept either.
+const LAST_RESORT_HEADERS: usize = 16 * 1024;
 
 /// Where messages that have just been stored are worked on without being looked for: that saves one of
 /// the three transactions a message goes through.
@@ -62,6 +65,14 @@ pub enum StoreError {
     Silent,
 }
 
+impl StoreError {
+    /// Did the database answer, and refuse?
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Database(err) if is_answer(err))
+    }
+}
+
 /// Who put a message in by hand, for the audit.
 #[derive(Debug, Clone)]
 pub struct Operator(pub String);
@@ -70,7 +81,8 @@ impl Store {
     /// Stores deliveries that came together. When this returns claims, they are committed and may be
     /// acknowledged; there is one for each, in their order.
     ///
-    /// A message that alone keeps the others from being stored is stored truncated, and parked.
+    /// A message whose own values keep the others from being stored is stored truncated, and parked;
+    /// every other refusal is the database's, and nothing is cut for it.
     /// What is to be worked on goes to `handover` if a worker has the time.
     ///
     /// # Errors
@@ -139,15 +151,32 @@ impl Store {
                 Err(StoreError::Database(err)) if matches!(classify(&err), Fault::Data) => {
                     let id = one[0].message_id.as_str();
                     tracing::warn!(error = %err, message_id = id, "message refused, storing its beginning");
-                    one[0].truncate(LAST_RESORT_BYTES);
-                    one[0].headers = serde_json::Value::Object(serde_json::Map::new());
-                    self.commit(one, Beside::Nothing).await?
+                    self.last_resort(one).await?
                 }
                 outcome => outcome?,
             };
             claims.extend(claim);
         }
         Ok(claims)
+    }
+
+    /// The beginning of a message that the database does not take as it is; without its texts when
+    /// one of those is what it does not take, as in a table of another character set.
+    async fn last_resort(
+        &self,
+        one: &mut [Received],
+    ) -> Result<(Vec<Claim>, Option<Lease>), StoreError> {
+        one[0].reduce(LAST_RESORT_BYTES, LAST_RESORT_HEADERS);
+        match self.commit(one, Beside::Nothing).await {
+            Err(StoreError::Database(err)) if matches!(classify(&err), Fault::Data) => {
+                one[0].reduce(LAST_RESORT_BYTES, 0);
+                (one[0].event_type, one[0].aggregate_id) = (None, None);
+                one[0].exchange.clear();
+                one[0].routing_key.clear();
+                self.commit(one, Beside::Nothing).await
+            }
+            outcome => outcome,
+        }
     }
 
     /// One transaction, tried again while the database only says that others are in the way.
@@ -200,11 +229,13 @@ impl Store {
                 Beside::Lease(lease) => Some(begin_lease(&mut tx, lease).await?),
                 Beside::Nothing | Beside::Audit(_) => None,
             };
-            let claims = claim(&mut tx, batch, lease.map(|lease| lease.until)).await?;
+            let Claims { claims, unrecorded } =
+                claim(&mut tx, batch, lease.map(|lease| lease.until)).await?;
             if let (Beside::Audit(operator), [received]) = (beside, &*batch) {
                 audit(&mut tx, operator, received).await?;
             }
             tx.commit().await?;
+            self.tell_recorded(batch, unrecorded.as_ref());
             Ok((claims, lease))
         }
         .await;
@@ -221,6 +252,22 @@ impl Store {
             connection.shrink_buffers();
         }
         outcome
+    }
+
+    /// The messages are stored either way, and the rows say why they are parked.
+    fn tell_recorded(&self, batch: &[Received], unrecorded: Option<&sqlx::Error>) {
+        let refusals = self.database.refusals();
+        match unrecorded {
+            Some(err) => {
+                let name = Record::Parked.name();
+                self.metrics.refused.with_label_values(&[name]).inc();
+                refusals.refused(Record::Parked, &err.to_string());
+            }
+            None if batch.iter().any(|received| received.problem.is_some()) => {
+                refusals.recorded(Record::Parked);
+            }
+            None => {}
+        }
     }
 
     fn count(&self, batch: &[Received], claims: &[Claim]) {
@@ -264,7 +311,7 @@ async fn claim(
     tx: &mut Transaction<'_, MySql>,
     batch: &mut [Received],
     due_at: Option<PrimitiveDateTime>,
-) -> Result<Vec<Claim>, sqlx::Error> {
+) -> Result<Claims, sqlx::Error> {
     loop {
         match inbox::claim_all_until(tx, batch, due_at).await {
             Ok(claims) => return Ok(claims),

@@ -1,15 +1,15 @@
 //! From a received message to a payment: claim, charge outside any transaction, settle.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use outbox::message::OCCURRED_AT;
 use svc_kit::backoff::Backoff;
-use svc_kit::database::{Fault, classify};
+use svc_kit::database::{Fault, classify, is_answer};
 use svc_kit::trace::Span;
 use time::OffsetDateTime;
 use tokio::sync::{Mutex, Notify, mpsc};
@@ -21,8 +21,9 @@ use crate::ignore::IgnoredTypes;
 use crate::metrics::Metrics;
 use crate::payment::{self, PlacedOrder};
 use crate::provider::{Charge, Provider};
+use crate::refusals::Record;
 use crate::schedule::{self, Class, Policy, Spent};
-use crate::settle::{self, Settlement, Verdict, Written};
+use crate::settle::{self, SettleError, Settlement, Verdict, Written};
 use crate::trace;
 
 mod next;
@@ -31,6 +32,8 @@ mod next;
 pub const SETTLE_TIME: Duration = Duration::from_secs(10);
 /// A claim or a settlement that takes longer has failed.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Deadlocks, and locks that others hold, are waited out for so long.
+const BUSY_TIME: Duration = Duration::from_secs(2);
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -96,6 +99,48 @@ pub enum WorkError {
     /// The database said nothing.
     #[error("the database did not answer within {} s", TRANSACTION_TIMEOUT.as_secs())]
     Silent,
+    /// The charge of one message can't be written beside that of another.
+    #[error(transparent)]
+    Taken(SettleError),
+}
+
+impl From<SettleError> for WorkError {
+    fn from(err: SettleError) -> Self {
+        match err {
+            SettleError::Database(err) => Self::Database(err),
+            SettleError::Taken(_) => Self::Taken(err),
+        }
+    }
+}
+
+/// What a server that answers does not write.
+#[derive(Debug)]
+struct Refusal {
+    why: String,
+    /// For the values of a row.
+    is_data: bool,
+    /// Others are in the way, and go on being so.
+    is_busy: bool,
+}
+
+impl Refusal {
+    /// `None` for a server that does not answer.
+    fn of(err: &WorkError) -> Option<Self> {
+        let fault = match err {
+            WorkError::Database(err) if is_answer(err) => classify(err),
+            WorkError::Taken(_) => Fault::Data,
+            WorkError::Database(_) | WorkError::Silent => return None,
+        };
+        let why = match err {
+            WorkError::Database(err) => err.to_string(),
+            err => err.to_string(),
+        };
+        Some(Self {
+            why,
+            is_data: fault == Fault::Data,
+            is_busy: fault == Fault::Busy,
+        })
+    }
 }
 
 impl Worker {
@@ -182,8 +227,16 @@ impl Worker {
             self.write(lease, ignored).await?;
         }
         let orders: Vec<_> = orders.into_iter().collect();
-        let paid = in_time(settle::paid(self.database.pool(), &orders)).await?;
-        let mut verdicts: FuturesUnordered<_> = now
+        let paid = match in_time(settle::paid(self.database.pool(), &orders)).await {
+            Err(err) => {
+                let (payable, rest) = now.into_iter().partition(|(_, read)| read.is_ok());
+                now = rest;
+                self.not_looked_up(lease, payable, err).await?;
+                HashMap::new()
+            }
+            paid => paid?,
+        };
+        let verdicts: FuturesUnordered<_> = now
             .into_iter()
             .map(|(due, read)| {
                 let span = trace::processing(&due);
@@ -201,18 +254,65 @@ impl Worker {
                 trace::judged(span, settlement)
             })
             .collect();
-        // Settles what is there together, and never waits for more.
-        while let Some((first, span)) = verdicts.next().await {
-            let (mut group, mut spans) = (vec![first], vec![span]);
-            while let Some(Some((next, span))) = verdicts.next().now_or_never() {
-                group.push(next);
-                spans.push(span);
+        self.settle_as_they_come(lease, verdicts).await?;
+        Ok(later)
+    }
+
+    /// Settles what is there together, and never waits for more. Failures come last: where they can't
+    /// be recorded, no outcome waits behind them.
+    async fn settle_as_they_come(
+        &self,
+        lease: &Lease,
+        mut verdicts: impl Stream<Item = (Settlement, Option<Span>)> + Unpin,
+    ) -> Result<(), WorkError> {
+        let (mut failures, mut failed_spans) = (Vec::new(), Vec::new());
+        while let Some(first) = verdicts.next().await {
+            let mut ready = vec![first];
+            while let Some(Some(next)) = verdicts.next().now_or_never() {
+                ready.push(next);
             }
-            self.write(lease, group).await?;
+            let (mut group, mut spans) = (Vec::new(), Vec::new());
+            for (settlement, span) in ready {
+                if settlement.has_failed() {
+                    failures.push(settlement);
+                    failed_spans.push(span);
+                } else {
+                    group.push(settlement);
+                    spans.push(span);
+                }
+            }
+            if !group.is_empty() {
+                self.write(lease, group).await?;
+            }
             // They end here.
             drop(spans);
         }
-        Ok(later)
+        if !failures.is_empty() {
+            self.write(lease, failures).await?;
+        }
+        drop(failed_spans);
+        Ok(())
+    }
+
+    /// Without the table of payments nothing is charged: an order may be paid already.
+    async fn not_looked_up(
+        &self,
+        lease: &Lease,
+        payable: Vec<(Due, Result<PlacedOrder, payment::Unpayable>)>,
+        err: WorkError,
+    ) -> Result<(), WorkError> {
+        let refusal = match Refusal::of(&err) {
+            Some(refusal) if self.database.look().await => refusal,
+            _ => return Err(err),
+        };
+        let refused = &self.metrics.refused;
+        let record = Record::Payment;
+        refused
+            .with_label_values(&[record.name()])
+            .inc_by(payable.len() as u64);
+        self.database.refusals().refused(record, &refusal.why);
+        let rows: Vec<&Due> = payable.iter().map(|(due, _)| due).collect();
+        self.let_wait(lease, &rows, &refusal.why).await
     }
 
     /// Never under way when the lease ends: then the order may be somebody else's to charge.
@@ -272,31 +372,87 @@ impl Worker {
 
     /// Writes a group; when the database refuses it, each alone, so that one can't hold up others.
     async fn write(&self, lease: &Lease, group: Vec<Settlement>) -> Result<(), WorkError> {
-        match self.settle(lease, &group).await {
-            Err(WorkError::Database(err)) if matches!(classify(&err), Fault::Data) => {
-                tracing::warn!(error = %err, messages = group.len(), "group refused, settling one by one");
-            }
-            outcome => return outcome,
+        let Err(refusal) = self.settle(lease, &group).await? else {
+            return Ok(());
+        };
+        let all_failed = group.iter().all(Settlement::has_failed);
+        if group.len() == 1 || (refusal.is_busy && all_failed) {
+            return self.refused(lease, group, refusal).await;
         }
+        tracing::warn!(
+            error = refusal.why,
+            messages = group.len(),
+            "group refused, settling one by one"
+        );
         for settlement in group {
-            match self.settle(lease, std::slice::from_ref(&settlement)).await {
-                Err(WorkError::Database(err)) if matches!(classify(&err), Fault::Data) => {
-                    let verdict =
-                        self.failed(&settlement.due, Class::Settle, err.to_string(), None);
-                    let refused = [Settlement {
-                        due: settlement.due,
-                        verdict,
-                    }];
-                    self.settle(lease, &refused).await?;
-                }
-                outcome => outcome?,
+            if Instant::now() >= lease.expires {
+                tracing::info!("rows left to the end of their lease");
+                break;
+            }
+            let alone = vec![settlement];
+            if let Err(refusal) = self.settle(lease, &alone).await? {
+                self.refused(lease, alone, refusal).await?;
             }
         }
         Ok(())
     }
 
-    /// Settles, again and again while the lease holds and the database is only busy or away.
-    async fn settle(&self, lease: &Lease, group: &[Settlement]) -> Result<(), WorkError> {
+    /// An outcome whose values are refused has failed. Everything else waits: nothing is known to be
+    /// wrong with the row.
+    async fn refused(
+        &self,
+        lease: &Lease,
+        rows: Vec<Settlement>,
+        refusal: Refusal,
+    ) -> Result<(), WorkError> {
+        let values = refusal.is_data && !rows.iter().any(Settlement::has_failed);
+        if !values {
+            return self.put_off(lease, &rows, &refusal.why).await;
+        }
+        let failed = rows.into_iter().map(|Settlement { due, .. }| {
+            let verdict = self.failed(&due, Class::Settle, refusal.why.clone(), None);
+            Settlement { due, verdict }
+        });
+        let failed: Vec<Settlement> = failed.collect();
+        match self.settle(lease, &failed).await? {
+            Ok(()) => Ok(()),
+            Err(refusal) => self.put_off(lease, &failed, &refusal.why).await,
+        }
+    }
+
+    async fn put_off(
+        &self,
+        lease: &Lease,
+        rows: &[Settlement],
+        why: &str,
+    ) -> Result<(), WorkError> {
+        for row in rows {
+            let record = row.record();
+            self.metrics
+                .refused
+                .with_label_values(&[record.name()])
+                .inc();
+            self.database.refusals().refused(record, why);
+        }
+        let rows: Vec<&Due> = rows.iter().map(|row| &row.due).collect();
+        self.let_wait(lease, &rows, why).await
+    }
+
+    async fn let_wait(&self, lease: &Lease, rows: &[&Due], why: &str) -> Result<(), WorkError> {
+        let policy = &self.settings.policy;
+        let wait = |due: &Due| schedule::put_off(policy, due.age(), rand::random());
+        let rows: Vec<(&Due, Duration)> = rows.iter().map(|due| (*due, wait(due))).collect();
+        in_time(settle::put_off(self.database.pool(), lease, &rows, why)).await
+    }
+
+    /// Settles, again and again while the lease holds and the database is away. The inner error is of
+    /// a server that can be worked with.
+    async fn settle(
+        &self,
+        lease: &Lease,
+        group: &[Settlement],
+    ) -> Result<Result<(), Refusal>, WorkError> {
+        let begun = Instant::now();
         let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
         loop {
             let err = match in_time(settle::settle(self.database.pool(), lease, group)).await {
@@ -305,24 +461,31 @@ impl Worker {
                         self.failed.notify_one();
                     }
                     self.count(group, &written);
-                    return Ok(());
+                    return Ok(Ok(()));
                 }
                 Err(err) => err,
             };
-            let lasting = match &err {
-                WorkError::Database(err) => matches!(classify(err), Fault::Data),
-                WorkError::Silent => false,
-            };
-            if lasting || Instant::now() >= lease.expires {
+            let refusal = Refusal::of(&err);
+            let is_over = begun.elapsed() >= BUSY_TIME;
+            match refusal {
+                Some(refusal) if refusal.is_data => return Ok(Err(refusal)),
+                Some(refusal) if refusal.is_busy && !is_over => {}
+                Some(refusal) if self.database.look().await => return Ok(Err(refusal)),
+                Some(_) | None => self.report(&err),
+            }
+            if Instant::now() >= lease.expires {
                 return Err(err);
             }
-            self.report(&err);
             tokio::time::sleep(backoff.next()).await;
         }
     }
 
     fn count(&self, group: &[Settlement], written: &[Written]) {
-        for (Settlement { due, verdict }, written) in group.iter().zip(written) {
+        for (settlement, written) in group.iter().zip(written) {
+            let Settlement { due, verdict } = settlement;
+            if *written != Written::Lost {
+                self.database.refusals().recorded(settlement.record());
+            }
             match written {
                 Written::Processed(outcome) => {
                     self.metrics.processed.with_label_values(&[*outcome]).inc();
@@ -375,11 +538,15 @@ impl Worker {
                 self.database.suspect(err);
             }
             WorkError::Silent => self.database.suspect_silent(),
+            WorkError::Taken(_) => {}
         }
     }
 }
 
-async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, WorkError> {
+async fn in_time<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<T, WorkError>
+where
+    WorkError: From<E>,
+{
     match tokio::time::timeout(TRANSACTION_TIMEOUT, work).await {
         Ok(outcome) => Ok(outcome?),
         Err(_elapsed) => Err(WorkError::Silent),

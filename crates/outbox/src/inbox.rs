@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use sqlx::{AssertSqlSafe, MySql, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, MySql, Row as _, Transaction};
 use time::PrimitiveDateTime;
 
 use crate::message::{DIGEST_PREFIX, MessageId, Problem, Received, digest};
@@ -47,6 +47,15 @@ pub enum Error {
     Database(#[from] sqlx::Error),
 }
 
+/// What became of deliveries that were claimed together.
+#[derive(Debug)]
+pub struct Claims {
+    /// One for each, in their order.
+    pub claims: Vec<Claim>,
+    /// Why the entries of `inbox_attempts` for messages that were parked are missing, if they are.
+    pub unrecorded: Option<sqlx::Error>,
+}
+
 /// Longest text of the text columns, in characters.
 const MAX_TEXT: usize = 255;
 
@@ -71,6 +80,9 @@ pub async fn claim(tx: &mut Transaction<'_, MySql>, received: &Received) -> Resu
 /// the order of their ids, so that two batches with messages in common wait for each other rather
 /// than deadlock.
 ///
+/// A message that is parked gets an entry in `inbox_attempts` as well. One that this table refuses is
+/// left out: the row itself says why it is parked.
+///
 /// # Errors
 /// [`Error::TooLarge`] before anything reaches the database, else what the database said; the
 /// caller's transaction is then to be rolled back.
@@ -78,7 +90,7 @@ pub async fn claim_all(
     tx: &mut Transaction<'_, MySql>,
     received: &[Received],
 ) -> Result<Vec<Claim>, Error> {
-    claim_all_until(tx, received, None).await
+    Ok(claim_all_until(tx, received, None).await?.claims)
 }
 
 /// As [`claim_all`]; what is to be worked on is due to others at `due_at` only, by the database's
@@ -90,9 +102,9 @@ pub async fn claim_all_until(
     tx: &mut Transaction<'_, MySql>,
     received: &[Received],
     due_at: Option<PrimitiveDateTime>,
-) -> Result<Vec<Claim>, Error> {
+) -> Result<Claims, Error> {
     check_sizes(tx, received).await?;
-    let outcomes = store(tx, received, due_at).await?;
+    let (outcomes, unrecorded) = store(tx, received, due_at).await?;
 
     let conflicts: Vec<Received> = received
         .iter()
@@ -103,9 +115,10 @@ pub async fn claim_all_until(
     if !conflicts.is_empty() {
         uncount(tx, received, &outcomes).await?;
     }
-    let mut conflicts = store(tx, &conflicts, None).await?.into_iter();
+    let (conflicts, conflicts_unrecorded) = store(tx, &conflicts, None).await?;
+    let mut conflicts = conflicts.into_iter();
 
-    Ok(outcomes
+    let claims = outcomes
         .into_iter()
         .map(|outcome| match outcome {
             Outcome::New => Claim::First,
@@ -116,7 +129,11 @@ pub async fn claim_all_until(
                 Some(Outcome::Known | Outcome::OtherBody) | None => Claim::Duplicate,
             },
         })
-        .collect())
+        .collect();
+    Ok(Claims {
+        claims,
+        unrecorded: unrecorded.or(conflicts_unrecorded),
+    })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +160,7 @@ async fn store(
     tx: &mut Transaction<'_, MySql>,
     received: &[Received],
     due_at: Option<PrimitiveDateTime>,
-) -> Result<Vec<Outcome>, sqlx::Error> {
+) -> Result<(Vec<Outcome>, Option<sqlx::Error>), sqlx::Error> {
     let mut groups: BTreeMap<&MessageId, Group<'_>> = BTreeMap::new();
     for received in received {
         let group = groups.entry(&received.message_id);
@@ -164,15 +181,14 @@ async fn store(
             known.extend(read_known(tx, rows).await?);
         }
     }
-    park(
-        tx,
-        rows.iter()
-            .map(|g| g.head)
-            .filter(|h| !known.contains_key(&h.message_id)),
-    )
-    .await?;
+    let new = rows.iter().map(|group| group.head);
+    let parked: Vec<(&MessageId, &Problem)> = new
+        .filter(|new| !known.contains_key(&new.message_id))
+        .filter_map(|new| Some((&new.message_id, new.problem.as_ref()?)))
+        .collect();
+    let unrecorded = record(tx, &parked).await?;
 
-    Ok(received
+    let outcomes = received
         .iter()
         .map(|received| {
             let head = groups[&received.message_id].head;
@@ -183,7 +199,8 @@ async fn store(
                 None | Some(_) => Outcome::OtherBody,
             }
         })
-        .collect())
+        .collect();
+    Ok((outcomes, unrecorded))
 }
 
 /// Returns the affected rows.
@@ -257,14 +274,31 @@ async fn read_known<'a>(
     Ok(known)
 }
 
-/// Records why new rows were parked. The attempt's number is 0: none was made.
-async fn park(
+/// Records why new rows were parked, if the table takes it; else gives the reason why it does not. It
+/// must not keep the messages from being stored, so it is written behind a savepoint: when that is
+/// gone, so is the transaction, and the failure is the transaction's.
+async fn record(
     tx: &mut Transaction<'_, MySql>,
-    new: impl Iterator<Item = &Received>,
+    parked: &[(&MessageId, &Problem)],
+) -> Result<Option<sqlx::Error>, sqlx::Error> {
+    if parked.is_empty() {
+        return Ok(None);
+    }
+    let mut nested = tx.begin().await?;
+    match insert_attempts(&mut nested, parked).await {
+        Ok(()) => nested.commit().await.map(|()| None),
+        Err(err) => match nested.rollback().await {
+            Ok(()) => Ok(Some(err)),
+            Err(_gone) => Err(err),
+        },
+    }
+}
+
+/// The attempt's number is 0: none was made.
+async fn insert_attempts(
+    tx: &mut Transaction<'_, MySql>,
+    parked: &[(&MessageId, &Problem)],
 ) -> Result<(), sqlx::Error> {
-    let parked: Vec<(&MessageId, &Problem)> = new
-        .filter_map(|new| Some((&new.message_id, new.problem.as_ref()?)))
-        .collect();
     for range in statement::ranges(parked.iter().map(|_| MAX_ERROR)) {
         let sql = format!(
             "INSERT INTO `inbox_attempts` (`message_id`, `attempt`, `class`, `error`) VALUES {}",

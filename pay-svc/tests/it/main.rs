@@ -24,5 +24,6 @@ mod process;
 mod provider_outage;
 mod prune;
 mod redelivery;
+mod refused;
 mod work;
 mod work_faults;

@@ -24,6 +24,8 @@ const CONDITION: &str = "bulks";
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// The least time between two looks: in an outage every message fails.
 const REST: Duration = Duration::from_secs(1);
+/// A look that takes longer has failed.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Whoever carries out a bulk has left it when nothing was changed for this long, in seconds: its
 /// process has died.
 const LEFT_S: u32 = 10;
@@ -102,7 +104,12 @@ impl Keeper {
         } else {
             0
         };
-        let looked = look(&mut connection, table, (checked, left_s)).await;
+        let looking = look(&mut connection, table, (checked, left_s));
+        // A lock on one of the tables may be held for hours.
+        let Ok(looked) = tokio::time::timeout(LOOK_TIMEOUT, looking).await else {
+            connection.close_on_drop();
+            return Err(Error::Silent);
+        };
         // It comes and goes, as those of clean-up do.
         drop(connection.close().await);
         for id in looked? {
@@ -119,14 +126,18 @@ fn passes(err: &Error) -> bool {
         Error::Database(err) => {
             !is_answer(err) || matches!(classify(err), Fault::ReadOnly | Fault::Busy)
         }
-        _ => matches!(err, Error::Silent),
+        _ => false,
     }
 }
 
 /// What is wrong with the tables of bulks, if it is that.
 fn known(err: &Error) -> Option<String> {
-    let Error::Database(err) = err else {
-        return None;
+    let err = match err {
+        Error::Database(err) => err,
+        Error::Silent => {
+            return Some("no answer in time, as when a table of bulks is locked".to_owned());
+        }
+        _ => return None,
     };
     match classify(err) {
         Fault::MissingTable | Fault::Misconfigured(_) => Some(format!(

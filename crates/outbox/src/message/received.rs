@@ -201,6 +201,24 @@ impl Received {
         });
     }
 
+    /// Keeps what a database may take of a message that it has refused for its values: the first
+    /// `max_bytes` of the body, and headers only up to `max_headers` bytes of JSON. Parks it, also
+    /// when nothing had to be cut.
+    pub fn reduce(&mut self, max_bytes: usize, max_headers: usize) {
+        self.truncate(max_bytes);
+        if self.headers.to_string().len() > max_headers {
+            self.headers = serde_json::Value::Object(serde_json::Map::new());
+        }
+        if !matches!(self.problem, Some(Problem::Truncated { .. })) {
+            self.problem = Some(Problem::Truncated {
+                kept: self.payload.len(),
+                bytes: self.payload.len(),
+                sha256: digest(&self.payload),
+                earlier: self.problem.take().map(Box::new),
+            });
+        }
+    }
+
     /// Digest of the whole body, also when only its beginning is left.
     pub(crate) fn whole_digest(&self) -> Cow<'_, str> {
         match &self.problem {
@@ -253,6 +271,23 @@ mod tests {
         let text = format!("truncated: 4 of 10 bytes stored, the whole had sha256 {DIGEST}");
         assert_eq!(problem.to_string(), text);
         assert_eq!(message.whole_digest(), DIGEST);
+    }
+
+    #[test]
+    fn a_reduced_message_is_parked_and_keeps_headers_that_are_small() {
+        let mut message = received(b"0123456789");
+        message.headers = serde_json::json!({"traceparent": "00-1"});
+        message.reduce(4, 64);
+        assert_eq!(message.payload, b"0123");
+        assert_eq!(message.headers["traceparent"], "00-1");
+        message.reduce(4, 8);
+        assert_eq!(message.headers, serde_json::json!({}));
+        assert_eq!(message.whole_digest(), DIGEST);
+
+        let mut short = received(b"0123456789");
+        short.reduce(1024, 64);
+        let text = format!("truncated: 10 of 10 bytes stored, the whole had sha256 {DIGEST}");
+        assert_eq!(short.problem.unwrap().to_string(), text);
     }
 
     #[test]

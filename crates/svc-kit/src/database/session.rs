@@ -99,13 +99,24 @@ impl DatabaseUrl {
     /// A pool that connects when first asked, and waits at most 5 s for a connection.
     #[must_use]
     pub fn pool(&self, max_connections: u32) -> MySqlPool {
+        self.pool_with(max_connections, "DO 0")
+    }
+
+    /// As [`DatabaseUrl::pool`]; each new connection also carries out `more`, such as a SET.
+    #[must_use]
+    pub fn pool_with(&self, max_connections: u32, more: &'static str) -> MySqlPool {
         let port = self.port();
         MySqlPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(CONNECT_TIMEOUT)
             // The ROLLBACK below asks the server already.
             .test_before_acquire(false)
-            .after_connect(move |connection, _| Box::pin(set_up(connection, port)))
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    set_up(connection, port).await?;
+                    connection.execute(more).await.map(|_| ())
+                })
+            })
             // A `begin` that was dropped half-way leaves its connection inside a transaction, which
             // the next borrower would write into and a later one commit or lose.
             .before_acquire(|connection, _| {
