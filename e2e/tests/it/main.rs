@@ -10,6 +10,7 @@ mod database;
 mod demo;
 mod examples;
 mod hostile;
+mod idle;
 mod observe;
 mod owner;
 mod product;

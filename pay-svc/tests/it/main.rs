@@ -22,6 +22,7 @@ mod payments_api;
 mod process;
 mod provider_outage;
 mod prune;
+mod queues;
 mod redelivery;
 mod work;
 mod work_faults;
