@@ -167,9 +167,11 @@ async fn looking_at_a_queue_costs_a_bounded_number_of_channels() {
     let api = rabbit.management().unwrap();
     api.put(&path, &queue(arguments)).await.unwrap();
     let mut few = vhost;
+    let url = few.amqp_url.clone();
     few.amqp_url.push_str("?channel_max=2");
     let app = app(&few, &[]).await;
     told(&app, true, "x-max-priority is 3").await;
+    few.amqp_url = url;
     app.until_it_pays(&few).await;
     assert_eq!(app.stop().await, Exit::Drained);
 }
