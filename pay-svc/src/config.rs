@@ -24,6 +24,7 @@ use crate::worker;
 
 const LISTEN_PORT: u16 = 8762;
 const ADMIN_PORT: u16 = 9762;
+const IDLE_RENEWAL_MIN: Duration = Duration::from_millis(100);
 /// Less would be read in pieces of a few messages.
 const BUFFER_MIN: u64 = 1024 * 1024;
 const BUFFER_MAX: u64 = 16 * 1024 * 1024 * 1024;
@@ -96,6 +97,10 @@ struct IntakeArgs {
     /// Bytes of messages held at once; one that is larger is held alone
     #[arg(long, env = "PAY_BUFFER_BYTES", value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
     buffer_bytes: u64,
+    /// Without a delivery for so long the consumer is made anew: one that was lost unnoticed is found
+    #[arg(long, env = "PAY_IDLE_RENEWAL", value_name = "DURATION", default_value = "15s",
+          value_parser = duration)]
+    idle_renewal: Duration,
     /// Messages stored, claimed or settled in one transaction, at most
     #[arg(long, env = "PAY_BATCH_MAX", value_name = "N", default_value_t = 500)]
     batch_max: u16,
@@ -335,11 +340,18 @@ impl IntakeArgs {
                 format!("set it between {BUFFER_MIN} and {BUFFER_MAX}"),
             ));
         }
+        if self.idle_renewal < IDLE_RENEWAL_MIN {
+            return Err(ConfigError::new(
+                "PAY_IDLE_RENEWAL",
+                format!("{:?} is less than {IDLE_RENEWAL_MIN:?}", self.idle_renewal),
+                "set it to e.g. 15s",
+            ));
+        }
         Ok(consumer::Settings {
             buffer_bytes: usize::try_from(buffer_bytes).unwrap_or(usize::MAX),
             batch_max: usize::try_from(batch_max).unwrap_or(usize::MAX),
             prefetch,
-            silence_max: Duration::from_secs(15),
+            silence_max: self.idle_renewal,
             reconnect_min: Duration::from_millis(100),
             reconnect_max: Duration::from_secs(5),
         })

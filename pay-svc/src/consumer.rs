@@ -8,6 +8,7 @@
 //! session holds no message, so a new one in its place costs nothing.
 
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, Stream, StreamExt};
@@ -17,7 +18,7 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind, Event};
 use outbox::message::decode_parts;
 use svc_kit::admin::Readiness;
-use svc_kit::amqp::{Amqp, Gate};
+use svc_kit::amqp::{Amqp, Channels, Gate, is_worn_out};
 use svc_kit::backoff::Backoff;
 use tokio_util::sync::CancellationToken;
 
@@ -94,8 +95,15 @@ struct Memory {
 
 /// A connection, and what bounds the reading from it.
 struct Link {
-    connection: Connection,
+    connection: Arc<Connection>,
     gate: Gate,
+}
+
+/// Why a connection is of no use any more.
+enum Lost {
+    Drained,
+    WornOut,
+    Broker(String),
 }
 
 /// Why a session ended.
@@ -107,6 +115,8 @@ enum End {
     Silence,
     /// The messages call for another prefetch; nothing is in hand.
     Resized,
+    /// The connection has no channel left: another one is needed, nothing is in hand.
+    WornOut,
     /// The queue would lose messages, and is not consumed; why.
     Unfit(String),
     /// The database is away; the deliveries went back to the queue.
@@ -143,21 +153,24 @@ impl Consumer {
             not_stored: None,
         };
         while !drain.is_cancelled() {
-            memory.found = None;
             let gate = Gate::default();
-            let lost = match self.amqp.connect_gated(CONNECTION_NAME, &gate).await {
+            let why = match self.amqp.connect_gated(CONNECTION_NAME, &gate).await {
                 Ok(connection) => {
                     self.readiness.set(BROKER, true, "connected");
                     let told = pin!(connection.events_listener());
+                    let connection = Arc::new(connection);
                     let link = Link { connection, gate };
                     let lost = self.use_connection(&link, &drain, &mut memory).await;
-                    let lost = lost.map(|why| explain_unreadable(why, told));
                     part(link).await;
-                    lost
+                    match lost {
+                        Lost::Drained => break,
+                        Lost::WornOut => continue,
+                        Lost::Broker(why) => explain_unreadable(why, told),
+                    }
                 }
-                Err(err) => Some(explain(&err)),
+                Err(err) => explain(&err),
             };
-            let Some(why) = lost else { break };
+            memory.found = None;
             tracing::warn!(error = why, "consumer stopped, connecting again");
             self.readiness.set(BROKER, false, why.clone());
             self.readiness.set(CONSUMER, false, why);
@@ -168,24 +181,25 @@ impl Consumer {
     }
 
     /// Sessions on one connection, until it is of no use any more. While the database is away there
-    /// is none: messages would only go round between the queue and this process. `None` is the drain.
+    /// is none: messages would only go round between the queue and this process.
     async fn use_connection(
         &self,
         link: &Link,
         drain: &CancellationToken,
         memory: &mut Memory,
-    ) -> Option<String> {
+    ) -> Lost {
         loop {
             tokio::select! {
                 biased;
-                () = drain.cancelled() => return None,
+                () = drain.cancelled() => return Lost::Drained,
                 () = self.store.database.up() => {}
             }
             if !link.connection.status().connected() {
-                return Some("the connection was lost".to_owned());
+                return Lost::Broker("the connection was lost".to_owned());
             }
             match self.session(link, drain, memory).await {
-                Ok(End::Drained) => return None,
+                Ok(End::Drained) => return Lost::Drained,
+                Ok(End::WornOut) => return Lost::WornOut,
                 Ok(End::Silence | End::Resized) => {
                     memory.not_stored = None;
                     memory.backoff.reset();
@@ -210,8 +224,8 @@ impl Consumer {
                     self.readiness.set(CONSUMER, false, detail);
                     pause(drain, &mut memory.backoff).await;
                 }
-                Ok(End::Broker(why)) => return Some(why),
-                Err(err) => return Some(explain(&err)),
+                Ok(End::Broker(why)) => return Lost::Broker(why),
+                Err(err) => return Lost::Broker(explain(&err)),
             }
         }
     }
@@ -227,7 +241,7 @@ impl Consumer {
         let channel = match in_time(self.open(&link.connection, memory)).await {
             Some(opened) => match opened? {
                 Ok(channel) => channel,
-                Err(unfit) => return Ok(End::Unfit(unfit)),
+                Err(end) => return Ok(end),
             },
             None => return Ok(End::Broker("the broker did not answer".to_owned())),
         };
@@ -309,13 +323,15 @@ impl Consumer {
         }
     }
 
-    /// The channel to consume on, or why the queue is not consumed.
+    /// The channel to consume on, or why there is none.
     async fn open(
         &self,
-        connection: &Connection,
+        connection: &Arc<Connection>,
         memory: &mut Memory,
-    ) -> Result<Result<Channel, String>, lapin::Error> {
-        let found = topology::ensure(connection, memory.found.take()).await?;
+    ) -> Result<Result<Channel, End>, lapin::Error> {
+        let (amqp, name) = (self.amqp.clone(), CONNECTION_NAME.to_owned());
+        let channels = Channels::new(amqp, name, Arc::clone(connection), |_| {});
+        let found = topology::ensure(&channels, memory.found.take()).await?;
         memory.found = Some(found.clone());
         if found != memory.told {
             for difference in found.refused.iter().chain(&found.differences) {
@@ -324,9 +340,13 @@ impl Consumer {
             memory.told.clone_from(&found);
         }
         if let Some(refused) = found.refused {
-            return Ok(Err(refused));
+            return Ok(Err(End::Unfit(refused)));
         }
-        let channel = connection.create_channel().await?;
+        // One of this connection: its reading is bounded.
+        let channel = match connection.create_channel().await {
+            Err(err) if is_worn_out(connection, &err) => return Ok(Err(End::WornOut)),
+            opened => opened?,
+        };
         let detail = match (&memory.not_stored, found.differences.as_slice()) {
             (Some(why), _) => not_stored(why),
             (None, []) => "consuming".to_owned(),

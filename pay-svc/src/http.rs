@@ -1,5 +1,6 @@
 //! The payments API: a payment by its order, and a way in by hand for when the broker is down.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::PathRejection;
@@ -19,6 +20,7 @@ use svc_kit::ops::{Role, Tokens};
 use time::OffsetDateTime;
 use time::format_description::StaticFormatDescription;
 use time::macros::format_description;
+use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -27,6 +29,9 @@ use crate::store::{Operator, Store, StoreError};
 
 /// The longest body, in bytes.
 pub const BODY_MAX: usize = 64 * 1024;
+
+/// Bodies in hand at once; further requests wait.
+pub const BODIES_MAX: usize = 64;
 
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,6 +49,8 @@ pub struct Api {
     pub store: Store,
     /// Who may put messages in by hand.
     pub tokens: Tokens,
+    /// One for each body that is in hand.
+    pub places: Arc<Semaphore>,
 }
 
 /// The routes.
@@ -215,6 +222,7 @@ pub(crate) async fn put_in(State(api): State<Api>, request: Request) -> Response
 async fn take_in(api: Api, request: Request) -> Result<Response, Problem> {
     // Before the body: nobody without a token keeps a connection busy with one.
     let operator = Operator(api.tokens.admit(&request, Role::Operator)?.name.clone());
+    let _place = Arc::clone(&api.places).acquire_owned().await;
     let headers = request.headers().clone();
     let received = read(&headers, &whole_body(request, BODY_TIMEOUT).await?)?;
     let message_id = received.message_id.to_string();

@@ -11,7 +11,7 @@ use svc_kit::migrate::Set;
 use svc_kit::signals::Shutdown;
 use svc_kit::tasks::Tasks;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, Notify, mpsc};
+use tokio::sync::{Mutex, Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ProviderSettings};
@@ -85,6 +85,7 @@ pub async fn build_with(
     let app = http::router(Api {
         store: store.clone(),
         tokens: config.tokens.clone(),
+        places: Arc::new(Semaphore::new(http::BODIES_MAX)),
     });
     let listener = TcpListener::bind(config.listen_addr)
         .await

@@ -12,7 +12,7 @@ use svc_kit::database::{Fault, classify, is_answer};
 use time::PrimitiveDateTime;
 use tokio::sync::{Notify, mpsc};
 
-use crate::claim::{Claimed, Due, Lease, begin_lease};
+use crate::claim::{Claimed, Due, HELD_BYTES, Lease, begin_lease};
 use crate::database::{Database, retire_if_read_only};
 use crate::metrics::Metrics;
 use crate::refusals::Record;
@@ -93,7 +93,7 @@ impl Store {
         handover: Option<&Handover>,
     ) -> Result<Vec<Claim>, StoreError> {
         let place = handover
-            .filter(|to| batch.len() <= to.rows_max)
+            .filter(|to| batch.len() <= to.rows_max && bytes_of(&batch) <= HELD_BYTES)
             .and_then(|to| Some((to.workers.try_reserve().ok()?, to.lease)));
         let wanted = match &place {
             Some((_, lease)) => Beside::Lease(*lease),
@@ -243,12 +243,7 @@ impl Store {
             retire_if_read_only(&mut connection, err);
         }
         // Each pooled connection would keep the room of the largest statement that it ever sent.
-        if batch
-            .iter()
-            .map(|received| received.payload.len())
-            .sum::<usize>()
-            > KEPT_BYTES
-        {
+        if bytes_of(batch) > KEPT_BYTES {
             connection.shrink_buffers();
         }
         outcome
@@ -296,6 +291,10 @@ enum Beside<'a> {
     /// What is to be worked on belongs to a worker from the start, for so long.
     Lease(Duration),
     Audit(&'a Operator),
+}
+
+fn bytes_of(batch: &[Received]) -> usize {
+    batch.iter().map(|received| received.payload.len()).sum()
 }
 
 fn to_work_on(batch: Vec<Received>, claims: &[Claim]) -> impl Iterator<Item = Received> {

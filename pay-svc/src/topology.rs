@@ -6,7 +6,8 @@
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Connection, ErrorKind, ExchangeKind};
+use lapin::{ErrorKind, ExchangeKind};
+use svc_kit::amqp::Channels;
 
 use self::shape::{Meaning, Property, Shape};
 
@@ -43,26 +44,26 @@ pub struct Found {
 ///
 /// # Errors
 /// The broker's, when something is missing and can't be made, or the connection is lost.
-pub async fn ensure(connection: &Connection, known: Option<Found>) -> Result<Found, lapin::Error> {
+pub async fn ensure(channels: &Channels, known: Option<Found>) -> Result<Found, lapin::Error> {
     let compare = known.as_ref().is_none_or(|found| found.refused.is_some());
     let mut found = known.unwrap_or_default();
     if compare {
         found = Found::default();
     }
-    if is_refused(declare_exchange(connection, true).await, NOT_FOUND)? {
-        declare_exchange(connection, false).await?;
+    if is_refused(declare_exchange(channels, true).await, NOT_FOUND)? {
+        declare_exchange(channels, false).await?;
     } else if compare {
         // There: declaring it again only compares, and answers 406 when it differs.
-        if let Compared::Differs(text) = compared(declare_exchange(connection, false).await)? {
+        if let Compared::Differs(text) = compared(declare_exchange(channels, false).await)? {
             let difference = format!("the exchange {EXCHANGE} is left as it is: {text}");
             found.differences.push(difference);
         }
     }
     let mut shape = Shape::wanted();
     shape.options.passive = true;
-    match declare_queue(connection, &shape).await {
+    match declare_queue(channels, &shape).await {
         Err(err) if code(&err) == Some(NOT_FOUND) => {
-            declare_queue(connection, &Shape::wanted()).await?;
+            declare_queue(channels, &Shape::wanted()).await?;
         }
         Err(err) if code(&err) == Some(RESOURCE_LOCKED) => {
             found.refused = Some(format!(
@@ -70,11 +71,11 @@ pub async fn ensure(connection: &Connection, known: Option<Found>) -> Result<Fou
                  messages are lost to all others: close that connection, and pay-svc declares the queue"
             ));
         }
-        Ok(()) if compare => compare_queue(connection, &mut found).await?,
+        Ok(()) if compare => compare_queue(channels, &mut found).await?,
         outcome => outcome?,
     }
     if found.refused.is_none() && !found.may_not_bind {
-        match compared(bind(connection).await)? {
+        match compared(bind(channels).await)? {
             Compared::Same => {}
             Compared::Forbidden => found.may_not_bind = true,
             Compared::Differs(text) => {
@@ -86,11 +87,11 @@ pub async fn ensure(connection: &Connection, known: Option<Found>) -> Result<Fou
     Ok(found)
 }
 
-async fn compare_queue(connection: &Connection, found: &mut Found) -> Result<(), lapin::Error> {
+async fn compare_queue(channels: &Channels, found: &mut Found) -> Result<(), lapin::Error> {
     let mut shape = Shape::wanted();
     let mut properties: Vec<Property> = Vec::new();
     while properties.len() < DIFFERENCES_MAX {
-        let Compared::Differs(text) = compared(declare_queue(connection, &shape).await)? else {
+        let Compared::Differs(text) = compared(declare_queue(channels, &shape).await)? else {
             break;
         };
         let property = Property::parse(&text)
@@ -114,8 +115,8 @@ async fn compare_queue(connection: &Connection, found: &mut Found) -> Result<(),
 
 // A declaration that is refused takes its channel with it, so each has a channel of its own.
 
-async fn declare_exchange(connection: &Connection, passive: bool) -> Result<(), lapin::Error> {
-    let channel = connection.create_channel().await?;
+async fn declare_exchange(channels: &Channels, passive: bool) -> Result<(), lapin::Error> {
+    let channel = channels.open().await?;
     let options = ExchangeDeclareOptions {
         passive,
         durable: true,
@@ -131,8 +132,8 @@ async fn declare_exchange(connection: &Connection, passive: bool) -> Result<(), 
     Ok(())
 }
 
-async fn declare_queue(connection: &Connection, shape: &Shape) -> Result<(), lapin::Error> {
-    let channel = connection.create_channel().await?;
+async fn declare_queue(channels: &Channels, shape: &Shape) -> Result<(), lapin::Error> {
+    let channel = channels.open().await?;
     channel
         .queue_declare(short(QUEUE), shape.options, shape.arguments())
         .await?;
@@ -140,8 +141,8 @@ async fn declare_queue(connection: &Connection, shape: &Shape) -> Result<(), lap
     Ok(())
 }
 
-async fn bind(connection: &Connection) -> Result<(), lapin::Error> {
-    let channel = connection.create_channel().await?;
+async fn bind(channels: &Channels) -> Result<(), lapin::Error> {
+    let channel = channels.open().await?;
     let options = QueueBindOptions { nowait: false };
     let arguments = FieldTable::default();
     channel

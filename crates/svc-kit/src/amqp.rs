@@ -18,7 +18,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
 use url::{Host, Url};
 
-pub use self::channels::Channels;
+pub use self::channels::{Channels, is_worn_out};
 pub use self::fault::{BrokerFault, classify};
 pub use self::gate::Gate;
 use self::gate::GatedTokio;

@@ -1,6 +1,7 @@
 //! Log lines on stderr; and the start of the export of traces.
 
-use std::io::IsTerminal as _;
+use std::borrow::Cow;
+use std::io::{self, IsTerminal as _, Write};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -28,21 +29,57 @@ pub struct LogArgs {
 /// lapin prints every returned message whole, payload and all: that is nothing for a log, and with a
 /// large payload too much of it. Who publishes logs the reason itself.
 const NO_PAYLOADS: &str = "lapin::returned_messages=off";
+/// Unless `RUST_LOG` names it: it logs as an error what is none (an exchange that is not there yet, at the
+/// first start), and what is one reaches the caller, who logs it with what it means.
+const NO_LIBRARY: &str = "lapin=off";
+/// rustls ends the text of a lost connection with a link to its manual, which helps its users' authors.
+const LINK: &str =
+    ": https://docs.rs/rustls/latest/rustls/manual/_03_howto/index.html#unexpected-eof";
+
+/// The text of an error without a library's link.
+pub(crate) fn without_link(text: &str) -> Cow<'_, str> {
+    match text.contains(LINK) {
+        true => Cow::Owned(text.replace(LINK, "")),
+        false => Cow::Borrowed(text),
+    }
+}
+
+/// Standard error; each write is a line.
+struct Lines(io::Stderr);
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match std::str::from_utf8(line).map(without_link) {
+            Ok(Cow::Owned(shorter)) => self.0.write_all(shorter.as_bytes())?,
+            _ => self.0.write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
 
 /// Starts logging: what `RUST_LOG` says, `info` without it. Panics are logged as well. Starts the export
 /// of traces, where it is compiled in and asked for.
 ///
 /// Does nothing when logging has been started before.
 pub fn init(format: LogFormat) {
+    let wanted = std::env::var("RUST_LOG").unwrap_or_default();
+    let quiet = match wanted.contains("lapin") {
+        true => NO_PAYLOADS,
+        false => NO_LIBRARY,
+    };
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        .from_env_lossy()
-        .add_directive(NO_PAYLOADS.parse().expect("it is a directive"));
+        .parse_lossy(wanted)
+        .add_directive(quiet.parse().expect("it is a directive"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         // Colours are for a person's screen, not for a file or a collector.
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(|| Lines(io::stderr()));
     let started = match format {
         LogFormat::Text => lines.try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
@@ -61,4 +98,20 @@ fn log_panics() {
         let backtrace = std::backtrace::Backtrace::capture();
         tracing::error!(message, location, %backtrace, "panicked");
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_librarys_link_is_left_out_of_an_errors_text() {
+        let lost =
+            format!("IO error: peer closed connection without sending TLS close_notify{LINK} (x)");
+        assert_eq!(
+            without_link(&lost),
+            "IO error: peer closed connection without sending TLS close_notify (x)"
+        );
+        assert!(matches!(without_link("see https://x"), Cow::Borrowed(_)));
+    }
 }

@@ -51,6 +51,7 @@ fn each_setting_that_cannot_work_is_named_with_its_mend() {
         (["--prefetch", "0"], "PAY_PREFETCH"),
         (["--batch-max", "0"], "PAY_BATCH_MAX"),
         (["--buffer-bytes", "1000"], "PAY_BUFFER_BYTES"),
+        (["--idle-renewal", "0s"], "PAY_IDLE_RENEWAL"),
         (["--workers", "0"], "PAY_WORKERS"),
         (["--max-attempts", "0"], "PAY_MAX_ATTEMPTS"),
         (["--backoff-min", "10m"], "PAY_BACKOFF_MIN"),

@@ -23,6 +23,7 @@ mod payments_api;
 mod process;
 mod provider_outage;
 mod prune;
+mod queues;
 mod redelivery;
 mod refused;
 mod work;

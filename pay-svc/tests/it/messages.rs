@@ -1,11 +1,14 @@
 //! Messages as the relay publishes them, and some it never would.
 
+use std::sync::Arc;
+
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Connection};
 use outbox::message::{MessageId, Received};
 use pay_svc::topology;
 use serde_json::{Map, Value};
+use svc_kit::amqp::{Amqp, Channels};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
@@ -60,15 +63,16 @@ impl Outgoing {
 pub(crate) struct Publisher {
     channel: Channel,
     // Dropped, it would take the channel with it.
-    connection: Connection,
+    connection: Arc<Connection>,
 }
 
 impl Publisher {
     /// Connects, and makes sure that the queue is there.
     pub(crate) async fn connect(amqp_url: &str) -> Self {
-        let properties = ConnectionProperties::default().with_connection_name("test".into());
-        let connection = Connection::connect(amqp_url, properties).await.unwrap();
-        topology::ensure(&connection, None).await.unwrap();
+        let amqp = Amqp::parse(amqp_url).unwrap();
+        let connection = Arc::new(amqp.connect("test").await.unwrap());
+        let channels = Channels::new(amqp, "test".to_owned(), Arc::clone(&connection), |_| {});
+        topology::ensure(&channels, None).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel
             .confirm_select(ConfirmSelectOptions { nowait: false })

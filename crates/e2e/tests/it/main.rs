@@ -11,6 +11,7 @@ mod demo;
 mod deploy;
 mod examples;
 mod hostile;
+mod idle;
 mod observe;
 mod owner;
 mod product;

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
+use crate::telemetry::without_link;
+
 /// Role of the one that does the work.
 pub const ACTIVE: &str = "active";
 /// Role of one that waits to take over. It is ready: that is all it has to be.
@@ -49,7 +51,7 @@ impl Readiness {
     pub fn set(&self, condition: &'static str, ok: bool, detail: impl Into<String>) {
         let new = Condition {
             ok,
-            detail: detail.into(),
+            detail: without_link(&detail.into()).into_owned(),
         };
         let mut report = self.lock();
         let old = report.conditions.insert(condition, new.clone());

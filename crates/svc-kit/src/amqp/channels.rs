@@ -67,8 +67,10 @@ impl Channels {
     }
 }
 
-/// A number that is free, and answered with the error that its last channel was closed with; or none is.
-fn is_worn_out(connection: &Connection, err: &lapin::Error) -> bool {
+/// Whether no channel was made because the connection has none left: a number that is free was refused
+/// with the error that its last channel was closed with, or none is free.
+#[must_use]
+pub fn is_worn_out(connection: &Connection, err: &lapin::Error) -> bool {
     let number = match err.kind() {
         ErrorKind::ChannelsLimitReached => true,
         ErrorKind::ProtocolError(amqp) => matches!(amqp.kind(), AMQPErrorKind::Soft(_)),

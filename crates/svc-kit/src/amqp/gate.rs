@@ -290,7 +290,7 @@ mod tests {
         let gate = Gate::default();
         let mut socket = gated(&gate);
         gate.allow(0);
-        let reading = tokio::spawn(async move { socket.read(&mut [0; 1]).await });
+        let reading = crate::tasks::unit(async move { socket.read(&mut [0; 1]).await });
         gate.stalled().await;
         gate.close();
         let err = reading.await.unwrap().unwrap_err();
