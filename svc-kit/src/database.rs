@@ -8,5 +8,8 @@ mod session;
 mod url;
 
 pub use contact::{first_contact, first_contact_telling};
-pub use fault::{Fault, classify};
+pub(crate) use fault::without_user;
+pub use fault::{Fault, at_login, classify};
 pub use url::{DatabaseUrl, Tls};
+#[cfg(feature = "amqp")]
+pub(crate) use url::{ENCODE, STRAY_AT, foreign_scheme, has_stray_at};

@@ -1,10 +1,11 @@
 //! Log lines on stderr; and the start of the export of traces.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::database::without_user;
 use crate::trace;
 
 /// How a log line looks.
@@ -42,7 +43,7 @@ pub fn init(format: LogFormat) {
         .with_env_filter(filter)
         // Colours are for a person's screen, not for a file or a collector.
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(|| Lines);
     let started = match format {
         LogFormat::Text => lines.try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
@@ -50,6 +51,26 @@ pub fn init(format: LogFormat) {
     if started.is_ok() {
         log_panics();
         trace::init();
+    }
+}
+
+/// Lines on stderr. A pool that is used before the first contact has failed logs the server's own words.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        match std::str::from_utf8(line) {
+            Ok(text) if text.contains("denied for user '") => {
+                let shown = without_user(text);
+                std::io::stderr().write_all(shown.as_bytes())?;
+                Ok(line.len())
+            }
+            _ => std::io::stderr().write(line),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
     }
 }
 

@@ -17,5 +17,6 @@ mod proxy;
 mod rabbit;
 mod readme;
 mod replay;
+mod secrets;
 mod system;
 mod wait;

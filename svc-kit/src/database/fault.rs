@@ -49,6 +49,10 @@ pub fn classify(err: &sqlx::Error) -> Fault {
             &source.to_string(),
             "set ssl-mode and ssl-ca to what the server offers",
         ),
+        sqlx::Error::Configuration(source) if source.is::<ConfigError>() => source
+            .downcast_ref()
+            .cloned()
+            .map_or(Fault::Other, Fault::Misconfigured),
         sqlx::Error::Configuration(source) if source.to_string().contains("RSA") => {
             misconfigured(NO_PASSWORD_IN_CLEAR, PASSWORD_NEEDS_TLS)
         }
@@ -90,14 +94,15 @@ fn classify_number(number: u16, message: &str) -> Fault {
     match number {
         // Access denied: to the server, by password or by plugin; no such account for this host.
         1045 | 1698 | 1130 => misconfigured(
-            message,
+            &without_user(message),
             "check user and password, and that the account \
              may log in from this host",
         ),
         // The account is locked, its password has expired.
-        3118 | 4151 | 1820 | 1862 => {
-            misconfigured(message, "unlock the account or renew its password")
-        }
+        3118 | 4151 | 1820 | 1862 => misconfigured(
+            &without_user(message),
+            "unlock the account or renew its password",
+        ),
         // The account's plugin is not one this client speaks; the server wants TLS.
         1251 | 1524 => misconfigured(
             message,
@@ -128,6 +133,27 @@ fn classify_number(number: u16, message: &str) -> Fault {
     }
 }
 
+/// A refused login without the user's name, which is the password where the two were swapped:
+/// `Access denied for user 'NAME'@'host' (using password: YES)`.
+pub(crate) fn without_user(message: &str) -> String {
+    match message.split_once("user '") {
+        Some((before, after)) => match after.rsplit_once("'@'") {
+            Some((_, host)) => format!("{before}this user @'{host}"),
+            None => format!("{before}this user"),
+        },
+        None => message.to_owned(),
+    }
+}
+
+/// The error of a connection that may be the first, without the user's name in it.
+#[must_use]
+pub fn at_login(err: sqlx::Error) -> sqlx::Error {
+    match classify(&err) {
+        Fault::Misconfigured(config) => sqlx::Error::Configuration(Box::new(config)),
+        _ => err,
+    }
+}
+
 fn misconfigured(problem: &str, mend: &str) -> Fault {
     Fault::Misconfigured(ConfigError::new("DATABASE_URL", problem, mend))
 }
@@ -155,6 +181,32 @@ mod tests {
         }
         assert_eq!(classify_number(1146, "m"), Fault::MissingTable);
         assert_eq!(classify_number(1062, "m"), Fault::Other);
+    }
+
+    #[test]
+    fn a_refused_login_does_not_show_the_user_who_may_be_the_password() {
+        for (said, shown) in [
+            (
+                "Access denied for user 'hunter2'@'10.0.0.1' (using password: YES)",
+                "Access denied for this user @'10.0.0.1' (using password: YES)",
+            ),
+            (
+                "Access denied for user 'hunter'@'2'@'::1' (using password: NO)",
+                "Access denied for this user @'::1' (using password: NO)",
+            ),
+            (
+                "Access denied for user 'hunter2'",
+                "Access denied for this user",
+            ),
+            ("Host 'h' is not allowed", "Host 'h' is not allowed"),
+        ] {
+            assert_eq!(without_user(said), shown);
+        }
+        let Fault::Misconfigured(config) = classify_number(1045, "user 'hunter2'@'h'") else {
+            panic!("it is the setting's fault");
+        };
+        let passed = at_login(sqlx::Error::Configuration(Box::new(config.clone())));
+        assert_eq!(classify(&passed), Fault::Misconfigured(config));
     }
 
     #[test]
