@@ -69,8 +69,8 @@ pub fn install_crypto() {
     _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Parses flags and environment. A usage error prints clap's message, without what may be a secret, and ends the process with 64;
-/// `--help` and `--version` end it with 0.
+/// Parses flags and environment. A usage error prints clap's message, without what may be a secret, and
+/// ends the process with 64; `--help` and `--version` end it with 0.
 #[must_use]
 pub fn parse_args<C: clap::Parser>() -> C {
     C::try_parse().unwrap_or_else(|mut err| {

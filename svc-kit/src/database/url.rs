@@ -198,7 +198,7 @@ fn decode(part: &str, text: &str) -> Result<String, ConfigError> {
 }
 
 /// Parameters of other clients' URLs.
-const FOREIGN: [&str; 12] = [
+const FOREIGN: [&str; 13] = [
     "allowPublicKeyRetrieval",
     "charset",
     "connect_timeout",
@@ -208,6 +208,7 @@ const FOREIGN: [&str; 12] = [
     "ssl-cert",
     "ssl-key",
     "sslMode",
+    "sslmode",
     "ssl_mode",
     "tls",
     "useSSL",
