@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::MySqlPool;
 use sqlx::pool::PoolConnection;
-use svc_kit::database::{DatabaseUrl, Fault, classify};
+use svc_kit::database::{DatabaseUrl, Fault, at_login, classify};
 use svc_kit::ops::Tokens;
 use svc_kit::tasks;
 
@@ -110,7 +110,7 @@ impl Console {
     }
 
     pub(crate) async fn connection(&self) -> Result<Connection, sqlx::Error> {
-        self.pool().acquire().await
+        self.pool().acquire().await.map_err(at_login)
     }
 }
 

@@ -25,7 +25,8 @@ use self::gate::GatedTokio;
 pub use self::in_order::all_in_order;
 use crate::backoff::Backoff;
 use crate::boot::ConfigError;
-use crate::settings::{secret, secret_value};
+use crate::database::{ENCODE, STRAY_AT, foreign_scheme, has_stray_at};
+use crate::settings::{secret, secret_file, secret_value};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -50,7 +51,12 @@ pub struct AmqpArgs {
           value_parser = secret_value)]
     amqp_url: Option<SecretString>,
     /// File that holds the broker's URL
-    #[arg(long, env = "AMQP_URL_FILE", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "AMQP_URL_FILE",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
     amqp_url_file: Option<PathBuf>,
     /// Authorities to trust besides the system's, PEM; with amqps://
     #[arg(long, env = "AMQP_CA_FILE", value_name = "PATH")]
@@ -59,7 +65,12 @@ pub struct AmqpArgs {
     #[arg(long, env = "AMQP_CERT_FILE", value_name = "PATH")]
     amqp_cert_file: Option<PathBuf>,
     /// Key of the own certificate, PEM (PKCS#8)
-    #[arg(long, env = "AMQP_KEY_FILE", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "AMQP_KEY_FILE",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
     amqp_key_file: Option<PathBuf>,
 }
 
@@ -88,7 +99,10 @@ impl AmqpArgs {
     fn tls(&self, on: bool) -> Result<OwnedTLSConfig, ConfigError> {
         let ca = read("AMQP_CA_FILE", self.amqp_ca_file.as_deref())?;
         let cert = read("AMQP_CERT_FILE", self.amqp_cert_file.as_deref())?;
-        let key = read("AMQP_KEY_FILE", self.amqp_key_file.as_deref())?;
+        let key = self.amqp_key_file.as_deref();
+        let key = key.filter(|path| !path.as_os_str().is_empty());
+        let key = key.map(|path| secret_file("AMQP_KEY_FILE", path));
+        let key = key.transpose()?;
         if !on && (ca.is_some() || cert.is_some() || key.is_some()) {
             let problem = "is amqp://, which uses none of the files that are set for TLS";
             return Err(ConfigError::new(
@@ -101,7 +115,7 @@ impl AmqpArgs {
             (None, None) => None,
             (Some(pem), Some(key)) => Some(OwnedIdentity::PKCS8 {
                 pem: pem.into_bytes(),
-                key: key.into_bytes(),
+                key: key.expose_secret().as_bytes().to_vec(),
             }),
             (Some(_), None) => {
                 let mend = "set it to the certificate's key";
@@ -127,7 +141,7 @@ impl AmqpArgs {
     }
 }
 
-/// A broker to connect to. `Display` and `Debug` leave the password out.
+/// A broker to connect to. `Display` and `Debug` leave user and password out.
 #[derive(Clone)]
 pub struct Amqp {
     uri: AMQPUri,
@@ -198,12 +212,8 @@ impl fmt::Display for Amqp {
             vhost,
             ..
         } = &self.uri;
-        let (user, host, port) = (
-            &authority.userinfo.username,
-            &authority.host,
-            authority.port,
-        );
-        write!(f, "{scheme}://{user}@{host}:{port} vhost {vhost:?}")
+        let (host, port) = (&authority.host, authority.port);
+        write!(f, "{scheme}://{host}:{port} vhost {vhost:?}")
     }
 }
 
@@ -256,22 +266,24 @@ async fn wait(amqp: &Amqp, waits: impl Fn(&str)) -> Result<(), ConfigError> {
 }
 
 fn parse(text: &str) -> Result<AMQPUri, ConfigError> {
-    let invalid = |problem: String| {
+    let invalid = |problem: &str| {
         let mend = "write amqp://user:password@host:5672/vhost, special characters as %XX";
         ConfigError::new("AMQP_URL", problem, mend)
     };
-    // lapin's own errors may quote the whole URL, password and all; this one's do not.
-    let url = Url::parse(text.trim()).map_err(|err| invalid(format!("is not a URL ({err})")))?;
+    let url = Url::parse(text.trim()).map_err(|err| invalid(&format!("is not a URL ({err})")))?;
     if !matches!(url.scheme(), "amqp" | "amqps") {
-        return Err(invalid(format!("has the scheme {:?}", url.scheme())));
+        return Err(invalid(&foreign_scheme(&url)));
+    }
+    if has_stray_at(&url) {
+        return Err(ConfigError::new("AMQP_URL", STRAY_AT, ENCODE));
     }
     if url.host_str().is_none_or(str::is_empty) {
-        return Err(invalid("names no host".to_owned()));
+        return Err(invalid("names no host"));
     }
-    let mut uri: AMQPUri = url
-        .as_str()
-        .parse()
-        .map_err(|err| invalid(format!("has a part that can't be read ({err})")))?;
+    // lapin's own errors may quote the whole URL, password and all.
+    let mut uri: AMQPUri = url.as_str().parse().map_err(|_: String| {
+        invalid("has a part behind the host that can't be read, e.g. a number or auth_mechanism")
+    })?;
     // lapin takes an IPv6 address for no host at all and would connect to localhost.
     if let Some(Host::Ipv6(address)) = url.host() {
         uri.authority.host = address.to_string();
@@ -320,7 +332,7 @@ mod tests {
     fn a_url_is_decoded_and_shown_without_its_password() {
         let amqp = resolve(&["--amqp-url", "amqp://pay:hunter2%2F@mq:5673/%2Fprod"]).unwrap();
         assert_eq!(amqp.uri.authority.userinfo.password, "hunter2/");
-        assert_eq!(amqp.to_string(), "amqp://pay@mq:5673 vhost \"/prod\"");
+        assert_eq!(amqp.to_string(), "amqp://mq:5673 vhost \"/prod\"");
         assert!(!format!("{amqp:?}").contains("hunter2"));
     }
 
@@ -371,8 +383,25 @@ mod tests {
         refused(
             &["--amqp-url-file", "/no/such"],
             "AMQP_URL_FILE",
-            "can't read /no/such",
+            "names a file that can't be read",
         );
+        refused(
+            &["--amqp-url-file", "hunter2"],
+            "AMQP_URL_FILE",
+            "can't be read",
+        );
+        for unescaped in ["x@y/hunter2", "x@y/?hunter2", "x@y/#hunter2"] {
+            let url = format!("amqp://u:{unescaped}@mq");
+            refused(&["--amqp-url", &url], "AMQP_URL", "an @ behind the host");
+        }
+        let two = "amqp://u:x@a/v,amqp://u:hunter2@b/v";
+        refused(&["--amqp-url", two], "AMQP_URL", "an @ behind the host");
+        for query in ["auth_mechanism=hunter2", "heartbeat=hunter2"] {
+            let url = format!("amqp://u:x@mq/?{query}");
+            refused(&["--amqp-url", &url], "AMQP_URL", "can't be read");
+        }
+        let key = ["--amqp-url", "amqps://mq", "--amqp-key-file", "hunter2"];
+        refused(&key, "AMQP_KEY_FILE", "can't be read");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::process::{ExitCode, Termination};
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
 use crate::migrate::MigrateError;
 use crate::trace;
 
@@ -68,15 +70,55 @@ pub fn install_crypto() {
     _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Parses flags and environment. A usage error prints clap's message and ends the process with 64;
-/// `--help` and `--version` end it with 0.
+/// Parses flags and environment. A usage error prints clap's message, without what may be a secret, and
+/// ends the process with 64; `--help` and `--version` end it with 0.
 #[must_use]
 pub fn parse_args<C: clap::Parser>() -> C {
-    C::try_parse().unwrap_or_else(|err| {
+    C::try_parse().unwrap_or_else(|mut err| {
+        hide_values(&mut err);
+        if err.kind() == ErrorKind::InvalidUtf8 {
+            // clap does not say which.
+            for name in not_text() {
+                let mend = "write it anew, as UTF-8; in a URL other bytes are %XX";
+                let wrong = ConfigError::new(name, "is not UTF-8", mend);
+                drop(writeln!(
+                    std::io::stderr(),
+                    "{}: {wrong}",
+                    C::command().get_name()
+                ));
+            }
+        }
         // Nobody is left to tell when the message can't be printed.
         _ = err.print();
         std::process::exit(if err.use_stderr() { 64 } else { 0 })
     })
+}
+
+/// Variables whose value is not UTF-8.
+fn not_text() -> impl Iterator<Item = String> {
+    std::env::vars_os()
+        .filter(|(_, value)| value.to_str().is_none())
+        .map(|(name, _)| name.to_string_lossy().into_owned())
+}
+
+/// Takes out of a usage error what may be a secret: a URL or a list of tokens in the wrong setting, and
+/// words behind a setting, which are the rest of a value that was not quoted.
+fn hide_values(err: &mut clap::Error) {
+    let is_stray = err.kind() == ErrorKind::UnknownArgument;
+    for part in [
+        ContextKind::InvalidArg,
+        ContextKind::InvalidSubcommand,
+        ContextKind::InvalidValue,
+    ] {
+        let Some(ContextValue::String(text)) = err.get(part) else {
+            continue;
+        };
+        let is_list = text.contains(['@', ',']) || text.matches(':').count() > 1;
+        let is_word = is_stray && !text.starts_with('-');
+        if is_list || text.contains("://") || is_word {
+            err.insert(part, ContextValue::String("…".to_owned()));
+        }
+    }
 }
 
 /// Runs the program's work on a runtime of its own.

@@ -8,6 +8,9 @@ mod session;
 mod url;
 
 pub use contact::{first_contact, first_contact_telling};
-pub use fault::{Fault, classify, is_answer};
+pub(crate) use fault::without_user;
+pub use fault::{Fault, at_login, classify, is_answer};
 pub use session::SESSION;
 pub use url::{DatabaseUrl, Tls};
+#[cfg(feature = "amqp")]
+pub(crate) use url::{ENCODE, STRAY_AT, foreign_scheme, has_stray_at};

@@ -1,6 +1,7 @@
 //! Settings that services share, as groups to `#[command(flatten)]` into their own.
 //!
-//! Every secret can come from a file instead, named by the variable with `_FILE` behind it.
+//! Every secret can come from a file instead, named by the variable with `_FILE` behind it. No message
+//! repeats the value of either: the one may be the other by mistake.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,7 +23,12 @@ pub struct DatabaseArgs {
           value_parser = secret_value)]
     database_url: Option<SecretString>,
     /// File that holds the database URL
-    #[arg(long, env = "DATABASE_URL_FILE", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "DATABASE_URL_FILE",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
     database_url_file: Option<PathBuf>,
 }
 
@@ -52,12 +58,18 @@ pub struct AdminArgs<const PORT: u16> {
     #[arg(long, env = "ADMIN_ADDR", value_name = "IP:PORT",
           default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)))]
     pub admin_addr: SocketAddr,
-    /// Who may use /ops: comma-separated name:role:token, role viewer or operator; none: /ops is off
+    /// Who may use /ops: comma-separated name:role:token, role viewer or operator, token of 16 characters
+    /// or more; none: /ops is off
     #[arg(long, env = "OPS_TOKENS", hide_env_values = true, value_name = "LIST",
           value_parser = secret_value)]
     ops_tokens: Option<SecretString>,
     /// File that holds the list of OPS_TOKENS
-    #[arg(long, env = "OPS_TOKENS_FILE", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "OPS_TOKENS_FILE",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
     ops_tokens_file: Option<PathBuf>,
 }
 
@@ -99,22 +111,31 @@ pub fn secret(
             Err(ConfigError::new(field, problem, "unset one of them"))
         }
         (None, Some(path)) => {
-            let text = std::fs::read_to_string(path).map_err(|err| {
-                let problem = format!("can't read {}: {err}", path.display());
-                ConfigError::new(&field_file, problem, "name a file this user may read")
-            })?;
-            let text = text.trim_end_matches(['\r', '\n']);
+            let text = secret_file(&field_file, path)?;
+            let text = text.expose_secret().trim_end_matches(['\r', '\n']);
             if text.is_empty() {
-                let problem = format!("{} is empty", path.display());
-                return Err(ConfigError::new(
-                    &field_file,
-                    problem,
-                    "write the value into it",
-                ));
+                let problem = "names a file that is empty";
+                let mend = "write the value into it";
+                return Err(ConfigError::new(&field_file, problem, mend));
             }
             Ok(Some(SecretString::from(text)))
         }
     }
+}
+
+/// What a file holds whose content is a secret.
+///
+/// # Errors
+/// It can't be read. The path is not in the text: who sets `NAME_FILE` to the secret itself must not
+/// find it in a log.
+pub fn secret_file(field: &str, path: &Path) -> Result<SecretString, ConfigError> {
+    std::fs::read_to_string(path)
+        .map(SecretString::from)
+        .map_err(|err| {
+            let problem = format!("names a file that can't be read: {err}");
+            let mend = "name a file this user may read (the path, not what is in it)";
+            ConfigError::new(field, problem, mend)
+        })
 }
 
 /// A clap `value_parser`: "200ms", "5m", "7d", "0s".
@@ -199,11 +220,14 @@ mod tests {
             "X_FILE"
         );
         let missing = secret("X", None, Some(Path::new("/no/such/file"))).unwrap_err();
+        let text = missing.to_string();
         assert!(
-            missing
-                .to_string()
-                .starts_with("X_FILE: can't read /no/such/file"),
-            "{missing}"
+            text.starts_with("X_FILE: names a file that can't be read: No such"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("/no/such/file"),
+            "it may be the secret: {text}"
         );
     }
 

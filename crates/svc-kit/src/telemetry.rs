@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal as _, Write};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::database::without_user;
 use crate::trace;
 
 /// How a log line looks.
@@ -44,14 +45,18 @@ pub(crate) fn without_link(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Standard error; each write is a line.
+/// Standard error; each write is a line. A pool that is used before the first contact has failed logs
+/// the server's own words, with the user's name in them, which may be the password.
 struct Lines(io::Stderr);
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         match std::str::from_utf8(line).map(without_link) {
-            Ok(Cow::Owned(shorter)) => self.0.write_all(shorter.as_bytes())?,
-            _ => self.0.write_all(line)?,
+            Ok(text) if text.contains("denied for user '") => {
+                self.0.write_all(without_user(&text).as_bytes())?;
+            }
+            Ok(text) => self.0.write_all(text.as_bytes())?,
+            Err(_) => self.0.write_all(line)?,
         }
         Ok(line.len())
     }

@@ -10,7 +10,7 @@ use hyper::Uri;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use svc_kit::boot::ConfigError;
 use svc_kit::settings::{duration, secret, secret_value};
 
@@ -23,19 +23,21 @@ pub(super) struct ProviderArgs {
     #[arg(long, env = "PAY_PROVIDER", value_enum, default_value_t = ProviderKind::Simulated)]
     provider: ProviderKind,
     /// Where charges are posted, with PAY_PROVIDER=http: http:// or https://
-    #[arg(
-        long,
-        env = "PAY_PROVIDER_URL",
-        hide_env_values = true,
-        value_name = "URL"
-    )]
-    provider_url: Option<String>,
+    // What it holds is often a secret too, e.g. a path that only the provider's customers know.
+    #[arg(long, env = "PAY_PROVIDER_URL", hide_env_values = true, value_name = "URL",
+          value_parser = secret_value)]
+    provider_url: Option<SecretString>,
     /// Sent to it as Authorization: Bearer
     #[arg(long, env = "PAY_PROVIDER_TOKEN", hide_env_values = true, value_name = "TOKEN",
           value_parser = secret_value)]
     provider_token: Option<SecretString>,
     /// File that holds the token
-    #[arg(long, env = "PAY_PROVIDER_TOKEN_FILE", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "PAY_PROVIDER_TOKEN_FILE",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
     provider_token_file: Option<PathBuf>,
     /// Authorities to trust besides the system's, PEM; with https://
     #[arg(long, env = "PAY_PROVIDER_CA_FILE", value_name = "PATH")]
@@ -131,7 +133,8 @@ impl ProviderArgs {
     }
 
     pub(super) fn resolve(&self) -> Result<ProviderSettings, ConfigError> {
-        let url = self.provider_url.as_deref().filter(|url| !url.is_empty());
+        let url = self.provider_url.as_ref().map(ExposeSecret::expose_secret);
+        let url = url.filter(|url| !url.is_empty());
         match (self.provider, url) {
             (ProviderKind::Simulated, None) => self.simulated().map(ProviderSettings::Simulated),
             (ProviderKind::Simulated, Some(_)) => Err(ConfigError::new(

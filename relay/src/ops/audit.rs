@@ -39,7 +39,12 @@ pub struct AuditArgs {
           value_name = "URL", value_parser = secret_value)]
     pub inbox: Option<SecretString>,
     /// File that holds the URL of the inbox's database
-    #[arg(long, env = "RELAY_AUDIT_INBOX_URL_FILE", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "RELAY_AUDIT_INBOX_URL_FILE",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
     pub inbox_file: Option<PathBuf>,
     /// Only rows written (created_at), and inbox rows received, at this time or later:
     /// 2026-01-31T12:00:00Z

@@ -195,14 +195,18 @@ async fn what_the_servers_refuse_at_first_contact_is_refused_with_the_setting_an
         refused(
             &rig,
             &["run"],
-            &["relay: DATABASE_URL", "admin@", "check user and password"],
+            &[
+                "relay: DATABASE_URL",
+                "this user @",
+                "check user and password",
+            ],
         )
         .await;
         rig.set(
             "DATABASE_URL",
             &db.user_url("nobody", "wrong", &rig.database.name),
         );
-        refused(&rig, &["run"], &["relay: DATABASE_URL", "nobody@"]).await;
+        refused(&rig, &["run"], &["relay: DATABASE_URL", "this user @"]).await;
         rig.set("DATABASE_URL", &db.url("no_such_database"));
         let texts = [
             "relay: DATABASE_URL",

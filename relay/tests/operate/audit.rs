@@ -294,10 +294,7 @@ async fn the_url_of_the_inbox_may_be_in_a_file_and_is_never_shown() {
     let away = format!("mysql://pay:secret@127.0.0.1:{port}/payments");
     let (code, told) = command(&rig, &["audit", "--inbox", &away]).await;
     assert_eq!(code, 1, "{told}");
-    assert!(
-        told.contains("the inbox at mysql://pay@127.0.0.1"),
-        "{told}"
-    );
+    assert!(told.contains("the inbox at mysql://127.0.0.1"), "{told}");
     assert!(!told.contains("secret"), "{told}");
 
     let inbox = Inbox::on(db).await;

@@ -19,5 +19,6 @@ mod proxy;
 mod rabbit;
 mod readme;
 mod replay;
+mod secrets;
 mod system;
 mod wait;

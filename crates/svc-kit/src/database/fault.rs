@@ -189,6 +189,10 @@ pub fn classify(err: &sqlx::Error) -> Fault {
             &source.to_string(),
             "set ssl-mode and ssl-ca to what the server offers",
         ),
+        sqlx::Error::Configuration(source) if source.is::<ConfigError>() => source
+            .downcast_ref()
+            .cloned()
+            .map_or(Fault::Unavailable, Fault::Misconfigured),
         sqlx::Error::Configuration(source) if source.to_string().contains("RSA") => {
             misconfigured(NO_PASSWORD_IN_CLEAR, PASSWORD_NEEDS_TLS)
         }
@@ -251,12 +255,36 @@ fn certificate_problem(err: &std::io::Error) -> Option<(String, &'static str)> {
 fn classify_number(number: u16, message: &str) -> Fault {
     let meaning = MEANINGS.iter().find(|(known, ..)| *known == number);
     match meaning.map(|(.., meaning)| *meaning) {
+        Some(Meaning::Settings(fix @ (LOGIN | ACCOUNT))) => {
+            misconfigured(&without_user(message), fix)
+        }
         Some(Meaning::Settings(fix)) => misconfigured(message, fix),
         Some(Meaning::ReadOnly) => Fault::ReadOnly,
         Some(Meaning::MissingTable) => Fault::MissingTable,
         Some(Meaning::Busy) => Fault::Busy,
         Some(Meaning::Data) => Fault::Data,
         None => Fault::Unavailable,
+    }
+}
+
+/// A refused login without the user's name, which is the password where the two were swapped:
+/// `Access denied for user 'NAME'@'host' (using password: YES)`.
+pub(crate) fn without_user(message: &str) -> String {
+    match message.split_once("user '") {
+        Some((before, after)) => match after.rsplit_once("'@'") {
+            Some((_, host)) => format!("{before}this user @'{host}"),
+            None => format!("{before}this user"),
+        },
+        None => message.to_owned(),
+    }
+}
+
+/// The error of a connection that may be the first, without the user's name in it.
+#[must_use]
+pub fn at_login(err: sqlx::Error) -> sqlx::Error {
+    match classify(&err) {
+        Fault::Misconfigured(config) => sqlx::Error::Configuration(Box::new(config)),
+        _ => err,
     }
 }
 
@@ -417,6 +445,32 @@ mod tests {
         ] {
             assert_eq!(classify(&err), Fault::Unavailable, "{err}");
         }
+    }
+
+    #[test]
+    fn a_refused_login_does_not_show_the_user_who_may_be_the_password() {
+        for (said, shown) in [
+            (
+                "Access denied for user 'hunter2'@'10.0.0.1' (using password: YES)",
+                "Access denied for this user @'10.0.0.1' (using password: YES)",
+            ),
+            (
+                "Access denied for user 'hunter'@'2'@'::1' (using password: NO)",
+                "Access denied for this user @'::1' (using password: NO)",
+            ),
+            (
+                "Access denied for user 'hunter2'",
+                "Access denied for this user",
+            ),
+            ("Host 'h' is not allowed", "Host 'h' is not allowed"),
+        ] {
+            assert_eq!(without_user(said), shown);
+        }
+        let Fault::Misconfigured(config) = classify_number(1045, "user 'hunter2'@'h'") else {
+            panic!("it is the setting's fault");
+        };
+        let passed = at_login(sqlx::Error::Configuration(Box::new(config.clone())));
+        assert_eq!(classify(&passed), Fault::Misconfigured(config));
     }
 
     #[test]

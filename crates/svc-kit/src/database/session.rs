@@ -8,6 +8,7 @@ use sqlx::mysql::{
 };
 use sqlx::{ConnectOptions as _, Executor as _};
 
+use super::fault::at_login;
 use super::prompt::make_prompt;
 use super::{DatabaseUrl, Tls};
 
@@ -82,7 +83,8 @@ impl DatabaseUrl {
     /// As of sqlx; a time-out is an IO error.
     pub async fn connect(&self) -> Result<MySqlConnection, sqlx::Error> {
         tokio::time::timeout(CONNECT_TIMEOUT, async {
-            let mut connection = self.connect_options().connect().await?;
+            let connected = self.connect_options().connect().await;
+            let mut connection = connected.map_err(at_login)?;
             set_up(&mut connection, self.port()).await?;
             Ok(connection)
         })

@@ -13,8 +13,9 @@ const FIELD: &str = "DATABASE_URL";
 
 /// Where the database is and who asks: `mysql://user:password@host:port/database?ssl-mode=&ssl-ca=`.
 ///
-/// User, password and database are percent-encoded in the URL. `Display` leaves the password out.
-#[derive(Clone, Debug)]
+/// User, password and database are percent-encoded in the URL. `Display` leaves user and password out:
+/// whoever swaps them must not find the password in a log.
+#[derive(Clone)]
 pub struct DatabaseUrl {
     host: String,
     port: u16,
@@ -51,8 +52,11 @@ impl DatabaseUrl {
             ConfigError::new(FIELD, format!("is not a URL ({err})"), mend)
         })?;
         if url.scheme() != "mysql" {
-            let problem = format!("has the scheme {:?}", url.scheme());
+            let problem = foreign_scheme(&url);
             return Err(ConfigError::new(FIELD, problem, "start it with mysql://"));
+        }
+        if has_stray_at(&url) {
+            return Err(ConfigError::new(FIELD, STRAY_AT, ENCODE));
         }
         Ok(Self {
             host: host(&url)?,
@@ -109,15 +113,43 @@ impl fmt::Display for DatabaseUrl {
         let Self {
             host,
             port,
-            user,
             database,
             ..
         } = self;
         if host.contains(':') {
-            write!(f, "mysql://{user}@[{host}]:{port}/{database}")
+            write!(f, "mysql://[{host}]:{port}/{database}")
         } else {
-            write!(f, "mysql://{user}@{host}:{port}/{database}")
+            write!(f, "mysql://{host}:{port}/{database}")
         }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DatabaseUrl({self})")
+    }
+}
+
+pub(crate) const STRAY_AT: &str =
+    "has an @ behind the host, so that a part of the password may be taken for host or path";
+pub(crate) const ENCODE: &str =
+    "write special characters of user and password as %XX: / is %2F, ? is %3F, # is %23, @ is %40";
+
+/// A URL whose password has a `/`, `?` or `#` as it is ends too early, and the rest of the password is
+/// somewhere it would be shown.
+pub(crate) fn has_stray_at(url: &Url) -> bool {
+    let behind = [Some(url.path()), url.query(), url.fragment()];
+    behind.into_iter().flatten().any(|part| part.contains('@'))
+}
+
+/// A scheme is shown only if it is a known one: it may be the start of a password.
+pub(crate) fn foreign_scheme(url: &Url) -> String {
+    const KNOWN: [&str; 9] = [
+        "amqp", "amqps", "http", "https", "jdbc", "mariadb", "mysql", "mysqlx", "postgres",
+    ];
+    match KNOWN.iter().find(|known| **known == url.scheme()) {
+        Some(known) => format!("has the scheme {known:?}"),
+        None => "has the scheme of no database and no broker".to_owned(),
     }
 }
 
@@ -165,6 +197,23 @@ fn decode(part: &str, text: &str) -> Result<String, ConfigError> {
         })
 }
 
+/// Parameters of other clients' URLs.
+const FOREIGN: [&str; 13] = [
+    "allowPublicKeyRetrieval",
+    "charset",
+    "connect_timeout",
+    "serverTimezone",
+    "socket",
+    "ssl",
+    "ssl-cert",
+    "ssl-key",
+    "sslMode",
+    "sslmode",
+    "ssl_mode",
+    "tls",
+    "useSSL",
+];
+
 fn tls(url: &Url) -> Result<Tls, ConfigError> {
     let (mut mode, mut ca) = (None, None);
     for (name, value) in url.query_pairs() {
@@ -172,12 +221,14 @@ fn tls(url: &Url) -> Result<Tls, ConfigError> {
             "ssl-mode" => mode = Some(value.to_ascii_uppercase()),
             "ssl-ca" => ca = Some(PathBuf::from(value.as_ref())),
             other => {
-                let problem = format!("has the unknown parameter {other:?}");
-                return Err(ConfigError::new(
-                    FIELD,
-                    problem,
-                    "known are ssl-mode and ssl-ca",
-                ));
+                // As a scheme: shown only if it is known from other clients.
+                let foreign = FOREIGN.iter().find(|foreign| **foreign == other);
+                let problem = match foreign {
+                    Some(foreign) => format!("has the unknown parameter {foreign:?}"),
+                    None => "has an unknown parameter".to_owned(),
+                };
+                let mend = "known are ssl-mode and ssl-ca";
+                return Err(ConfigError::new(FIELD, problem, mend));
             }
         }
     }
@@ -191,8 +242,8 @@ fn tls(url: &Url) -> Result<Tls, ConfigError> {
                            that authority could pose as this one";
             return Err(ConfigError::new(FIELD, problem, "use VERIFY_IDENTITY"));
         }
-        Some(other) => {
-            let problem = format!("has the unknown ssl-mode {other:?}");
+        Some(_) => {
+            let problem = "has an unknown ssl-mode";
             let mend = "use DISABLED, PREFERRED, REQUIRED or VERIFY_IDENTITY";
             return Err(ConfigError::new(FIELD, problem, mend));
         }
@@ -209,13 +260,10 @@ fn tls(url: &Url) -> Result<Tls, ConfigError> {
 }
 
 fn verify_identity(ca: Option<PathBuf>) -> Result<Tls, ConfigError> {
-    if let Some(path) = ca.as_deref().filter(|path| !path.is_file()) {
-        let problem = format!("has ssl-ca={}, which is not a file", path.display());
-        return Err(ConfigError::new(
-            FIELD,
-            problem,
-            "name the PEM file of the authority",
-        ));
+    if ca.as_deref().is_some_and(|path| !path.is_file()) {
+        let problem = "has an ssl-ca, which is not a file";
+        let mend = "name the PEM file of the authority";
+        return Err(ConfigError::new(FIELD, problem, mend));
     }
     Ok(Tls::VerifyIdentity { ca })
 }
@@ -258,13 +306,15 @@ mod tests {
     fn an_ipv6_host_loses_its_brackets_and_shows_them() {
         let url = DatabaseUrl::parse("mysql://relay:hunter2@[::1]:3306/orders").unwrap();
         assert_eq!(url.host(), "::1");
-        assert_eq!(url.to_string(), "mysql://relay@[::1]:3306/orders");
+        assert_eq!(url.to_string(), "mysql://[::1]:3306/orders");
     }
 
     #[test]
     fn neither_display_nor_debug_shows_the_password() {
+        let swapped = DatabaseUrl::parse("mysql://hunter2:relay@db/orders").unwrap();
+        assert_eq!(swapped.to_string(), "mysql://db:3306/orders");
         let url = DatabaseUrl::parse("mysql://relay:hunter2@db/orders").unwrap();
-        assert_eq!(url.to_string(), "mysql://relay@db:3306/orders");
+        assert_eq!(url.to_string(), "mysql://db:3306/orders");
         assert!(!format!("{url:?}").contains("hunter2"));
     }
 
@@ -292,9 +342,21 @@ mod tests {
             "mysql://relay:hunter2@db/orders?useSSL=true",
             "unknown parameter \"useSSL\"",
         );
+        refused("mysql://relay:x@db/orders?hunter2", "an unknown parameter");
+        refused(
+            "mysql://relay:x@db/orders?ssl-mode=hunter2",
+            "unknown ssl-mode",
+        );
+        refused("hunter2:relay@db/orders", "the scheme of no database");
+        for unescaped in ["x@y/hunter2", "x@y/z?hunter2", "x@y/z#hunter2"] {
+            refused(
+                &format!("mysql://relay:{unescaped}@db"),
+                "an @ behind the host",
+            );
+        }
         refused(
             "mysql://relay:hunter2@db/orders?ssl-mode=maybe",
-            "unknown ssl-mode \"MAYBE\"",
+            "unknown ssl-mode",
         );
     }
 
