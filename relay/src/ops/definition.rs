@@ -200,6 +200,11 @@ pub(super) fn judge(definition: &Definition, mode: Mode) -> Vec<Condition> {
 }
 
 impl Definition {
+    pub(super) fn has_integer_key(&self) -> bool {
+        let key = self.columns.iter().find(|column| column.is("aggregate_id"));
+        key.is_some_and(|column| INTEGERS.contains(&column.data_type.as_str()))
+    }
+
     fn findings(&self) -> Vec<Finding> {
         let mut found = Vec::new();
         for (name, kind, nullable, own) in COLUMNS {
@@ -230,7 +235,12 @@ impl Definition {
     fn modify(&self, column: &Column, own: &str) -> String {
         let wider = column.data_type.ends_with("char") || column.data_type.ends_with("text");
         let own = match own.split_once(' ') {
-            Some((_, rest)) if wider => format!("{} {rest}", column.column_type.to_uppercase()),
+            Some((_, rest)) if wider => {
+                // The payload's own definition, which is bytes, names none.
+                let named = rest.starts_with("CHARACTER SET");
+                let charset = if named { "" } else { "CHARACTER SET utf8mb4 " };
+                format!("{} {charset}{rest}", column.column_type.to_uppercase())
+            }
             _ => own.to_owned(),
         };
         self.alter(&format!("MODIFY `{}` {own}", column.name))

@@ -45,7 +45,15 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
 
 async fn definition(connection: &mut MySqlConnection, config: &Config) -> Vec<Condition> {
     match definition::look(connection, &config.table.name).await {
-        Ok(found) => definition::judge(&found, config.mode),
+        Ok(found) => {
+            let mut conditions = definition::judge(&found, config.mode);
+            if !config.canary_interval.is_zero() && found.has_integer_key() {
+                let no_canary = "`aggregate_id` is an integer, and the canary's is a text";
+                let off = "set RELAY_CANARY_INTERVAL=0s";
+                conditions.push(Condition::not(State::Wrong, "canary", no_canary, off));
+            }
+            conditions
+        }
         Err(err) => vec![denied("definition", &err, &config.table.name)],
     }
 }

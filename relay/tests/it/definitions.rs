@@ -60,8 +60,8 @@ const WORKING: [(On, &str, Option<&str>); 22] = [
     ),
     (
         Both,
-        "MODIFY created_at DATETIME(3) NULL DEFAULT NULL",
-        Some("`created_at` has no default"),
+        "MODIFY created_at DATETIME(3) NULL DEFAULT (UTC_TIMESTAMP(3))",
+        None,
     ),
     (Both, "MODIFY status INT NOT NULL DEFAULT 1", None),
     (Both, "ADD COLUMN tenant INT NOT NULL DEFAULT 7 FIRST", None),
@@ -96,7 +96,7 @@ const WORKING: [(On, &str, Option<&str>); 22] = [
         Some("`few`"),
     ),
     (Both, "ADD FULLTEXT INDEX words (last_error)", None),
-    (MySql, "ADD INDEX sum ((attempts + 1))", None),
+    (MySql, "ADD INDEX later ((attempts + 1))", None),
     (
         MySql,
         "ALTER INDEX outbox_status_id INVISIBLE",
