@@ -113,13 +113,18 @@ impl Queries {
         let version: String = sqlx::query_scalar("SELECT VERSION()")
             .fetch_one(&mut *connection)
             .await?;
-        let index: Option<String> = sqlx::query_scalar(
+        // To force one that the server is not to use is error 1176.
+        let usable = match version.contains("MariaDB") {
+            true => "a.IGNORED = 'NO'",
+            false => "a.IS_VISIBLE = 'YES'",
+        };
+        let index: Option<String> = sqlx::query_scalar(AssertSqlSafe(format!(
             "SELECT CAST(a.INDEX_NAME AS CHAR) FROM information_schema.STATISTICS a \
              JOIN information_schema.STATISTICS b USING (TABLE_SCHEMA, TABLE_NAME, INDEX_NAME) \
              WHERE a.TABLE_SCHEMA = DATABASE() AND a.TABLE_NAME = ? \
              AND a.SEQ_IN_INDEX = 1 AND a.COLUMN_NAME = 'status' \
-             AND b.SEQ_IN_INDEX = 2 AND b.COLUMN_NAME = 'id' LIMIT 1",
-        )
+             AND b.SEQ_IN_INDEX = 2 AND b.COLUMN_NAME = 'id' AND {usable} LIMIT 1",
+        )))
         .bind(&table.name)
         .fetch_optional(connection)
         .await?;
@@ -277,7 +282,7 @@ impl Queries {
         status: OutboxStatus,
     ) -> Result<Vec<(Row, u32)>, sqlx::Error> {
         let statement = AssertSqlSafe(format!(
-            "SELECT id, message_id, aggregate_type, aggregate_id, event_type, exchange, \
+            "SELECT id, message_id, aggregate_type, CONCAT(aggregate_id), event_type, exchange, \
              routing_key, content_type, headers, payload, created_at, attempts \
              FROM {} WHERE id IN ({}) AND status = {} ORDER BY id",
             self.table,

@@ -164,7 +164,6 @@ async fn connect_and_start(
     found.must_be(&server, "table's shape")?;
     let (schema, name, columns) = shape(&mut connection, &table.name).await?;
     drop(connection);
-    let columns = Columns::locate(&columns).map_err(|problem| anyhow!(problem))?;
     let mut reading = reader.open(&table.url, &from, Some(&server)).await?;
     let (groups_in, groups) = mpsc::channel(GROUPS_MAX);
     let (position_in, position) = watch::channel(from.clone());
@@ -202,26 +201,27 @@ pub(crate) fn is_elsewhere(err: &anyhow::Error) -> bool {
     })
 }
 
-/// The names as the binlog spells them, and the columns in their order.
+/// The names as the binlog spells them, and where its row images have which column.
 async fn shape(
     connection: &mut sqlx::MySqlConnection,
     table: &str,
-) -> anyhow::Result<(String, String, Vec<String>)> {
-    let columns: Vec<(String, String, String)> = sqlx::query_as(
-        "SELECT CAST(TABLE_SCHEMA AS CHAR), CAST(TABLE_NAME AS CHAR), CAST(COLUMN_NAME AS CHAR) \
-         FROM information_schema.COLUMNS \
+) -> anyhow::Result<(String, String, Columns)> {
+    let columns: Vec<(String, String, String, String)> = sqlx::query_as(
+        "SELECT CAST(TABLE_SCHEMA AS CHAR), CAST(TABLE_NAME AS CHAR), CAST(COLUMN_NAME AS CHAR), \
+         CAST(COLUMN_TYPE AS CHAR) FROM information_schema.COLUMNS \
          WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = ? ORDER BY ORDINAL_POSITION",
     )
     .bind(table)
     .fetch_all(connection)
     .await?;
-    let (schema, name, _) = columns
+    let (schema, name, ..) = columns
         .first()
         .ok_or_else(|| anyhow!("no table {table}"))?
         .clone();
-    Ok((
-        schema,
-        name,
-        columns.into_iter().map(|(_, _, column)| column).collect(),
-    ))
+    let (names, types): (Vec<_>, Vec<_>) = columns
+        .into_iter()
+        .map(|(_, _, name, column_type)| (name, column_type))
+        .unzip();
+    let columns = Columns::locate(&names).map_err(|problem| anyhow!(problem))?;
+    Ok((schema, name, columns.with_types(&types)))
 }

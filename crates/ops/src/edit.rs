@@ -183,7 +183,7 @@ async fn read(
     };
     // A payload that is replaced, or is too long to be taken over, is not read.
     let mut query = QueryBuilder::<MySql>::new(
-        "SELECT status, message_id, aggregate_id, event_type, exchange, routing_key, headers, \
+        "SELECT status, message_id, CONCAT(aggregate_id), event_type, exchange, routing_key, headers, \
          COALESCE(last_error LIKE 'truncated: %', 0), OCTET_LENGTH(payload), \
          IF(OCTET_LENGTH(payload) <= ",
     );

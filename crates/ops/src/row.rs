@@ -118,7 +118,7 @@ impl Table {
             Self::Inbox => ("NULL, NULL, t.deliveries", "received_at", "processed_at"),
         };
         format!(
-            "{own}, t.message_id, t.event_type, t.aggregate_id, t.exchange, t.routing_key, t.status, \
+            "{own}, t.message_id, t.event_type, CONCAT(t.aggregate_id), t.exchange, t.routing_key, t.status, \
              t.attempts, t.next_attempt_at, {}, t.last_error, t.{created}, t.{done}, \
              TIMESTAMPDIFF(MICROSECOND, t.{created}, UTC_TIMESTAMP(6))",
             Self::CLASS

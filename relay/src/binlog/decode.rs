@@ -2,7 +2,7 @@
 
 use mysql_async::Value;
 use outbox::row::Row;
-use time::{Date, Month, PrimitiveDateTime, Time};
+use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time};
 
 use super::reader::Image;
 
@@ -27,6 +27,36 @@ pub struct Columns {
     attempts: usize,
     next_attempt_at: usize,
     created_at: usize,
+    /// Of each column that is an integer; empty while the types are not known.
+    integers: Vec<Option<Integer>>,
+}
+
+/// What the binlog may leave out about an integer: MariaDB's table maps do not say which are unsigned.
+#[derive(Clone, Copy, Debug)]
+struct Integer {
+    bits: u32,
+    unsigned: bool,
+}
+
+impl Integer {
+    /// From a `COLUMN_TYPE` such as `int(10) unsigned`.
+    fn parse(column_type: &str) -> Option<Self> {
+        let word = column_type.split(['(', ' ']).next()?;
+        let bits = match word {
+            "tinyint" => 8,
+            "smallint" => 16,
+            "mediumint" => 24,
+            "int" => 32,
+            "bigint" => 64,
+            _ => return None,
+        };
+        let unsigned = column_type.contains("unsigned");
+        Some(Self { bits, unsigned })
+    }
+
+    fn mask(self) -> u64 {
+        u64::MAX >> (64 - self.bits)
+    }
 }
 
 /// An inserted row and what decides whether the tail may send it.
@@ -71,7 +101,20 @@ impl Columns {
             attempts: at("attempts")?,
             next_attempt_at: at("next_attempt_at")?,
             created_at: at("created_at")?,
+            integers: Vec::new(),
         })
+    }
+
+    /// With the `COLUMN_TYPE` of each column, in the same order.
+    #[must_use]
+    pub fn with_types(mut self, column_types: &[String]) -> Self {
+        let integers = column_types.iter().map(|text| Integer::parse(text));
+        self.integers = integers.collect();
+        self
+    }
+
+    fn integer(&self, column: usize) -> Option<Integer> {
+        self.integers.get(column).copied().flatten()
     }
 
     /// Columns of the table when the names were read.
@@ -92,7 +135,7 @@ impl Columns {
                 self.count
             ));
         }
-        let mut image = Values(image);
+        let mut image = Values(image, self);
         let row = Row {
             id: image.unsigned(self.id)?,
             message_id: image.text(self.message_id)?,
@@ -116,15 +159,16 @@ impl Columns {
     }
 }
 
-struct Values<'a>(&'a mut dyn Image);
+struct Values<'a>(&'a mut dyn Image, &'a Columns);
 
 impl Values<'_> {
     /// Signedness is not in MariaDB's table maps: a BIGINT UNSIGNED arrives as the same 64 bits
-    /// signed, and a smaller unsigned one sign-extended (the caller masks it).
+    /// signed, and a smaller unsigned one sign-extended.
     fn unsigned(&mut self, index: usize) -> Result<u64, String> {
+        let mask = self.1.integer(index).map_or(u64::MAX, Integer::mask);
         match self.0.take(index)? {
-            Value::UInt(value) => Ok(value),
-            Value::Int(value) => Ok(value.cast_unsigned()),
+            Value::UInt(value) => Ok(value & mask),
+            Value::Int(value) => Ok(value.cast_unsigned() & mask),
             other => Err(format!(
                 "column {index} is not an integer: {}",
                 kind(&other)
@@ -141,10 +185,27 @@ impl Values<'_> {
         match self.0.take(index)? {
             Value::Bytes(bytes) => Ok(Some(bytes)),
             Value::NULL => Ok(None),
-            other => Err(format!(
-                "column {index} is not text or bytes: {}",
-                kind(&other)
-            )),
+            value => match self.decimal(index, &value) {
+                Some(text) => Ok(Some(text.into_bytes())),
+                None => Err(format!(
+                    "column {index} is not text or bytes: {}",
+                    kind(&value)
+                )),
+            },
+        }
+    }
+
+    /// An integer as SQL makes a text of it. `None` where the column's type is not known to be one:
+    /// an ENUM arrives as a number as well.
+    fn decimal(&self, index: usize, value: &Value) -> Option<String> {
+        let integer = self.1.integer(index)?;
+        match *value {
+            Value::UInt(value) => Some(value.to_string()),
+            Value::Int(value) if integer.unsigned => {
+                Some((value.cast_unsigned() & integer.mask()).to_string())
+            }
+            Value::Int(value) => Some(value.to_string()),
+            _ => None,
         }
     }
 
@@ -152,9 +213,13 @@ impl Values<'_> {
         String::from_utf8(self.bytes(index)?).map_err(|_| format!("column {index} is not UTF-8"))
     }
 
-    /// `None` is a zero date, which encoding refuses for this row alone.
+    /// `None` is a zero date or NULL, which encoding refuses for this row alone.
     fn datetime(&mut self, index: usize) -> Result<Option<PrimitiveDateTime>, String> {
         match self.0.take(index)? {
+            Value::NULL => Ok(None),
+            // A TIMESTAMP: seconds since 1970, and perhaps a fraction; 0 is its zero date.
+            Value::Bytes(text) => timestamp(&text)
+                .ok_or_else(|| format!("column {index} is not a DATETIME or TIMESTAMP")),
             Value::Date(year, month, day, hour, minute, second, micros) => {
                 let date = Month::try_from(month)
                     .ok()
@@ -170,6 +235,19 @@ impl Values<'_> {
             )),
         }
     }
+}
+
+/// The outer `None` is no timestamp at all.
+fn timestamp(text: &[u8]) -> Option<Option<PrimitiveDateTime>> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (seconds, micros) = text.split_once('.').unwrap_or((text, "0"));
+    let (seconds, micros): (i64, u32) = (seconds.parse().ok()?, micros.parse().ok()?);
+    if (seconds, micros) == (0, 0) {
+        return Some(None);
+    }
+    let at = OffsetDateTime::from_unix_timestamp(seconds).ok()?;
+    let at = at.replace_microsecond(micros).ok()?;
+    Some(Some(PrimitiveDateTime::new(at.date(), at.time())))
 }
 
 /// The type alone: a payload must never get into a log line.

@@ -5,6 +5,7 @@ use mysql_async::binlog::events::{Event, EventData, RowsEventData, TableMapEvent
 use mysql_async::binlog::row::BinlogRow;
 use mysql_async::binlog::value::BinlogValue;
 
+use super::json;
 use super::reader::{Image, Layout, Library, Show};
 
 /// mysql_async hands over a compressed transaction and then its events.
@@ -55,9 +56,8 @@ impl Image for BinlogRow {
     fn take(&mut self, column: usize) -> Result<Value, String> {
         match BinlogRow::take(self, column) {
             Some(BinlogValue::Value(value)) => Ok(value),
-            Some(BinlogValue::Jsonb(_) | BinlogValue::JsonDiff(_)) => {
-                Err(format!("column {column} is JSON"))
-            }
+            Some(BinlogValue::Jsonb(value)) => json::text(&value).map(Value::Bytes),
+            Some(BinlogValue::JsonDiff(_)) => Err(format!("column {column} is a part of JSON")),
             None => Err(format!("column {column} is missing from the image")),
         }
     }

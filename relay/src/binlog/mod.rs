@@ -7,6 +7,7 @@ pub mod decode;
 mod event;
 pub mod group;
 mod images;
+mod json;
 pub mod open;
 pub mod position;
 pub mod reader;

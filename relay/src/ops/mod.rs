@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod check;
+mod definition;
 mod operator;
 pub mod pause;
 pub mod preflight;
@@ -9,5 +10,6 @@ mod progress;
 #[cfg(feature = "mysql-cdc")]
 mod reader;
 pub mod replay;
+mod rights;
 pub mod status;
 mod times;

@@ -7,7 +7,9 @@ use svc_kit::database::{Fault, classify};
 use svc_kit::migrate::foreign;
 
 use super::check::{Condition, State};
+use super::{definition, rights};
 use crate::binlog::connect;
+use crate::binlog::position::position_statement;
 use crate::config::{Config, Mode, OutboxTable};
 use crate::pauses::{self, Pauses};
 use crate::table::Queries;
@@ -16,7 +18,13 @@ use crate::table::Queries;
 pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<Condition> {
     let mut found = vec![tables(connection, &config.table).await];
     if found.iter().all(|condition| condition.state == State::Ok) {
-        found.push(writable(connection, &config.table).await);
+        found.extend(definition(connection, config).await);
+        if found
+            .iter()
+            .all(|condition| condition.state != State::Wrong)
+        {
+            found.push(rights::check(connection, &config.table).await);
+        }
         found.push(index(connection, &config.table).await);
         found.push(pauses(connection, &config.table).await);
         found.push(bulks(connection, &config.table).await);
@@ -24,6 +32,7 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
             found.push(canary(connection, &config.table).await);
         }
     }
+    found.push(durability(connection).await);
     if config.mode == Mode::Cdc {
         found.extend(binlog(connection, &config.table).await);
         #[cfg(feature = "mysql-cdc")]
@@ -32,6 +41,21 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
         }
     }
     found
+}
+
+async fn definition(connection: &mut MySqlConnection, config: &Config) -> Vec<Condition> {
+    match definition::look(connection, &config.table.name).await {
+        Ok(found) => {
+            let mut conditions = definition::judge(&found, config.mode);
+            if !config.canary_interval.is_zero() && found.has_integer_key() {
+                let no_canary = "`aggregate_id` is an integer, and the canary's is a text";
+                let off = "set RELAY_CANARY_INTERVAL=0s";
+                conditions.push(Condition::not(State::Wrong, "canary", no_canary, off));
+            }
+            conditions
+        }
+        Err(err) => vec![denied("definition", &err, &config.table.name)],
+    }
 }
 
 const MIGRATE: &str = "run `relay migrate`, or `relay migrate --print` and apply the SQL";
@@ -78,7 +102,7 @@ async fn tables(connection: &mut MySqlConnection, table: &OutboxTable) -> Condit
     )
 }
 
-fn denied(name: &'static str, err: &sqlx::Error, object: &str) -> Condition {
+pub(super) fn denied(name: &'static str, err: &sqlx::Error, object: &str) -> Condition {
     match classify(err) {
         Fault::Misconfigured(_) => Condition::not(
             State::Wrong,
@@ -94,36 +118,6 @@ fn denied(name: &'static str, err: &sqlx::Error, object: &str) -> Condition {
         ),
         _ => Condition::not(State::Wait, name, err.to_string(), "see the server's log"),
     }
-}
-
-/// Statements that need each right and change nothing.
-async fn writable(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {
-    let name = "rights";
-    let outbox = &table.name;
-    for statement in [
-        format!("UPDATE `{outbox}` SET status = status WHERE id = 0"),
-        format!("DELETE FROM `{outbox}` WHERE id = 0"),
-        format!("UPDATE `{outbox}_fence` SET n = n WHERE n < 0"),
-        format!(
-            "INSERT INTO `{outbox}_attempts` (outbox_id, message_id, attempt, class, error) \
-                 SELECT id, '', 0, '', '' FROM `{outbox}` WHERE id = 0"
-        ),
-        format!(
-            "INSERT INTO operator_actions (actor, action, target) \
-                 SELECT '', '', '' FROM `{outbox}` WHERE id = 0"
-        ),
-    ] {
-        if let Err(err) = connection
-            .execute(sqlx::raw_sql(AssertSqlSafe(statement)))
-            .await
-        {
-            return denied(name, &err, &format!("{}.*", table.url.database()));
-        }
-    }
-    Condition::ok(
-        name,
-        "SELECT, UPDATE and DELETE on the outbox, INSERT on its companions",
-    )
 }
 
 async fn index(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {
@@ -225,7 +219,8 @@ async fn binlog(connection: &mut MySqlConnection, table: &OutboxTable) -> Vec<Co
         ),
         (
             "binlog_row_image",
-            &["FULL"],
+            // MariaDB's second one leaves nothing out of an INSERT.
+            &["FULL", "FULL_NODUP"],
             "SET GLOBAL binlog_row_image = 'FULL', and in the option file",
         ),
         (
@@ -260,8 +255,84 @@ async fn binlog(connection: &mut MySqlConnection, table: &OutboxTable) -> Vec<Co
             "SET GLOBAL log_bin_compress = OFF",
         ));
     }
+    found.extend(left_out(connection, table).await);
     found.push(replication(connection, table).await);
     found
+}
+
+/// Does the server leave the outbox's database out of its binlog?
+async fn left_out(connection: &mut MySqlConnection, table: &OutboxTable) -> Option<Condition> {
+    let version = sqlx::query_scalar("SELECT VERSION()").fetch_one(&mut *connection);
+    let version: String = version.await.ok()?;
+    let statement = sqlx::raw_sql(AssertSqlSafe(position_statement(&version)));
+    // Whether this account may read it is the next condition.
+    let row = connection.fetch_optional(statement).await.ok()??;
+    let names = |column: usize| row.try_get::<String, _>(column).unwrap_or_default();
+    let (only, but, database) = (names(2), names(3), table.url.database());
+    let has = |list: &str| list.split(',').any(|name| name.trim() == database);
+    let is_left_out = !only.is_empty() && !has(&only) || has(&but);
+    is_left_out.then(|| {
+        Condition::not(
+            State::Wrong,
+            "binlog filter",
+            format!("the server's binlog leaves out the database {database}"),
+            "take it out of binlog-ignore-db or into binlog-do-db, or set RELAY_MODE=poll",
+        )
+    })
+}
+
+/// What a committed transaction needs to outlive a loss of power: variable, good values, what another
+/// one means.
+const DURABLE: [(&str, &[&str], &str); 4] = [
+    (
+        "innodb_flush_log_at_trx_commit",
+        &["1"],
+        "up to a second of committed transactions is lost",
+    ),
+    (
+        "sync_binlog",
+        &["1"],
+        "transactions that the binlog has not on disk are undone when the server starts again",
+    ),
+    (
+        "innodb_doublewrite",
+        &["ON", "1", "DETECT_AND_RECOVER"],
+        "a page that is written half can't be repaired",
+    ),
+    (
+        "debug_no_sync",
+        &["OFF", "0"],
+        "nothing is written through to the disk",
+    ),
+];
+
+/// A message can't be called back: what is sent must not be lost by the database that it came from.
+async fn durability(connection: &mut MySqlConnection) -> Condition {
+    let name = "durability";
+    let mut lost = Vec::new();
+    let mut fixes = Vec::new();
+    for (variable_name, good, meaning) in DURABLE {
+        match variable(connection, variable_name).await {
+            Ok(Some(value)) if !good.contains(&value.as_str()) => {
+                lost.push(format!("{variable_name} is {value}: {meaning}"));
+                fixes.push(format!("{variable_name} = {}", good[0]));
+            }
+            Ok(_) => {}
+            Err(err) => return denied(name, &err, variable_name),
+        }
+    }
+    if lost.is_empty() {
+        return Condition::ok(name, "a committed row outlives a loss of power");
+    }
+    Condition::not(
+        State::Warning,
+        name,
+        format!(
+            "after a loss of power messages can be out whose rows and orders are gone ({})",
+            lost.join("; ")
+        ),
+        format!("set {} in the server's option file", fixes.join(", ")),
+    )
 }
 
 pub(super) async fn variable(

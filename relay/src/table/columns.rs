@@ -28,8 +28,9 @@ impl Queries {
     fn page_statement(&self, index: &str, further: &str) -> String {
         // No due, age or key in the WHERE: with them in SQL the rows of one waiting key filled
         // every page for ever, and other keys starved behind them.
+        // A key that is an integer comes as text, as the tail makes it one.
         format!(
-            "SELECT id, message_id, aggregate_type, aggregate_id, exchange, routing_key, \
+            "SELECT id, message_id, aggregate_type, CONCAT(aggregate_id), exchange, routing_key, \
              TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), next_attempt_at), \
              OCTET_LENGTH(payload) + COALESCE(OCTET_LENGTH(headers), 0), \
              attempts > 0 OR sent_at IS NOT NULL OR last_error IS NOT NULL \

@@ -479,3 +479,58 @@ async fn check_tells_a_wrong_password_and_a_database_that_is_down() {
         "{said}"
     );
 }
+
+#[tokio::test]
+async fn check_warns_of_a_server_that_forgets_what_it_has_committed_and_of_one_that_leaves_rows_out()
+ {
+    for flavor in flavors().await {
+        let db = OwnDb::start(
+            flavor,
+            &["--skip-innodb-doublewrite", "--binlog-ignore-db=apart"],
+        )
+        .await;
+        let mut rig = db.rig().await;
+        for setting in ["innodb_flush_log_at_trx_commit = 2", "sync_binlog = 0"] {
+            db.execute(&format!("SET GLOBAL {setting}")).await.unwrap();
+        }
+        let (code, said) = check(&rig).await;
+        assert_eq!(code, Some(0), "{said}");
+        for text in [
+            "warning  durability",
+            "innodb_flush_log_at_trx_commit is 2",
+            "sync_binlog is 0",
+            "innodb_doublewrite is OFF",
+            "messages can be out whose rows and orders are gone",
+            "set innodb_flush_log_at_trx_commit = 1, sync_binlog = 1, innodb_doublewrite = ON",
+        ] {
+            assert!(said.contains(text), "{text}: {said}");
+        }
+        db.execute("CREATE DATABASE apart").await.unwrap();
+        rig.set("DATABASE_URL", &db.url("apart"));
+        let migrate = rig.command(&["migrate"]);
+        assert!(migrate.wait_exit(LATER).await.unwrap().success());
+        let texts = ["leaves out the database apart", "RELAY_MODE=poll"];
+        refused(&rig, &["run"], &texts).await;
+    }
+}
+
+#[tokio::test]
+async fn all_rights_that_are_missing_are_said_at_once() {
+    for db in e2e::shared::databases().await {
+        let mut rig = Rig::without_queue(db).await;
+        let user = format!("u{}", &rig.database.name[20..]);
+        let read = format!("SELECT ON `{}`.*", rig.database.name);
+        db.create_user(&user, "pw", &[read]).await.unwrap();
+        let url = db.user_url(&user, "pw", &rig.database.name);
+        rig.set("DATABASE_URL", &url);
+        let texts = [
+            "UPDATE command denied",
+            "DELETE command denied",
+            "outbox_fence",
+            "INSERT command denied",
+            "outbox_attempts",
+            "operator_actions",
+        ];
+        refused(&rig, &["run"], &texts).await;
+    }
+}

@@ -6,13 +6,14 @@
 
 #[path = "../rig/mod.rs"]
 mod rig;
-use rig::{rows, servers, writers};
+use rig::{ops, rows, servers, writers};
 
 mod batch;
 mod companions;
 mod config;
 mod crash;
 mod defects;
+mod definitions;
 mod faults;
 mod latency;
 mod order;

@@ -1,5 +1,6 @@
 //! Somebody else's table under a name of ours: refused by every command, and left as it is.
 
+use e2e::product::Process;
 use e2e::{Db, Flavor};
 use sqlx::{AssertSqlSafe, Executor as _, MySqlPool, Row as _};
 
@@ -172,5 +173,35 @@ async fn further_columns_with_defaults_and_tables_of_an_older_release_are_the_pr
         let migrate = rig.command(&["migrate"]);
         let status = migrate.wait_exit(LATER).await.unwrap();
         assert!(status.success(), "{}", migrate.log());
+    }
+}
+
+/// The same for the tables of the two services.
+#[tokio::test]
+async fn the_services_migrations_refuse_tables_of_other_programs() {
+    let tables = [
+        ("order-svc", "orders"),
+        ("order-svc", "idempotency_keys"),
+        ("order-svc", "outbox"),
+        ("pay-svc", "inbox"),
+        ("pay-svc", "payments"),
+        ("pay-svc", "operator_actions"),
+    ];
+    for db in e2e::shared::databases().await {
+        for (program, table) in tables {
+            let strange = format!("CREATE TABLE `{table}` (height INT, width INT)");
+            let rig = rig_with(db, &[&strange]).await;
+            let before = everything(&rig.pool).await;
+            let binary = e2e::product::binary(program).unwrap();
+            let env = [("DATABASE_URL", &*rig.env["DATABASE_URL"])];
+            let process = Process::spawn(&binary, &["migrate"], &env).unwrap();
+            let status = process.wait_exit(LATER).await.unwrap();
+            let log = process.log();
+            assert_eq!(status.code(), Some(64), "{program}: {log}");
+            for text in ["DATABASE_URL", table, "height"] {
+                assert!(log.contains(text), "{program}: {text} in {log}");
+            }
+            assert_eq!(everything(&rig.pool).await, before, "{program} {table}");
+        }
     }
 }

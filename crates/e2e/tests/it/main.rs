@@ -7,6 +7,7 @@
 )]
 
 mod database;
+mod defaults;
 mod demo;
 mod deploy;
 mod examples;

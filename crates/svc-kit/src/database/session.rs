@@ -39,7 +39,7 @@ pub const SESSION: &str = "\
     sql_select_limit = 18446744073709551615, group_concat_max_len = 1048576, \
     foreign_key_checks = 1, unique_checks = 1, default_storage_engine = InnoDB, \
     innodb_lock_wait_timeout = 50, lock_wait_timeout = 86400, \
-    net_read_timeout = 30, net_write_timeout = 60, \
+    net_read_timeout = 30, net_write_timeout = 60, wait_timeout = 28800, \
     /*!80000 max_execution_time = 0, range_optimizer_max_mem_size = 0, big_tables = 0, */ \
     /*M! max_statement_time = 0, idle_transaction_timeout = 0, idle_write_transaction_timeout = 0, */ \
     sql_warnings = 0; \

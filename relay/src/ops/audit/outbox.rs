@@ -40,7 +40,7 @@ pub(super) struct Outbox {
     table: String,
 }
 
-const COLUMNS: &str = "id, message_id, status, event_type, aggregate_id, \
+const COLUMNS: &str = "id, message_id, status, event_type, CONCAT(aggregate_id), \
     TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)), \
     TIMESTAMPDIFF(MICROSECOND, sent_at, UTC_TIMESTAMP(6)), \
     COALESCE(next_attempt_at > UTC_TIMESTAMP(6) AND attempts = 0 AND last_error IS NULL, 0), \

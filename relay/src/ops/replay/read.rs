@@ -104,7 +104,7 @@ impl Reader {
     /// The sent rows behind `after`.
     pub(super) async fn page(&mut self, after: u64) -> anyhow::Result<Page> {
         let statement = format!(
-            "SELECT id, message_id, aggregate_type, aggregate_id, event_type, exchange, \
+            "SELECT id, message_id, aggregate_type, CONCAT(aggregate_id), event_type, exchange, \
              routing_key, created_at, sent_at FROM `{}` {} \
              WHERE status = 2 AND id > ? AND id <= ? ORDER BY id LIMIT {PAGE}",
             self.queries.name(),
