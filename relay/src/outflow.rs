@@ -58,7 +58,7 @@ impl Session<'_> {
                 let rest = self.marks.split_off(self.marks.len().min(MARK_MAX));
                 Write::Sent(std::mem::replace(&mut self.marks, rest))
             };
-            self.writing += write.len();
+            self.writing += write.count();
             permit.send(write);
         }
     }

@@ -8,7 +8,7 @@ use svc_kit::database::{Fault, classify};
 use super::check::{Condition, State};
 use crate::binlog::connect;
 use crate::binlog::decode::Columns;
-use crate::config::{Config, Mode, OutboxTable};
+use crate::config::{Config, Mode, OutboxTable, RowImage};
 use crate::pauses::{self, Pauses};
 use crate::table::Queries;
 
@@ -25,7 +25,7 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
         }
     }
     if config.mode == Mode::Cdc {
-        found.extend(binlog(connection, &config.table).await);
+        found.extend(binlog(connection, config).await);
         #[cfg(feature = "mysql-cdc")]
         if config.reader == crate::binlog::reader::Reader::MysqlCdc {
             found.extend(super::reader::mysql_cdc(connection, &config.table).await);
@@ -231,7 +231,7 @@ async fn canary(connection: &mut MySqlConnection, table: &OutboxTable) -> Condit
 }
 
 /// What a binlog that tells everything looks like.
-async fn binlog(connection: &mut MySqlConnection, table: &OutboxTable) -> Vec<Condition> {
+async fn binlog(connection: &mut MySqlConnection, config: &Config) -> Vec<Condition> {
     let mut found = Vec::new();
     let wanted: [(&'static str, &[&str], &str); 4] = [
         (
@@ -281,8 +281,32 @@ async fn binlog(connection: &mut MySqlConnection, table: &OutboxTable) -> Vec<Co
             "SET GLOBAL log_bin_compress = OFF",
         ));
     }
-    found.push(replication(connection, table).await);
+    found.push(replication(connection, &config.table).await);
+    if config.row_image == RowImage::Minimal {
+        found.push(minimal_marks(connection, &config.table).await);
+    }
     found
+}
+
+/// It is chosen, and may cost others their columns.
+async fn minimal_marks(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {
+    let name = "RELAY_BINLOG_ROW_IMAGE";
+    let try_out = sqlx::raw_sql("SET SESSION binlog_row_image = 'MINIMAL'");
+    if let Err(err) = connection.execute(try_out).await {
+        let mend = format!(
+            "GRANT SESSION_VARIABLES_ADMIN (MariaDB: BINLOG ADMIN) ON *.* TO {}, or leave the \
+             setting at full",
+            table.url.user()
+        );
+        return Condition::not(State::Warning, name, format!("minimal: {err}"), mend);
+    }
+    Condition::not(
+        State::Warning,
+        name,
+        "minimal: marks have the key and what changes alone. Online schema changes by the binlog \
+         (gh-ost) destroy pending rows, and CDC readers lose columns",
+        "full, unless nothing else reads this table from the binlog",
+    )
 }
 
 pub(super) async fn variable(
