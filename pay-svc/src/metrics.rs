@@ -118,16 +118,7 @@ impl Metrics {
                     "Processed and discarded messages deleted after PAY_RETENTION.",
                 )?,
             )?,
-            prune_skipped: add(
-                registry,
-                IntGaugeVec::new(
-                    Opts::new(
-                        PRUNE_SKIPPED,
-                        "Messages that the last round of pruning left behind.",
-                    ),
-                    &[LABEL_REASON],
-                )?,
-            )?,
+            prune_skipped: prune_skipped(registry)?,
             pending_rows: add(
                 registry,
                 IntGauge::new(
@@ -180,6 +171,14 @@ impl Metrics {
             self.prune_skipped.with_label_values(&[reason]).set(rows);
         }
     }
+}
+
+fn prune_skipped(registry: &Registry) -> prometheus::Result<IntGaugeVec> {
+    let opts = Opts::new(
+        PRUNE_SKIPPED,
+        "Messages that the last round of pruning left behind.",
+    );
+    add(registry, IntGaugeVec::new(opts, &[LABEL_REASON])?)
 }
 
 fn add<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> prometheus::Result<C> {

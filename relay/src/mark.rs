@@ -219,7 +219,7 @@ impl Marker {
                 continue;
             }
             match tokio::time::timeout_at(until.into(), writes.recv()).await {
-                Ok(write) => return Ok(write.map(|write| Next::new(write))),
+                Ok(write) => return Ok(write.map(Next::new)),
                 Err(_) => tokio::time::timeout(WRITE_TIMEOUT, self.connection.ping()).await??,
             }
         }

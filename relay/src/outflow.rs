@@ -75,8 +75,8 @@ impl Session<'_> {
         let (ready, detail) = match (self.jam.is_there(), refused) {
             (true, refused) => {
                 let why = refused.unwrap_or_else(|| "is the table locked?".into());
-                let told = "rows are confirmed and can't be marked, intake stops";
-                (false, format!("{rows} {told}: {why}"))
+                let stopped = "rows are confirmed and can't be marked, intake stops";
+                (false, format!("{rows} {stopped}: {why}"))
             }
             (false, Some(refused)) => (true, format!("connected; {refused}")),
             (false, None) => (true, "connected".into()),

@@ -27,7 +27,7 @@ impl Layout for TableMapEvent<'static> {
 
     fn images(&self, event: &Event, show: Show<'_>) -> Result<(), String> {
         let data = rows_of(event)?;
-        whole(data.columns_after_image().is_some_and(|all| all.all()))?;
+        whole(matches!(data.columns_after_image(), Some(all) if all.all()))?;
         for image in data.rows(self) {
             let (_, after) = image.map_err(|err| format!("a row image: {err}"))?;
             show(&mut after.ok_or("an INSERT without an after-image")?)?;
@@ -37,8 +37,8 @@ impl Layout for TableMapEvent<'static> {
 
     fn changes(&self, event: &Event, show: ShowChange<'_>) -> Result<(), String> {
         let data = rows_of(event)?;
-        whole(data.columns_before_image().is_some_and(|all| all.all()))?;
-        whole(data.columns_after_image().is_some_and(|all| all.all()))?;
+        whole(matches!(data.columns_before_image(), Some(all) if all.all()))?;
+        whole(matches!(data.columns_after_image(), Some(all) if all.all()))?;
         for images in data.rows(self) {
             let (before, after) = images.map_err(|err| format!("a row image: {err}"))?;
             let mut before = before.ok_or("an UPDATE without a before-image")?;

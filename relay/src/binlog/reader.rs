@@ -62,10 +62,8 @@ pub trait Layout: Send + Sync {
     /// Shows each pair of images of an UPDATE, before and after, until one is refused.
     ///
     /// # Errors
-    /// What can't be decoded, or the refusal; always, by a library that does not look at them.
-    fn changes(&self, _event: &Event, _show: ShowChange<'_>) -> Result<(), String> {
-        Err("this reader does not look at an UPDATE".into())
-    }
+    /// What can't be decoded, or the refusal.
+    fn changes(&self, event: &Event, show: ShowChange<'_>) -> Result<(), String>;
 }
 
 /// Who looks at row images.

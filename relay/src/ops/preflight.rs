@@ -24,8 +24,11 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
             found.push(canary(connection, &config.table).await);
         }
     }
+    if config.row_image == RowImage::Minimal {
+        found.push(minimal_marks(connection, &config.table).await);
+    }
     if config.mode == Mode::Cdc {
-        found.extend(binlog(connection, config).await);
+        found.extend(binlog(connection, &config.table).await);
         #[cfg(feature = "mysql-cdc")]
         if config.reader == crate::binlog::reader::Reader::MysqlCdc {
             found.extend(super::reader::mysql_cdc(connection, &config.table).await);
@@ -231,7 +234,7 @@ async fn canary(connection: &mut MySqlConnection, table: &OutboxTable) -> Condit
 }
 
 /// What a binlog that tells everything looks like.
-async fn binlog(connection: &mut MySqlConnection, config: &Config) -> Vec<Condition> {
+async fn binlog(connection: &mut MySqlConnection, table: &OutboxTable) -> Vec<Condition> {
     let mut found = Vec::new();
     let wanted: [(&'static str, &[&str], &str); 4] = [
         (
@@ -281,10 +284,7 @@ async fn binlog(connection: &mut MySqlConnection, config: &Config) -> Vec<Condit
             "SET GLOBAL log_bin_compress = OFF",
         ));
     }
-    found.push(replication(connection, &config.table).await);
-    if config.row_image == RowImage::Minimal {
-        found.push(minimal_marks(connection, &config.table).await);
-    }
+    found.push(replication(connection, table).await);
     found
 }
 
