@@ -30,8 +30,8 @@ REVOKE CREATE ON orders.idempotency_keys FROM 'order_svc'@'%';
 
 -- relay: the outbox tables and the binlog. It can't read orders.
 GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'relay'@'%';
--- For binlog_row_image = MINIMAL in its own sessions: a mark then adds 3 % to the binlog of an
--- insert instead of 102 %. The relay works without this right.
+-- For RELAY_BINLOG_ROW_IMAGE=minimal: a mark then adds 3 % to the binlog of an insert instead of
+-- 102 %. The relay works without this right.
 GRANT SESSION_VARIABLES_ADMIN ON *.* TO 'relay'@'%';
 -- INSERT is for the canary (RELAY_CANARY_INTERVAL) and for `relay parked edit`.
 GRANT CREATE, SELECT, UPDATE, DELETE ON orders.outbox TO 'relay'@'%';

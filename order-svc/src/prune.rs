@@ -65,7 +65,7 @@ enum Page {
 /// it would read on and on.
 async fn page(pool: &MySqlPool, retention: Duration) -> Result<Page, sqlx::Error> {
     let mut connection = pool.acquire().await?;
-    let oldest: Vec<(Vec<u8>, i64)> = sqlx::query_as(
+    let oldest: Vec<(Vec<u8>, Option<i64>)> = sqlx::query_as(
         "SELECT idempotency_key, \
          CAST(TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)) AS SIGNED) \
          FROM idempotency_keys FORCE INDEX (idempotency_keys_created_at) \
@@ -77,7 +77,8 @@ async fn page(pool: &MySqlPool, retention: Duration) -> Result<Page, sqlx::Error
     let kept_for = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
     let mut old: Vec<Vec<u8>> = oldest
         .into_iter()
-        .filter(|(_, age)| *age > kept_for)
+        // One with a date that is in no calendar is as old as can be, and the first of all.
+        .filter(|(_, age)| age.is_none_or(|age| age > kept_for))
         .map(|(key, _)| key)
         .collect();
     if old.is_empty() {

@@ -212,7 +212,8 @@ async fn lock_due(
     let sql = format!(
         "SELECT message_id, event_type, IF(LENGTH(headers) <= ?, headers, NULL) AS headers, \
          SUBSTRING(payload, 1, ?) AS payload, attempts, \
-         CAST(TIMESTAMPDIFF(MICROSECOND, received_at, UTC_TIMESTAMP(6)) AS SIGNED) AS age_micros, \
+         CAST(COALESCE(TIMESTAMPDIFF(MICROSECOND, received_at, UTC_TIMESTAMP(6)), 0) AS SIGNED) \
+         AS age_micros, \
          CAST(UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND AS DATETIME(6)) AS lease \
          FROM inbox FORCE INDEX (PRIMARY) WHERE message_id IN ({}) AND status = ? \
          AND (next_attempt_at IS NULL OR next_attempt_at <= UTC_TIMESTAMP(6)) \

@@ -74,7 +74,7 @@ async fn count(pool: &MySqlPool, status: InboxStatus) -> Result<i64, sqlx::Error
 /// In seconds, by the database's clock, which also wrote the rows; never negative.
 async fn oldest_age(pool: &MySqlPool, status: InboxStatus) -> Result<f64, sqlx::Error> {
     let micros: Option<i64> = sqlx::query_scalar(
-        "SELECT CAST(TIMESTAMPDIFF(MICROSECOND, received_at, UTC_TIMESTAMP(6)) AS SIGNED) \
+        "SELECT CAST(COALESCE(TIMESTAMPDIFF(MICROSECOND, received_at, UTC_TIMESTAMP(6)), 0) AS SIGNED) \
          FROM inbox FORCE INDEX (inbox_status_received_at) \
          WHERE status = ? ORDER BY received_at LIMIT 1",
     )

@@ -2,9 +2,11 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 
+use crate::prune::Skipped;
 use crate::refusals::Record;
 use crate::settle::{ALREADY_PAID, IGNORED};
 
@@ -17,6 +19,7 @@ const PROCESSED: &str = "inbox_processed_total";
 const FAILED: &str = "inbox_failed_total";
 const REFUSED: &str = "inbox_records_refused_total";
 const PRUNED: &str = "inbox_pruned_total";
+const PRUNE_SKIPPED: &str = "inbox_prune_skipped_rows";
 const PENDING_ROWS: &str = "inbox_pending_rows";
 const PARKED_ROWS: &str = "inbox_parked_rows";
 const OLDEST_PENDING: &str = "inbox_oldest_pending_age_seconds";
@@ -26,6 +29,7 @@ const ORDER_TO_PAYMENT: &str = "order_to_payment_seconds";
 const LABEL_OUTCOME: &str = "outcome";
 const LABEL_CLASS: &str = "class";
 const LABEL_RECORD: &str = "record";
+const LABEL_REASON: &str = "reason";
 
 /// Values of the label `outcome`.
 const OUTCOMES: [&str; 4] = ["captured", "declined", ALREADY_PAID, IGNORED];
@@ -62,6 +66,8 @@ pub struct Metrics {
     pub refused: IntCounterVec,
     /// Processed and discarded messages deleted after their retention.
     pub pruned: IntCounter,
+    /// Messages that the last round of pruning left behind, by why.
+    prune_skipped: IntGaugeVec,
     /// Rows with status 1.
     pub pending_rows: IntGauge,
     /// Rows with status 3.
@@ -112,6 +118,7 @@ impl Metrics {
                 PRUNED,
                 "Processed and discarded messages deleted after PAY_RETENTION.",
             )?,
+            prune_skipped: prune_skipped(registry)?,
             pending_rows: rows(PENDING_ROWS, "Messages received, not processed.")?,
             parked_rows: rows(PARKED_ROWS, "Messages that a person must look at.")?,
             oldest_pending_age: age(
@@ -139,7 +146,24 @@ impl Metrics {
         for class in CLASSES {
             self.failed.with_label_values(&[class]).inc_by(0);
         }
+        self.set_skipped(Skipped::default());
     }
+
+    /// Shows what pruning has left behind.
+    pub fn set_skipped(&self, skipped: Skipped) {
+        for (reason, rows) in [("no_time", skipped.no_time), ("refused", skipped.refused)] {
+            let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+            self.prune_skipped.with_label_values(&[reason]).set(rows);
+        }
+    }
+}
+
+fn prune_skipped(registry: &Registry) -> prometheus::Result<IntGaugeVec> {
+    let opts = Opts::new(
+        PRUNE_SKIPPED,
+        "Messages that the last round of pruning left behind.",
+    );
+    add(registry, IntGaugeVec::new(opts, &[LABEL_REASON])?)
 }
 
 fn add<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> prometheus::Result<C> {

@@ -21,6 +21,8 @@ const PAGE: usize = 500;
 const ATTEMPTS_MAX: usize = 2000;
 /// A page is a few hundred rows by primary key.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Refusals in a row, without a delete, after which the rest of a page is left.
+const REFUSALS_MAX: u32 = 12;
 /// Between two rounds.
 const IDLE: Duration = Duration::from_mins(1);
 /// The least rest between two pages. A page rests as long as it took, so that deletes take half of
@@ -67,6 +69,11 @@ async fn step(
     match tokio::time::timeout(PAGE_TIMEOUT, page).await {
         Ok(Ok(page)) => {
             metrics.pruned.inc_by(page.deleted);
+            round.skipped.no_time += page.skipped.no_time;
+            round.skipped.refused += page.skipped.refused;
+            if page.step == Step::Done {
+                metrics.set_skipped(std::mem::take(&mut round.skipped));
+            }
             Some(page.step)
         }
         Ok(Err(err)) if matches!(classify(&err), Fault::Busy) => Some(Step::More),
@@ -82,12 +89,28 @@ async fn step(
     }
 }
 
+/// No message was received before; what is, has a zero date.
+const BEGINNING: PrimitiveDateTime = datetime!(1000-01-01 00:00);
+/// Messages with a zero date are counted up to here.
+const COUNTED_MAX: u32 = 100_000;
+
 /// A walk through the messages of one status after the other, from the one received first.
 #[derive(Debug, Clone)]
 pub struct Round {
     status: InboxStatus,
     received_at: PrimitiveDateTime,
     message_id: Vec<u8>,
+    /// What it has left behind so far.
+    skipped: Skipped,
+}
+
+/// Messages that are left behind, by why.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// No time of theirs is usable.
+    pub no_time: u64,
+    /// The database refuses to delete them, by a foreign key or a trigger.
+    pub refused: u64,
 }
 
 impl Default for Round {
@@ -100,8 +123,9 @@ impl Round {
     fn of(status: InboxStatus) -> Self {
         Self {
             status,
-            received_at: datetime!(1000-01-01 00:00),
+            received_at: BEGINNING,
             message_id: Vec::new(),
+            skipped: Skipped::default(),
         }
     }
 
@@ -111,7 +135,10 @@ impl Round {
             InboxStatus::Processed => (InboxStatus::Discarded, Step::More),
             _ => (InboxStatus::Processed, Step::Done),
         };
-        *self = Self::of(next);
+        *self = Self {
+            skipped: self.skipped,
+            ..Self::of(next)
+        };
         step
     }
 }
@@ -132,6 +159,8 @@ pub struct Page {
     pub deleted: u64,
     /// What follows.
     pub step: Step,
+    /// Messages left behind.
+    pub skipped: Skipped,
 }
 
 #[derive(sqlx::FromRow)]
@@ -139,9 +168,19 @@ struct Candidate {
     message_id: Vec<u8>,
     received_at: PrimitiveDateTime,
     /// Microseconds since it was received.
-    received_ago: i64,
+    received_ago: Option<i64>,
     /// Microseconds since it was processed or discarded, as far as that is known.
-    done_ago: i64,
+    processed_ago: Option<i64>,
+}
+
+impl Candidate {
+    /// By the first time that is usable: a zero date is not, nor is one over a day ahead.
+    fn done_ago(&self) -> Option<i64> {
+        const DAY_AHEAD: i64 = -86_400_000_000;
+        let usable = |ago: &i64| *ago >= DAY_AHEAD;
+        let received = self.received_ago.filter(usable);
+        self.processed_ago.filter(usable).or(received)
+    }
 }
 
 /// Deletes what has expired of the next page.
@@ -159,23 +198,27 @@ pub async fn page(
     let candidates = candidates(pool, round).await?;
     let limit = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
     // A message is done after it was received: from the first young one on, all are.
-    let last_page =
-        candidates.len() < PAGE || candidates.iter().any(|row| row.received_ago <= limit);
-    let expired: Vec<&[u8]> = candidates
-        .iter()
-        .filter(|row| row.done_ago > limit)
-        .map(|row| row.message_id.as_slice())
-        .collect();
-    let deleted = if expired.is_empty() {
-        Some(0)
-    } else {
-        delete(pool, round.status, &expired).await?
-    };
+    let is_young = |row: &Candidate| row.received_ago.is_some_and(|ago| ago <= limit);
+    let last_page = candidates.len() < PAGE || candidates.iter().any(is_young);
+    let mut skipped = Skipped::default();
+    if round.received_at == BEGINNING && round.message_id.is_empty() {
+        skipped.no_time = without_date(pool, round.status).await?;
+    }
+    let mut expired: Vec<&[u8]> = Vec::new();
+    for row in &candidates {
+        match row.done_ago() {
+            None => skipped.no_time += 1,
+            Some(ago) if ago > limit => expired.push(&row.message_id),
+            Some(_) => {}
+        }
+    }
+    let deleted = delete(pool, round.status, expired, &mut skipped).await?;
     let Some(deleted) = deleted else {
         // Some of their attempts are gone: the same page again.
         return Ok(Page {
             deleted: 0,
             step: Step::More,
+            skipped: Skipped::default(),
         });
     };
     let step = match candidates.last() {
@@ -186,15 +229,33 @@ pub async fn page(
         }
         Some(_) | None => round.turn(),
     };
-    Ok(Page { deleted, step })
+    Ok(Page {
+        deleted,
+        step,
+        skipped,
+    })
+}
+
+/// How many messages have a zero date: the walk begins behind them.
+async fn without_date(pool: &MySqlPool, status: InboxStatus) -> Result<u64, sqlx::Error> {
+    let sql = format!(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM inbox FORCE INDEX (inbox_status_received_at) \
+         WHERE status = ? AND received_at < ? LIMIT {COUNTED_MAX}) AS counted"
+    );
+    let rows: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
+        .bind(status.code())
+        .bind(BEGINNING)
+        .fetch_one(pool)
+        .await?;
+    Ok(rows.unsigned_abs())
 }
 
 async fn candidates(pool: &MySqlPool, round: &Round) -> Result<Vec<Candidate>, sqlx::Error> {
     let sql = format!(
         "SELECT message_id, received_at, \
          CAST(TIMESTAMPDIFF(MICROSECOND, received_at, UTC_TIMESTAMP(6)) AS SIGNED) AS received_ago, \
-         CAST(TIMESTAMPDIFF(MICROSECOND, COALESCE(processed_at, received_at), UTC_TIMESTAMP(6)) \
-         AS SIGNED) AS done_ago \
+         CAST(TIMESTAMPDIFF(MICROSECOND, processed_at, UTC_TIMESTAMP(6)) AS SIGNED) \
+         AS processed_ago \
          FROM inbox FORCE INDEX (inbox_status_received_at) \
          WHERE status = ? AND received_at >= ? AND (received_at > ? OR message_id > ?) \
          ORDER BY received_at, message_id LIMIT {PAGE}"
@@ -208,9 +269,48 @@ async fn candidates(pool: &MySqlPool, round: &Round) -> Result<Vec<Candidate>, s
         .await
 }
 
-/// Deletes messages that still have `status`, and their attempts, in one transaction. `None`: they
-/// have more attempts than one transaction takes; only attempts were deleted.
+/// Deletes messages that still have `status`, but for those that the database refuses to delete.
+/// `None`: they have more attempts than one transaction takes; only attempts were deleted.
 async fn delete(
+    pool: &MySqlPool,
+    status: InboxStatus,
+    ids: Vec<&[u8]>,
+    skipped: &mut Skipped,
+) -> Result<Option<u64>, sqlx::Error> {
+    let (mut deleted, mut refusals) = (0, 0);
+    let mut parts = vec![ids];
+    while let Some(mut ids) = parts.pop() {
+        if ids.is_empty() {
+            continue;
+        }
+        let err = match delete_all(pool, status, &ids).await {
+            Ok(None) => return Ok(None),
+            Ok(Some(some)) => {
+                (deleted, refusals) = (deleted + some, 0);
+                continue;
+            }
+            Err(err) => err,
+        };
+        let busy = matches!(classify(&err), Fault::Busy | Fault::ReadOnly);
+        if busy || !matches!(err, sqlx::Error::Database(_)) {
+            return Err(err);
+        }
+        // It answers still, so it is these that it refuses.
+        sqlx::query("SELECT 1").execute(pool).await?;
+        refusals += 1;
+        if ids.len() > 1 && refusals <= REFUSALS_MAX {
+            let half = ids.split_off(ids.len() / 2);
+            parts.extend([half, ids]);
+        } else {
+            tracing::debug!(error = %err, "messages can't be deleted");
+            skipped.refused += ids.len() as u64;
+        }
+    }
+    Ok(Some(deleted))
+}
+
+/// Messages and their attempts, in one transaction.
+async fn delete_all(
     pool: &MySqlPool,
     status: InboxStatus,
     ids: &[&[u8]],
@@ -232,6 +332,8 @@ async fn delete(
     .await;
     if let Err(err) = &outcome {
         retire_if_read_only(&mut connection, err);
+        // Carries out the rollback: its locks must be gone when others are tried.
+        drop(connection.ping().await);
     }
     outcome
 }

@@ -93,7 +93,7 @@ pub struct Refused {
 
 impl Write {
     /// Marks and records in it.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         match self {
             Self::Sent(marks) => marks.len(),
             Self::Record(_) => 1,
@@ -219,7 +219,7 @@ impl Marker {
                 continue;
             }
             match tokio::time::timeout_at(until.into(), writes.recv()).await {
-                Ok(write) => return Ok(write.map(|write| Next::new(write))),
+                Ok(write) => return Ok(write.map(Next::new)),
                 Err(_) => tokio::time::timeout(WRITE_TIMEOUT, self.connection.ping()).await??,
             }
         }
@@ -391,18 +391,19 @@ impl Marker {
         if ends_session(&mut self.connection, &err).await {
             return Err(err.into());
         }
-        let why = err.to_string();
-        if *why != *self.why {
-            tracing::warn!(
-                error = why,
-                "the database refuses a write; it is tried again"
-            );
-            self.why = why.into();
-        }
-        Ok(match classify(&err) {
+        let refusal = match classify(&err) {
             Fault::Busy => Refusal::Locked,
             _ => Refusal::Other,
-        })
+        };
+        let why = match refusal {
+            Refusal::Locked => format!("somebody else holds a lock: {err}"),
+            Refusal::Other => err.to_string(),
+        };
+        if *why != *self.why {
+            tracing::warn!(error = why, "a write is refused and will be tried again");
+            self.why = why.into();
+        }
+        Ok(refusal)
     }
 
     fn refused(&self) -> Refused {

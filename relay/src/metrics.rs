@@ -223,6 +223,22 @@ impl Register<'_> {
         self.add(Histogram::with_opts(opts))
     }
 
+    fn refused(&self) -> Registered<IntGaugeVec> {
+        self.gauges(
+            "refused_records",
+            &["kind"],
+            "Writes that the database refuses and that are tried again: mark, failure or sample",
+        )
+    }
+
+    fn skipped(&self) -> Registered<IntGaugeVec> {
+        self.gauges(
+            "cleanup_skipped_rows",
+            &["reason"],
+            "Sent rows that the last walk of clean-up left behind: no_time, refused or locked",
+        )
+    }
+
     fn counters(&self, name: &str, label: &str, help: &str) -> Registered<IntCounterVec> {
         self.add(IntCounterVec::new(Opts::new(full(name), help), &[label]))
     }
@@ -296,16 +312,8 @@ impl Metrics {
                 &["exchange", "routing_key"],
                 "Rows waiting for a route that is shut; the 50 fullest",
             )?,
-            refused_records: r.gauges(
-                "refused_records",
-                &["kind"],
-                "Writes that the database refuses and that are tried again: mark, failure or sample",
-            )?,
-            skipped_rows: r.gauges(
-                "cleanup_skipped_rows",
-                &["reason"],
-                "Sent rows that the last walk of clean-up left behind: no_time, refused or locked",
-            )?,
+            refused_records: r.refused()?,
+            skipped_rows: r.skipped()?,
             mode: r.gauges("mode", &["mode"], "1 for RELAY_MODE: cdc or poll")?,
             row_gauges_read: r.seconds(
                 "row_gauges_read_seconds",

@@ -58,7 +58,7 @@ impl Session<'_> {
                 let rest = self.marks.split_off(self.marks.len().min(MARK_MAX));
                 Write::Sent(std::mem::replace(&mut self.marks, rest))
             };
-            self.writing += write.len();
+            self.writing += write.count();
             permit.send(write);
         }
     }
@@ -75,8 +75,8 @@ impl Session<'_> {
         let (ready, detail) = match (self.jam.is_there(), refused) {
             (true, refused) => {
                 let why = refused.unwrap_or_else(|| "is the table locked?".into());
-                let told = "rows are confirmed and can't be marked, intake stops";
-                (false, format!("{rows} {told}: {why}"))
+                let stopped = "rows are confirmed and can't be marked, intake stops";
+                (false, format!("{rows} {stopped}: {why}"))
             }
             (false, Some(refused)) => (true, format!("connected; {refused}")),
             (false, None) => (true, "connected".into()),

@@ -160,7 +160,8 @@ impl Reader<'_> {
             },
             Table::Inbox => Cursor {
                 key: Key::Message(row.try_get_unchecked(0)?),
-                micros: row.try_get(1)?,
+                // A zero date is in no calendar.
+                micros: row.try_get::<Option<i64>, _>(1)?.unwrap_or(0),
             },
         })
     }

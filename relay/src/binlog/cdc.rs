@@ -14,7 +14,8 @@ use futures::{StreamExt, stream};
 use mysql_async::Value;
 use mysql_async::binlog::events::{Event, FormatDescriptionEvent};
 use mysql_async::binlog::{BinlogVersion, EventType};
-use mysql_cdc::events::row_events::{mysql_value::MySqlValue as Cell, write_rows_event as write};
+use mysql_cdc::events::row_events::{mysql_value::MySqlValue as Cell, row_data::RowData};
+use mysql_cdc::events::row_events::{update_rows_event as update, write_rows_event as write};
 use mysql_cdc::events::table_map_event::TableMapEvent;
 use mysql_cdc::{binlog_client::BinlogClient, binlog_events::BinlogEvents, errors::Error};
 use mysql_cdc::{binlog_options::BinlogOptions, replica_options::ReplicaOptions};
@@ -24,7 +25,7 @@ use tokio::sync::mpsc;
 
 use super::connect::{HEARTBEAT, PACKET_MAX};
 use super::position::Position;
-use super::reader::{Events, Image, Layout, Library, Show};
+use super::reader::{Events, Image, Layout, Library, Show, ShowChange};
 use crate::server::ServerId;
 
 /// A packet of as many bytes goes on in the next.
@@ -181,29 +182,50 @@ impl Layout for Map {
     }
 
     fn images(&self, event: &Event, show: Show<'_>) -> Result<(), String> {
-        let data = event.data();
-        // Id and flags; in the second version so many bytes of the server's own.
-        let (version, extra) = match (event.header().event_type_raw(), data.get(8..10)) {
-            (30, Some(&[low, high])) => (2, usize::from(u16::from_le_bytes([low, high]))),
-            _ => (1, 0),
-        };
-        let count = data.get(8 + extra).copied().map(usize::from);
-        let present = data.get(9 + extra..).unwrap_or_default();
-        let is_present = |column| {
-            present
-                .get(column / 8)
-                .is_some_and(|b| b >> (column % 8) & 1 == 1)
-        };
-        // The crate goes round for ever on rows without columns.
-        if count != Some(self.columns()) || !(0..self.columns()).all(is_present) {
-            return Err("a row image without all columns (binlog_row_image is not FULL)".into());
-        }
-        let rows = write::WriteRowsEvent::parse(&mut Cursor::new(data), &self.maps, version);
-        let rows = rows.map_err(text)?;
-        for row in rows.rows {
+        let version = self.version_of_whole(event, 1)?;
+        let data = &mut Cursor::new(event.data());
+        let rows = write::WriteRowsEvent::parse(data, &self.maps, version);
+        for row in rows.map_err(text)?.rows {
             show(&mut Cells(row.cells, &self.fractions))?;
         }
         Ok(())
+    }
+
+    fn changes(&self, event: &Event, show: ShowChange<'_>) -> Result<(), String> {
+        let version = self.version_of_whole(event, 2)?;
+        let data = &mut Cursor::new(event.data());
+        let rows = update::UpdateRowsEvent::parse(data, &self.maps, version);
+        for row in rows.map_err(text)?.rows {
+            let cells = |row: RowData| Cells(row.cells, &self.fractions);
+            show(&mut cells(row.before_update), &mut cells(row.after_update))?;
+        }
+        Ok(())
+    }
+}
+
+impl Map {
+    /// The version of a row event whose images, so many of each row, have all columns.
+    fn version_of_whole(&self, event: &Event, images: usize) -> Result<u8, String> {
+        let data = event.data();
+        // Id and flags; in the second version so many bytes of the server's own.
+        let (version, extra) = match (event.header().event_type_raw(), data.get(8..10)) {
+            (30 | 31, Some(&[low, high])) => (2, usize::from(u16::from_le_bytes([low, high]))),
+            _ => (1, 0),
+        };
+        let count = data.get(8 + extra).copied().map(usize::from);
+        let bitmaps = data.get(9 + extra..).unwrap_or_default();
+        let length = self.columns().div_ceil(8);
+        let is_present = |(image, column): (usize, usize)| {
+            bitmaps
+                .get(image * length + column / 8)
+                .is_some_and(|b| b >> (column % 8) & 1 == 1)
+        };
+        let mut all = (0..images).flat_map(|image| (0..self.columns()).map(move |c| (image, c)));
+        // The crate goes round for ever on rows without columns.
+        if count != Some(self.columns()) || !all.all(is_present) {
+            return Err("a row image without all columns (binlog_row_image is not FULL)".into());
+        }
+        Ok(version)
     }
 }
 

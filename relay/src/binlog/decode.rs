@@ -122,6 +122,14 @@ impl Columns {
         self.count
     }
 
+    /// The status in an image.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn status(&self, image: &mut dyn Image) -> Result<u64, String> {
+        Ok(Values(image).unsigned(self.status)? & 0xff)
+    }
+
     /// Decodes one after-image of an INSERT.
     ///
     /// # Errors

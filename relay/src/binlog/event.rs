@@ -96,6 +96,38 @@ pub(super) fn decode_rows(
     Ok(rows)
 }
 
+/// The rows that an UPDATE has made pending again, to be served from the table. The relay's own marks
+/// are told by their first row: one statement changes all of its rows alike.
+pub(super) fn decode_set_back(
+    event: &Event,
+    map: &dyn Layout,
+    columns: &Columns,
+) -> Result<Vec<Row>, String> {
+    let mut rows = Vec::new();
+    let shown = map.changes(event, &mut |before, after| {
+        let was = columns.status(before)?;
+        let inserted = columns.decode(after)?;
+        match (was, inserted.status) {
+            (1, 2) if rows.is_empty() => return Err(MARK.into()),
+            (1, _) => {}
+            (_, 1) if !inserted.deferred => rows.push(Row {
+                payload: Vec::new(),
+                headers: None,
+                ..inserted.row
+            }),
+            _ => {}
+        }
+        Ok(())
+    });
+    match shown {
+        Err(why) if why == MARK => Ok(rows),
+        shown => shown.map(|()| rows),
+    }
+}
+
+/// Ends the look at an UPDATE.
+const MARK: &str = "a mark";
+
 #[cfg(test)]
 mod tests {
     use super::*;

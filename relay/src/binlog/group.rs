@@ -11,7 +11,9 @@ use mysql_async::binlog::{EventFlags, EventType};
 use outbox::row::Row;
 
 use super::decode::Columns;
-use super::event::{Prepared, commit_time, decode_rows, names_table, prepared, table_id};
+use super::event::{
+    Prepared, commit_time, decode_rows, decode_set_back, names_table, prepared, table_id,
+};
 use super::open::{Open, memory_of};
 use super::position::Position;
 use super::reader::{Layout, Library, guarded};
@@ -22,7 +24,8 @@ use super::statement::Statement;
 pub struct Group {
     /// Rows the tail may send, in the order they were inserted.
     pub rows: Vec<Row>,
-    /// Rows that were inserted with attempts or a `next_attempt_at`: the table serves them.
+    /// Rows that the table serves: inserted with attempts or a `next_attempt_at`, or set back to
+    /// pending.
     pub deferred: Vec<Row>,
     /// When it was committed.
     pub committed: Committed,
@@ -184,11 +187,10 @@ impl Grouper {
             T::WRITE_ROWS_EVENT | T::WRITE_ROWS_EVENT_V1 if self.is_outbox(event) => {
                 self.insert(event);
             }
-            T::UPDATE_ROWS_EVENT
-            | T::UPDATE_ROWS_EVENT_V1
-            | T::PARTIAL_UPDATE_ROWS_EVENT
-            | T::DELETE_ROWS_EVENT
-            | T::DELETE_ROWS_EVENT_V1
+            T::UPDATE_ROWS_EVENT | T::UPDATE_ROWS_EVENT_V1 if self.is_outbox(event) => {
+                self.update(event);
+            }
+            T::PARTIAL_UPDATE_ROWS_EVENT | T::DELETE_ROWS_EVENT | T::DELETE_ROWS_EVENT_V1
                 if self.is_outbox(event) =>
             {
                 if let Some(open) = &mut self.open {
@@ -301,6 +303,27 @@ impl Grouper {
                 }
             }
             Err(problem) => self.doubt(Doubt::Undecodable(problem)),
+        }
+    }
+
+    /// A row that was set back by hand is no new one, and the table serves it. One that can't be read
+    /// here is found by a sweep as well.
+    fn update(&mut self, event: &Event) {
+        let Some(open) = &mut self.open else { return };
+        open.changed = true;
+        if open.doubt.is_some() || event.data().len() > self.bytes_max {
+            return;
+        }
+        let map = table_id(event.data()).and_then(|id| self.outbox.get(&id));
+        let rows = map.map(|map| {
+            guarded(|| decode_set_back(event, map.as_ref(), &self.columns)).unwrap_or_default()
+        });
+        for row in rows.into_iter().flatten() {
+            open.bytes += memory_of(&row);
+            open.deferred.push(row);
+        }
+        if open.bytes > self.bytes_max {
+            self.doubt(Doubt::TooLarge);
         }
     }
 

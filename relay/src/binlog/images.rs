@@ -6,7 +6,7 @@ use mysql_async::binlog::row::BinlogRow;
 use mysql_async::binlog::value::BinlogValue;
 
 use super::json;
-use super::reader::{Image, Layout, Library, Show};
+use super::reader::{Image, Layout, Library, Show, ShowChange};
 
 /// mysql_async hands over a compressed transaction and then its events.
 pub(super) const LIBRARY: Library = Library {
@@ -27,24 +27,43 @@ impl Layout for TableMapEvent<'static> {
     }
 
     fn images(&self, event: &Event, show: Show<'_>) -> Result<(), String> {
-        let data = match event.read_data() {
-            Ok(Some(EventData::RowsEvent(data))) => data,
-            Ok(_) => return Err("a row event of an unknown kind".into()),
-            Err(err) => return Err(format!("a row event: {err}")),
-        };
-        whole(&data)?;
+        let data = rows_of(event)?;
+        whole(matches!(data.columns_after_image(), Some(all) if all.all()))?;
         for image in data.rows(self) {
             let (_, after) = image.map_err(|err| format!("a row image: {err}"))?;
             show(&mut after.ok_or("an INSERT without an after-image")?)?;
         }
         Ok(())
     }
+
+    fn changes(&self, event: &Event, show: ShowChange<'_>) -> Result<(), String> {
+        let data = rows_of(event)?;
+        whole(matches!(data.columns_before_image(), Some(all) if all.all()))?;
+        whole(matches!(data.columns_after_image(), Some(all) if all.all()))?;
+        for images in data.rows(self) {
+            let (before, after) = images.map_err(|err| format!("a row image: {err}"))?;
+            let mut before = before.ok_or("an UPDATE without a before-image")?;
+            show(
+                &mut before,
+                &mut after.ok_or("an UPDATE without an after-image")?,
+            )?;
+        }
+        Ok(())
+    }
 }
 
-fn whole(data: &RowsEventData<'_>) -> Result<(), String> {
-    match data.columns_after_image() {
-        Some(bitmap) if bitmap.all() => Ok(()),
-        _ => Err("a row image without all columns (binlog_row_image is not FULL)".into()),
+fn rows_of(event: &Event) -> Result<RowsEventData<'_>, String> {
+    match event.read_data() {
+        Ok(Some(EventData::RowsEvent(data))) => Ok(data),
+        Ok(_) => Err("a row event of an unknown kind".into()),
+        Err(err) => Err(format!("a row event: {err}")),
+    }
+}
+
+fn whole(all: bool) -> Result<(), String> {
+    match all {
+        true => Ok(()),
+        false => Err("a row image without all columns (binlog_row_image is not FULL)".into()),
     }
 }
 

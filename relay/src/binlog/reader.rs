@@ -59,10 +59,18 @@ pub trait Layout: Send + Sync {
     /// # Errors
     /// What can't be decoded, or the refusal.
     fn images(&self, event: &Event, show: Show<'_>) -> Result<(), String>;
+    /// Shows each pair of images of an UPDATE, before and after, until one is refused.
+    ///
+    /// # Errors
+    /// What can't be decoded, or the refusal.
+    fn changes(&self, event: &Event, show: ShowChange<'_>) -> Result<(), String>;
 }
 
 /// Who looks at row images.
 pub type Show<'a> = &'a mut dyn FnMut(&mut dyn Image) -> Result<(), String>;
+
+/// Who looks at the two images of a change.
+pub type ShowChange<'a> = &'a mut dyn FnMut(&mut dyn Image, &mut dyn Image) -> Result<(), String>;
 
 /// One row image.
 pub trait Image {

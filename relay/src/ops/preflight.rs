@@ -10,7 +10,7 @@ use super::check::{Condition, State};
 use super::{definition, rights};
 use crate::binlog::connect;
 use crate::binlog::position::position_statement;
-use crate::config::{Config, Mode, OutboxTable};
+use crate::config::{Config, Mode, OutboxTable, RowImage};
 use crate::pauses::{self, Pauses};
 use crate::table::Queries;
 
@@ -33,6 +33,9 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
         }
     }
     found.push(durability(connection).await);
+    if config.row_image == RowImage::Minimal {
+        found.push(minimal_marks(connection, &config.table).await);
+    }
     if config.mode == Mode::Cdc {
         found.extend(binlog(connection, &config.table).await);
         #[cfg(feature = "mysql-cdc")]
@@ -332,6 +335,27 @@ async fn durability(connection: &mut MySqlConnection) -> Condition {
             lost.join("; ")
         ),
         format!("set {} in the server's option file", fixes.join(", ")),
+    )
+}
+
+/// It is chosen, and may cost others their columns.
+async fn minimal_marks(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {
+    let name = "RELAY_BINLOG_ROW_IMAGE";
+    let try_out = sqlx::raw_sql("SET SESSION binlog_row_image = 'MINIMAL'");
+    if let Err(err) = connection.execute(try_out).await {
+        let mend = format!(
+            "GRANT SESSION_VARIABLES_ADMIN (MariaDB: BINLOG ADMIN) ON *.* TO {}, or leave the \
+             setting at full",
+            table.url.user()
+        );
+        return Condition::not(State::Warning, name, format!("minimal: {err}"), mend);
+    }
+    Condition::not(
+        State::Warning,
+        name,
+        "minimal: marks have the key and what changes alone. Online schema changes by the binlog \
+         (gh-ost) destroy pending rows, and CDC readers lose columns",
+        "full, unless nothing else reads this table from the binlog",
     )
 }
 

@@ -534,3 +534,18 @@ async fn all_rights_that_are_missing_are_said_at_once() {
         refused(&rig, &["run"], &texts).await;
     }
 }
+
+#[tokio::test]
+async fn check_says_what_minimal_marks_cost_other_readers() {
+    for db in e2e::shared::databases().await {
+        let mut rig = Rig::new(db).await;
+        let (code, said) = check(&rig).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(!said.contains("gh-ost"), "{said}");
+        rig.set("RELAY_BINLOG_ROW_IMAGE", "minimal");
+        let (code, said) = check(&rig).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("RELAY_BINLOG_ROW_IMAGE"), "{said}");
+        assert!(said.contains("gh-ost"), "{said}");
+    }
+}

@@ -265,6 +265,57 @@ async fn p7_sent_rows_older_than_the_retention_are_deleted_and_no_others() {
 }
 
 #[tokio::test]
+async fn clean_up_gets_past_whatever_a_sent_row_may_contain() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    for db in e2e::shared::databases().await {
+        let mut rig = Rig::new(db).await;
+        // Old ones without a time of their own, young ones, ones from the future and without any
+        // time, and old ones with the highest id and behind a foreign key.
+        rig.insert_aged(6000, 2, DAY).await;
+        rig.sql(
+            "UPDATE outbox SET sent_at = NULL, created_at = created_at - INTERVAL 3 DAY \
+             WHERE id <= 3000",
+        )
+        .await;
+        rig.sql("UPDATE outbox SET sent_at = NULL WHERE id > 3000")
+            .await;
+        rig.insert_aged(7000, 2, DAY).await;
+        let first: u64 = sqlx::query_scalar("SELECT MAX(id) - 6999 FROM outbox")
+            .fetch_one(&rig.pool)
+            .await
+            .unwrap();
+        rig.sql(&format!(
+            "SET SESSION sql_mode = ''; \
+             UPDATE outbox SET sent_at = '9999-12-31', created_at = '9999-12-31' \
+             WHERE id >= {first} AND id < {first} + 6000; \
+             UPDATE outbox SET sent_at = '0000-00-00', created_at = '0000-00-00' \
+             WHERE id >= {first} + 6000; SET SESSION sql_mode = DEFAULT"
+        ))
+        .await;
+        rig.insert_aged(700, 2, 3 * DAY).await;
+        rig.sql("UPDATE outbox SET id = 18446744073709551000 ORDER BY id DESC LIMIT 1")
+            .await;
+        rig.sql(
+            "CREATE TABLE kept (id BIGINT UNSIGNED NOT NULL, \
+             FOREIGN KEY (id) REFERENCES outbox (id)); \
+             INSERT INTO kept SELECT id FROM outbox WHERE sent_at < UTC_TIMESTAMP() - INTERVAL 2 \
+             DAY AND sent_at > '2000-01-01' ORDER BY id LIMIT 3",
+        )
+        .await;
+        let left = rig.count("status = 2").await - 3000 - 697;
+        rig.set("RELAY_RETENTION", "2d");
+        let relay = rig.tailing().await;
+        rig.wait_metric("outbox_relay_cleaned_total", 3697.0).await;
+        for (reason, rows) in [("no_time", 7000.0), ("refused", 3.0), ("locked", 0.0)] {
+            let name = format!("outbox_relay_cleanup_skipped_rows{{reason=\"{reason}\"}}");
+            rig.wait_metric(&name, rows).await;
+        }
+        assert_eq!(rig.count("status = 2").await, left);
+        assert_calm(&relay);
+    }
+}
+
+#[tokio::test]
 async fn p7_a_retention_of_zero_keeps_every_sent_row() {
     let mut rig = Rig::new(e2e::shared::mariadb().await).await;
     rig.insert_aged(100, 2, Duration::from_secs(10 * 365 * 86_400))

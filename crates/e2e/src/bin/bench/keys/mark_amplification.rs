@@ -1,13 +1,12 @@
 //! `mark_amplification`: what marking a row adds to the binlog. `raw` is bytes a marked row with full
-//! row images, by an account that may not choose; `product` with MINIMAL ones.
+//! row images, the default; `product` with `RELAY_BINLOG_ROW_IMAGE=minimal`.
 
 use sqlx::{MySqlPool, Row as _};
-use uuid::Uuid;
 
 use e2e::Flavor;
 
 use crate::{
-    keys::{relay_drain::as_f64, relay_drain::drain, relay_latency::rounded},
+    keys::{relay_drain::as_f64, relay_drain::drain_with, relay_latency::rounded},
     outbox_rows,
     queue::Kind,
     results::Figures,
@@ -18,22 +17,16 @@ use crate::{
 pub(crate) async fn amplification(scene: &Scene<'_>) -> anyhow::Result<Figures> {
     let messages = scene.scale.pick(20_000, 10_000);
     let (database, pool) = scene.outbox().await?;
-    let password = Uuid::now_v7().simple().to_string();
-    let rights = [
-        "REPLICATION SLAVE, REPLICATION CLIENT ON *.*".to_owned(),
-        format!("SELECT, INSERT, UPDATE, DELETE ON {}.*", database.name),
-    ];
-    scene.db.create_user("plain", &password, &rights).await?;
-    let plain = scene.db.user_url("plain", &password, &database.name);
     let mut figures: [Vec<f64>; 2] = Default::default();
     let mut inserts = Vec::new();
     for round in 1..=scene.scale.rounds {
-        for (url, figures) in [&plain, &database.url].into_iter().zip(&mut figures) {
+        for (image, figures) in ["full", "minimal"].into_iter().zip(&mut figures) {
             let queue = scene.queue(Kind::Quorum).await?;
             let before = binlog_bytes(&pool).await?;
             outbox_rows::place(&pool, messages).await?;
             let placed = binlog_bytes(&pool).await?;
-            drain(url, &pool, &queue, (messages, 0)).await?;
+            let settings = [("RELAY_BINLOG_ROW_IMAGE", image)];
+            drain_with(&database.url, &pool, &queue, (messages, 0, &settings)).await?;
             let marked = binlog_bytes(&pool).await?;
             figures.push(as_f64(marked - placed) / as_f64(messages));
             inserts.push(as_f64(placed - before) / as_f64(messages));

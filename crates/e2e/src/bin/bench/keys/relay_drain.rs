@@ -121,7 +121,17 @@ pub(crate) async fn drain(
     queue: &Queue,
     (messages, from_id): (u64, u64),
 ) -> anyhow::Result<Drained> {
-    let relay = Relay::start(database_url, &queue.vhost.amqp_url, &[])?;
+    drain_with(database_url, pool, queue, (messages, from_id, &[])).await
+}
+
+/// With further settings of the relay's.
+pub(crate) async fn drain_with(
+    database_url: &str,
+    pool: &MySqlPool,
+    queue: &Queue,
+    (messages, from_id, settings): (u64, u64, &[(&str, &str)]),
+) -> anyhow::Result<Drained> {
+    let relay = Relay::start(database_url, &queue.vhost.amqp_url, settings)?;
     let started = relay.started;
     let first = queue.wait_for(1).await?;
     let there = queue.count().await?;
