@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make test-deploy`: what deploy/ and the scripts hold, without any server: shellcheck over every
 # script, the Kubernetes manifests against Kubernetes' own schemas, the secrets that compose names, and
-# what `make urls` prints. The units, the alert rules and the Dockerfile are looked at by `make test`,
+# what `make urls` prints, the workflows. The units, the alert rules and the Dockerfile are looked at by `make test`,
 # the compose file and the gateway by `make test-up`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -40,6 +40,21 @@ for version in 1.29 1.37; do
   "$venv/bin/kubernetes-validate" --strict --quiet --kubernetes-version "$version" deploy/kubernetes/*.yaml
 done
 say 'Kubernetes 1.29 and 1.37 take the manifests'
+
+"$venv/bin/python" - .github/workflows/*.yml docker-compose.yml grafana/*/*.yml grafana/provisioning/*/*.y*ml <<'PYTHON'
+import sys, yaml
+for name in sys.argv[1:]:
+    with open(name) as file:
+        yaml.safe_load(file)
+PYTHON
+for target in $(grep -ohE '\bmake [a-z][a-z-]*' .github/workflows/*.yml .ci/run | cut -d' ' -f2 | sort -u); do
+  make --dry-run "$target" >/dev/null
+done
+say 'every workflow can be read, and the targets that CI makes are there'
+
+printf 'a <b> & c\nLEDGER orders=1\n' | e2e/demo-picture.sh | python3 -c \
+  'import sys, xml.dom.minidom; xml.dom.minidom.parse(sys.stdin)'
+say "the demo's picture can be drawn"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

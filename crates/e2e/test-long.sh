@@ -14,7 +14,7 @@ printf '%s, %s cores, %s\n\n| what | figure |\n|---|---|\n' \
 
 if [ "${SHORT:-}" = 1 ]; then
   cargo build --workspace --features "$features" --bins
-  cargo test --workspace --features "$features,relay/long" --test broker long_broker_killed -- \
+  cargo test --workspace --features "$features,relay/long" --test database long_database_a_primary -- \
     --test-threads 1 --nocapture
   exit
 fi
