@@ -127,7 +127,7 @@ impl Columns {
     /// # Errors
     /// It is not there.
     pub fn status(&self, image: &mut dyn Image) -> Result<u64, String> {
-        Ok(Values(image).unsigned(self.status)? & 0xff)
+        Ok(Values(image, self).unsigned(self.status)? & 0xff)
     }
 
     /// Decodes one after-image of an INSERT.
