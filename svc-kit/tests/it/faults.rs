@@ -27,23 +27,28 @@ async fn session(connection: &mut MySqlConnection) -> u64 {
     query.fetch_one(connection).await.unwrap()
 }
 
+/// A table of 512 numbers.
+async fn numbers(connection: &mut MySqlConnection) {
+    connection
+        .execute("CREATE TABLE t (n INT PRIMARY KEY)")
+        .await
+        .unwrap();
+    connection
+        .execute("INSERT INTO t VALUES (0)")
+        .await
+        .unwrap();
+    for bit in 0..9 {
+        let double = format!("INSERT INTO t SELECT n + {} FROM t", 1 << bit);
+        connection.execute(AssertSqlSafe(double)).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn killed_and_slow_statements_and_full_tables_are_unavailable() {
     for server in e2e::shared::databases().await {
         let url = empty_database(server).await;
         let mut connection = url.connect().await.unwrap();
-        connection
-            .execute("CREATE TABLE t (n INT PRIMARY KEY)")
-            .await
-            .unwrap();
-        connection
-            .execute("INSERT INTO t VALUES (0)")
-            .await
-            .unwrap();
-        for bit in 0..9 {
-            let double = format!("INSERT INTO t SELECT n + {} FROM t", 1 << bit);
-            connection.execute(AssertSqlSafe(double)).await.unwrap();
-        }
+        numbers(&mut connection).await;
         // Not SLEEP: broken off, it returns 1 and no error.
         let slow = "SELECT COUNT(*) FROM t a, t b, t c, t d WHERE a.n + b.n + c.n + d.n < 0";
         let limited = match server.flavor() {
