@@ -10,6 +10,7 @@ use order_svc::request::OrderRequest;
 use order_svc::trace::Trace;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Executor as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -176,6 +177,30 @@ async fn an_order_without_its_event_is_no_order() {
             (app.count("orders").await, app.count("outbox").await),
             (1, 1)
         );
+    }
+}
+
+/// A full disk, a killed or slow statement, a plugin's or a trigger's refusal: nothing is wrong with the
+/// order, so its client is to try again.
+#[tokio::test]
+async fn a_database_that_refuses_for_its_own_reasons_is_answered_503() {
+    for db in e2e::shared::databases().await {
+        let app = App::start(db).await;
+        for number in [1021, 1030, 1114, 1317, 1644, 1969, 3024, 3101] {
+            let trigger = format!(
+                "CREATE TRIGGER refuse BEFORE INSERT ON outbox FOR EACH ROW \
+                 SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {number}, MESSAGE_TEXT = 'refused'"
+            );
+            let created = app.pool.execute(sqlx::raw_sql(AssertSqlSafe(trigger)));
+            created.await.unwrap();
+            let answer = app.post("/orders", &order()).await;
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{number}");
+            assert!(answer.headers().contains_key("retry-after"), "{number}");
+            assert_eq!(app.count("orders").await, 0, "{number}");
+            app.pool.execute("DROP TRIGGER refuse").await.unwrap();
+        }
+        let placed = app.post("/orders", &order()).await;
+        assert_eq!(placed.status(), StatusCode::CREATED);
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Db {
     port: u16,
     // Declared before `home`: the process must be gone before its directory is.
     server: Server,
+    program: Program,
+    env: Vec<(String, String)>,
     home: Home,
 }
 
@@ -103,14 +105,17 @@ impl Db {
         });
         let inside = home.path_inside();
         args.extend(options.args.iter().map(|arg| arg.replace("{dir}", &inside)));
+        let path = program.path;
         let server = Server::new(
-            home.launch(&program.path, args, options.env.clone()),
+            home.launch(&path, args.clone(), options.env.clone()),
             home.host("log"),
         );
         Ok(Self {
             flavor,
             port,
             server,
+            program: Program { path, args },
+            env: options.env.clone(),
             home,
         })
     }
@@ -225,6 +230,19 @@ impl Db {
     /// Starts the server again on the same port and data; a running one is killed first.
     pub async fn restart(&self) -> anyhow::Result<()> {
         self.server.kill()?;
+        self.launch().await
+    }
+
+    /// As [`Db::restart`], with further arguments, which win over those before.
+    pub async fn restart_with(&mut self, args: &[&str]) -> anyhow::Result<()> {
+        self.server.kill()?;
+        let args_now = &mut self.program.args;
+        args_now.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self.server = Server::new(
+            self.home
+                .launch(&self.program.path, args_now.clone(), self.env.clone()),
+            self.home.host("log"),
+        );
         self.launch().await
     }
 

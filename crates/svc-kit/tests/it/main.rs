@@ -4,6 +4,7 @@
 
 mod amqp;
 mod database;
+mod faults;
 mod migrate;
 
 use svc_kit::database::DatabaseUrl;
