@@ -69,8 +69,8 @@ pub struct Dispatch {
     /// Rows of batches that the broker answered by closing, with how often each was alone then.
     pub(crate) suspects: HashedMap<RowId, u32>,
     /// What the last pass of the catch-up sent: the tail, which starts before that pass, brings
-    /// these again.
-    already_sent: HashedSet<RowId>,
+    /// these again. True for a row that it has brought.
+    already_sent: HashedMap<RowId, bool>,
     pass: u64,
 }
 
@@ -91,7 +91,7 @@ impl Dispatch {
             loading: HashedMap::default(),
             since_read: None,
             suspects: HashedMap::default(),
-            already_sent: HashedSet::default(),
+            already_sent: HashedMap::default(),
             pass: 0,
         }
     }
@@ -114,10 +114,17 @@ impl Dispatch {
     /// A row that the binlog brought.
     pub fn tail(&mut self, row: Row, committed: Instant, now: Instant) {
         let id = RowId::new(row.id, &row.message_id);
-        if self.flights.contains_key(&id) || self.already_sent.contains(&id) {
+        if self.flights.contains_key(&id) {
             return;
         }
         let key = key_hash(&row.aggregate_type, &row.aggregate_id);
+        if let Some(brought) = self.already_sent.get_mut(&id) {
+            // Brought again it has been deleted and inserted anew: the table knows whether it is sent.
+            if std::mem::replace(brought, true) {
+                self.held.leave(key, &Route::of(&row), now);
+            }
+            return;
+        }
         let hot = self.queue.behind(key) >= KEY_ROWS_MAX;
         if hot || !self.held.is_empty() {
             let route = Route::of(&row);
@@ -242,12 +249,12 @@ impl Dispatch {
 
     /// The tail starts before the pass that sent these.
     pub fn set_already_sent(&mut self, sent: HashedSet<RowId>) {
-        self.already_sent = sent;
+        self.already_sent = sent.into_iter().map(|id| (id, false)).collect();
     }
 
     /// The tail is past that pass.
     pub fn clear_already_sent(&mut self) {
-        self.already_sent = HashedSet::default();
+        self.already_sent = HashedMap::default();
     }
 
     /// Back to the table, and everything of its key that waits behind it.

@@ -58,8 +58,9 @@ impl Intake {
                 }
             }
             Way::Tailing => Plan {
-                // For level keys, which a pass for probes alone does not tell.
-                fence: !probes_only && !dispatch.held.is_empty(),
+                // For level keys, which a pass for probes alone does not tell; and so that a row which
+                // the tail has just left in the table is visible to the pass that it explains.
+                fence: !probes_only && (!dispatch.held.is_empty() || dispatch.held.explains_any()),
                 positions: true,
                 verify: true,
                 count_missed: true,
