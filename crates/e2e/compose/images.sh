@@ -32,9 +32,9 @@ debian() { # IMAGE:NAME SUITE [PACKAGES]
   mkdir -p "$cache"
   root=$(mktemp -d "$cache/root.XXXXXX")
   # Its own messages are many; the last ones say what is wrong.
-  if ! debootstrap --variant=minbase ${3:+--include="$3"} "$2" "$root" ${mirror:+"$mirror"} >"$cache/log"; then
-    tail -n 15 "$cache/log" >&2
-    rm -rf "$root"
+  if ! debootstrap --variant=minbase ${3:+--include="$3"} "$2" "$root" ${mirror:+"$mirror"} >"$root.log"; then
+    tail -n 15 "$root.log" >&2
+    rm -rf "$root" "$root.log"
     # As where no engine runs: nothing was tried.
     echo "error: no stand-in for $1 can be made now" >&2
     exit 75
@@ -43,7 +43,7 @@ debian() { # IMAGE:NAME SUITE [PACKAGES]
   rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/*
   tar --directory "$root" --create --exclude=./proc --exclude=./sys . |
     docker import --change "LABEL stand-in=$made_from" - "$1" >/dev/null
-  rm -rf "$root"
+  rm -rf "$root" "$root.log"
 }
 
 image() { # IMAGE BASE: the rest of its Dockerfile is read from the standard input
@@ -56,7 +56,13 @@ image() { # IMAGE BASE: the rest of its Dockerfile is read from the standard inp
 $rest"
 }
 
-debian debian:trixie-slim trixie
+# Beside each other: they wait for the network and for dpkg in turns.
+debian debian:trixie-slim trixie &
+slim=$!
+debian debian:sid-servers sid \
+  mysql-server-core,mysql-client-core,rabbitmq-server,nginx,prometheus,wget
+wait $slim
+
 if [ "${1:-}" = rust ]; then
   debian debian:trixie-build trixie gcc,libc6-dev,make,ca-certificates
   made_from=$(rustc --version --verbose | hash)
@@ -79,8 +85,6 @@ DOCKERFILE
   fi
 fi
 
-debian debian:sid-servers sid \
-  mysql-server-core,mysql-client-core,rabbitmq-server,nginx,prometheus,wget
 image mysql:9.7 debian:sid-servers <<'DOCKERFILE'
 RUN useradd --system mysql && install -d -o mysql /var/lib/mysql /var/run/mysqld
 COPY --chmod=755 docker-entrypoint.sh /usr/local/bin/
