@@ -52,7 +52,7 @@ for target in $(grep -ohE '\bmake [a-z][a-z-]*' .github/workflows/*.yml .ci/run 
 done
 say 'every workflow can be read, and the targets that CI makes are there'
 
-printf 'a <b> & c\nLEDGER orders=1\n' | e2e/demo-picture.sh | python3 -c \
+printf 'a <b> & c\nLEDGER orders=1\n' | crates/e2e/demo-picture.sh | python3 -c \
   'import sys, xml.dom.minidom; xml.dom.minidom.parse(sys.stdin)'
 say "the demo's picture can be drawn"
 
