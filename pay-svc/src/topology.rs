@@ -107,7 +107,12 @@ async fn compare_queue(channels: &Channels, found: &mut Found) -> Result<(), lap
     for meaning in shape::meanings(&properties) {
         match meaning {
             Meaning::Refused(why) => found.refused = Some(why),
-            Meaning::Differs(text) => found.differences.push(text),
+            // The broker's word for it, to be found in its log by.
+            Meaning::Differs(text) => {
+                found
+                    .differences
+                    .push(format!("PRECONDITION_FAILED: {text}"));
+            }
         }
     }
     Ok(())
