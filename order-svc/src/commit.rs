@@ -51,6 +51,9 @@ pub enum NotPlaced {
     /// commit, the order may have been placed.
     #[error("the database can't be used")]
     Unavailable,
+    /// The database answers, and the table of idempotency keys can't be used.
+    #[error("idempotency keys can't be taken")]
+    NoKeys,
     /// The database refuses this order, or the event can't be a row.
     #[error("the order was refused")]
     Refused,
@@ -181,18 +184,26 @@ impl Committer {
 
     async fn serve(&mut self, batch: Vec<Waiting>) {
         let mut groups = batch::group(in_time(batch), |waiting| waiting.wanted.key.as_ref());
-        if groups.len() > 1 {
+        while groups.len() > 1 {
             let firsts: Vec<&Wanted> = groups.iter().map(|group| &group.first.wanted).collect();
-            let outcome = self.commit(&firsts).await;
-            match outcome {
+            match self.commit(&firsts).await {
                 Ok(placed) => {
                     let answered = groups.into_iter().zip(placed);
                     groups = answered
                         .filter_map(|(group, placed)| group.answer(placed))
                         .collect();
+                    break;
+                }
+                Err(err @ PlaceError::Keys(_)) => {
+                    let keyed: Vec<_>;
+                    (keyed, groups) = groups
+                        .into_iter()
+                        .partition(|group| group.first.wanted.key.is_some());
+                    fail(keyed, not_placed(&err));
                 }
                 Err(err) if err.may_be_one_orders() => {
                     tracing::info!(error = %err, orders = groups.len(), "placing orders one by one");
+                    break;
                 }
                 Err(err) => return fail(groups, not_placed(&err)),
             }
@@ -214,6 +225,10 @@ impl Committer {
                 }
                 Err(err) => {
                     let reason = not_placed(&err);
+                    if matches!(err, PlaceError::Keys(_)) {
+                        fail([group], reason);
+                        continue;
+                    }
                     if !err.may_be_one_orders() {
                         groups.push_front(group);
                         return fail(groups, reason);
@@ -375,13 +390,17 @@ fn not_placed(err: &PlaceError) -> NotPlaced {
             tracing::error!(error = %err, "event can't be written");
             NotPlaced::Refused
         }
-        PlaceError::Database(err) if classify(err) == Fault::Data => {
-            tracing::error!(error = %err, "database refused the values of an order");
+        PlaceError::Database(source) if err.is_refusal() => {
+            tracing::error!(error = %source, "database refused an order");
             NotPlaced::Refused
         }
         PlaceError::Database(err) => {
             tracing::warn!(error = %err, "database can't be used");
             NotPlaced::Unavailable
+        }
+        PlaceError::Keys(err) => {
+            tracing::warn!(error = %err, "idempotency keys can't be taken, orders without one are placed");
+            NotPlaced::NoKeys
         }
         PlaceError::Unknown(err) => {
             tracing::warn!(error = %err, "whether orders were committed is not known");

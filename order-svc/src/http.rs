@@ -204,6 +204,10 @@ fn told(placed: Result<Placed, NotPlaced>) -> Result<Response, Problem> {
         )),
         Err(NotPlaced::Overloaded) => Err(overloaded()),
         Err(NotPlaced::Unavailable) => Err(unavailable()),
+        Err(NotPlaced::NoKeys) => Err(unavailable().detail(
+            "the table idempotency_keys can't be used, see the log; nothing was done, and an order \
+             without an Idempotency-Key is placed",
+        )),
         Err(NotPlaced::Refused) => Err(internal()),
     }
 }

@@ -4,6 +4,7 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
 
 const ORDERS_PLACED: &str = "orders_placed_total";
 const ORDERS_QUEUED: &str = "orders_queued";
+const KEYS_PRUNE_SKIPPED: &str = "orders_keys_prune_skipped_rows";
 const BATCH_ORDERS: &str = "orders_commit_batch_orders";
 
 /// Upper ends of the buckets of [`Metrics::batch_orders`], in orders.
@@ -16,6 +17,8 @@ pub struct Metrics {
     pub orders_placed: IntCounter,
     /// Orders that wait for a committer.
     pub queued: IntGauge,
+    /// Old idempotency keys that the last round of pruning left behind.
+    pub keys_prune_skipped: IntGauge,
     /// Orders committed together.
     pub batch_orders: Histogram,
 }
@@ -31,6 +34,10 @@ impl Metrics {
             "Orders committed together with their event; repeated answers are not counted.",
         )?;
         let queued = IntGauge::new(ORDERS_QUEUED, "Orders that wait to be committed.")?;
+        let keys_prune_skipped = IntGauge::new(
+            KEYS_PRUNE_SKIPPED,
+            "Old idempotency keys that the last round of pruning left behind.",
+        )?;
         let batch_orders = Histogram::with_opts(
             HistogramOpts::new(
                 BATCH_ORDERS,
@@ -40,10 +47,12 @@ impl Metrics {
         )?;
         registry.register(Box::new(orders_placed.clone()))?;
         registry.register(Box::new(queued.clone()))?;
+        registry.register(Box::new(keys_prune_skipped.clone()))?;
         registry.register(Box::new(batch_orders.clone()))?;
         Ok(Self {
             orders_placed,
             queued,
+            keys_prune_skipped,
             batch_orders,
         })
     }

@@ -22,6 +22,11 @@ pub const ROUTING_KEY: &str = "order.pay";
 
 /// A row lock was not had in time.
 const LOCK_WAIT_TIMEOUT: u16 = 1205;
+/// A batch took too long or was killed (`ER_QUERY_INTERRUPTED`, MariaDB's `ER_STATEMENT_TIMEOUT`,
+/// `ER_QUERY_TIMEOUT`), or a trigger refused one of it (`ER_SIGNAL_EXCEPTION`).
+const OF_A_STATEMENT: [u16; 4] = [1317, 1644, 1969, 3024];
+/// A foreign key or a CHECK that somebody has added: it refuses this order and may take the others.
+const CONSTRAINTS: [u16; 4] = [1216, 1452, 3819, 4025];
 
 /// Nothing was placed, as far as is known.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +37,10 @@ pub enum PlaceError {
     /// The commit failed or gave no answer: the order may have been placed, so nothing is tried again.
     #[error("whether the order was committed is not known")]
     Unknown(#[source] sqlx::Error),
+    /// The table of idempotency keys can't be used; the database answers: nothing was placed, and
+    /// orders without a key may be.
+    #[error("the idempotency keys could not be taken")]
+    Keys(#[source] sqlx::Error),
     /// The event can't be a row, which is a mistake of this program.
     #[error("the event could not be written")]
     Event(#[source] WriteError),
@@ -47,19 +56,36 @@ impl From<WriteError> for PlaceError {
 }
 
 impl PlaceError {
-    /// Whether the neighbours of the order at fault might be placed without it.
+    /// Of the keys, unless it is what may be said of any statement: a batch that took too long, values,
+    /// locks.
+    fn of_keys(err: sqlx::Error) -> Self {
+        let is_read_only = classify(&err) == Fault::ReadOnly;
+        // IGNORE skips a row that a constraint refuses: then it is not there.
+        let is_answer = is_answer(&err) || matches!(err, sqlx::Error::RowNotFound);
+        match is_answer && !is_read_only && !is_of_statement(&err) {
+            true => Self::Keys(err),
+            false => Self::Database(err),
+        }
+    }
+
+    /// Whether the neighbours of the order at fault might be placed without it. A server that is full or
+    /// lacks a table refuses all alike: one statement for each would only add to its trouble.
     #[must_use]
     pub fn may_be_one_orders(&self) -> bool {
         match self {
             Self::Event(_) => true,
-            // What the database says of a batch, such as that it took too long, it may not say of
-            // the orders one by one.
-            Self::Database(err) => match classify(err) {
-                Fault::Data | Fault::Busy => true,
-                Fault::Unavailable => is_answer(err),
-                Fault::Misconfigured(_) | Fault::ReadOnly | Fault::MissingTable => false,
-            },
-            Self::Unknown(_) => false,
+            Self::Database(err) => is_of_statement(err) || is_constraint(err),
+            Self::Unknown(_) | Self::Keys(_) => false,
+        }
+    }
+
+    /// The database never takes this order.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Event(_) => true,
+            Self::Database(err) => classify(err) == Fault::Data || is_constraint(err),
+            Self::Unknown(_) | Self::Keys(_) => false,
         }
     }
 
@@ -84,10 +110,22 @@ impl PlaceError {
     pub fn must_reconnect(&self) -> bool {
         match self {
             Self::Event(_) => false,
-            Self::Database(err) => matches!(classify(err), Fault::Unavailable | Fault::ReadOnly),
+            Self::Database(err) | Self::Keys(err) => {
+                matches!(classify(err), Fault::Unavailable | Fault::ReadOnly)
+            }
             Self::Unknown(_) => true,
         }
     }
+}
+
+/// What the database says of a batch and may not say of the orders one by one.
+fn is_of_statement(err: &sqlx::Error) -> bool {
+    let is_listed = number(err).is_some_and(|number| OF_A_STATEMENT.contains(&number));
+    is_listed || matches!(classify(err), Fault::Data | Fault::Busy)
+}
+
+fn is_constraint(err: &sqlx::Error) -> bool {
+    number(err).is_some_and(|number| CONSTRAINTS.contains(&number))
 }
 
 fn number(err: &sqlx::Error) -> Option<u16> {
@@ -109,7 +147,8 @@ pub async fn write(
     let order = batch::by_key(wanted);
     // The keys first: whoever holds one makes the others wait before they have written anything.
     let keyed: Vec<&Wanted> = order.iter().map(|&index| wanted[index]).collect();
-    let known = idempotency::claim(tx, &keyed).await?;
+    let known = idempotency::claim(tx, &keyed).await;
+    let known = known.map_err(PlaceError::of_keys)?;
     for index in order {
         let key = wanted[index].key.as_ref();
         let answer = key.and_then(|key| Some(batch::from_known(key, known.get(&key.key)?)));

@@ -10,12 +10,14 @@ use tokio_util::sync::CancellationToken;
 /// Name of the readiness condition.
 pub const CONDITION: &str = "database";
 
+/// The tables without which no order is placed.
+const TABLES: [&str; 2] = ["orders", "outbox"];
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A probe that takes longer has failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Looks at the database until `stop`. Wrong configuration ends it only before the database has
-/// answered for the first time.
+/// Looks at the database until `stop`. Wrong configuration and tables of another program end it only
+/// before the database is up for the first time.
 ///
 /// # Errors
 /// [`svc_kit::boot::ConfigError`].
@@ -26,6 +28,9 @@ pub async fn watch(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     svc_kit::database::first_contact(&url, &stop).await?;
+    let sets = crate::migrations();
+    let waits = |why: &str| readiness.set(CONDITION, false, why);
+    svc_kit::migrate::until_own(&url, &sets, &TABLES, &stop, waits).await?;
     let mut was_up = None;
     while !stop.is_cancelled() {
         let problem = match tokio::time::timeout(PROBE_TIMEOUT, look(&pool)).await {

@@ -102,6 +102,7 @@ struct Link {
 /// Why a connection is of no use any more.
 enum Lost {
     Drained,
+    /// Another one is needed, and is to be had at once.
     WornOut,
     Broker(String),
 }
@@ -194,6 +195,9 @@ impl Consumer {
                 () = drain.cancelled() => return Lost::Drained,
                 () = self.store.database.up() => {}
             }
+            if link.gate.is_closed() {
+                return Lost::WornOut;
+            }
             if !link.connection.status().connected() {
                 return Lost::Broker("the connection was lost".to_owned());
             }
@@ -264,9 +268,18 @@ impl Consumer {
             if matches!(end, End::Resized) {
                 continue;
             }
-            return Ok(match intake.leave().await {
-                true => end,
-                false => End::Broker("the channel did not close in time".to_owned()),
+            let left = intake.leave().await;
+            // Nothing is delivered any more: all that comes now is to be read.
+            link.gate.allow(usize::MAX);
+            return Ok(match end {
+                _ if left => end,
+                // What keeps this one from storing is worth more to readers than how it parted.
+                End::Drained | End::Database(_) | End::NotStored(_) => {
+                    tracing::debug!("the channel did not close in time");
+                    link.gate.close();
+                    end
+                }
+                _ => End::Broker("the channel did not close in time".to_owned()),
             });
         }
     }
@@ -304,7 +317,8 @@ impl Consumer {
             let mut batch = self.gather(first, &mut intake.consumer);
             let (messages, bytes) = (batch.deliveries.len(), batch.bytes);
             let over = resizing && batch.ended.take_if(|ended| ended.is_none()).is_some();
-            if let Err(why) = self.store_and_ack(intake.channel, batch).await {
+            let storing = self.store_and_ack(intake.channel, batch);
+            if let Err(why) = intake.gate.keep_alive(storing).await {
                 return Ok(why);
             }
             if over {

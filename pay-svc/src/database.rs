@@ -20,6 +20,8 @@ use crate::refusals::Refusals;
 /// Name of the readiness condition.
 pub const CONDITION: &str = "database";
 
+/// The tables without which nothing works. What is amiss with another holds up its own rows alone.
+const TABLES: [&str; 2] = ["inbox", "payments"];
 /// How often a database that is up is looked at.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// A probe that takes longer has failed.
@@ -105,13 +107,16 @@ impl Database {
         self.suspected.notify_one();
     }
 
-    /// Looks at the database until `stop`. Wrong configuration ends it only before the database has
-    /// answered for the first time.
+    /// Looks at the database until `stop`. Wrong configuration and tables of another program end it
+    /// only before the database is up for the first time.
     ///
     /// # Errors
     /// [`svc_kit::boot::ConfigError`].
     pub async fn watch(self: Arc<Self>, stop: CancellationToken) -> anyhow::Result<()> {
         svc_kit::database::first_contact(&self.url, &stop).await?;
+        let sets = crate::migrations();
+        let waits = |why: &str| self.readiness.set(CONDITION, false, why);
+        svc_kit::migrate::until_own(&self.url, &sets, &TABLES, &stop, waits).await?;
         let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
         while !stop.is_cancelled() {
             let pause = if self.look().await {

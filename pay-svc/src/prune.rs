@@ -19,8 +19,8 @@ use crate::metrics::Metrics;
 const PAGE: usize = 500;
 /// Attempts deleted in one transaction, at most: a message may have hundreds after an outage.
 const ATTEMPTS_MAX: usize = 2000;
-/// A page is a few hundred rows by primary key.
-const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A page is a few hundred rows by primary key; one of bodies of many MiB is deleted in parts.
+const PART_TIMEOUT: Duration = Duration::from_secs(30);
 /// Refusals in a row, without a delete, after which the rest of a page is left.
 const REFUSALS_MAX: u32 = 12;
 /// Between two rounds.
@@ -65,9 +65,8 @@ async fn step(
     retention: Duration,
     round: &mut Round,
 ) -> Option<Step> {
-    let page = page(database.pool(), retention, round);
-    match tokio::time::timeout(PAGE_TIMEOUT, page).await {
-        Ok(Ok(page)) => {
+    match page(database.pool(), retention, round).await {
+        Ok(page) => {
             metrics.pruned.inc_by(page.deleted);
             round.skipped.no_time += page.skipped.no_time;
             round.skipped.refused += page.skipped.refused;
@@ -76,17 +75,27 @@ async fn step(
             }
             Some(page.step)
         }
-        Ok(Err(err)) if matches!(classify(&err), Fault::Busy) => Some(Step::More),
-        Ok(Err(err)) => {
+        Err(err) if matches!(classify(&err), Fault::Busy) => Some(Step::More),
+        Err(err) => {
             tracing::warn!(error = %err, "could not prune the inbox, trying again in a while");
-            database.suspect(&err);
-            None
-        }
-        Err(_elapsed) => {
-            tracing::warn!("pruning a page of the inbox took over {PAGE_TIMEOUT:?}");
+            if !is_timeout(&err) {
+                database.suspect(&err);
+            }
             None
         }
     }
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let done = tokio::time::timeout(PART_TIMEOUT, work).await;
+    done.unwrap_or_else(|_elapsed| {
+        let text = format!("no answer within {PART_TIMEOUT:?}");
+        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into())
+    })
+}
+
+fn is_timeout(err: &sqlx::Error) -> bool {
+    matches!(err, sqlx::Error::Io(err) if err.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// No message was received before; what is, has a zero date.
@@ -102,6 +111,8 @@ pub struct Round {
     message_id: Vec<u8>,
     /// What it has left behind so far.
     skipped: Skipped,
+    /// Messages in one delete, at most: fewer after one that took too long.
+    at_once: usize,
 }
 
 /// Messages that are left behind, by why.
@@ -126,6 +137,7 @@ impl Round {
             received_at: BEGINNING,
             message_id: Vec::new(),
             skipped: Skipped::default(),
+            at_once: PAGE,
         }
     }
 
@@ -137,6 +149,7 @@ impl Round {
         };
         *self = Self {
             skipped: self.skipped,
+            at_once: self.at_once,
             ..Self::of(next)
         };
         step
@@ -195,14 +208,14 @@ pub async fn page(
     retention: Duration,
     round: &mut Round,
 ) -> Result<Page, sqlx::Error> {
-    let candidates = candidates(pool, round).await?;
+    let candidates = in_time(candidates(pool, round)).await?;
     let limit = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
     // A message is done after it was received: from the first young one on, all are.
     let is_young = |row: &Candidate| row.received_ago.is_some_and(|ago| ago <= limit);
     let last_page = candidates.len() < PAGE || candidates.iter().any(is_young);
     let mut skipped = Skipped::default();
     if round.received_at == BEGINNING && round.message_id.is_empty() {
-        skipped.no_time = without_date(pool, round.status).await?;
+        skipped.no_time = in_time(without_date(pool, round.status)).await?;
     }
     let mut expired: Vec<&[u8]> = Vec::new();
     for row in &candidates {
@@ -212,15 +225,15 @@ pub async fn page(
             Some(_) => {}
         }
     }
-    let deleted = delete(pool, round.status, expired, &mut skipped).await?;
-    let Some(deleted) = deleted else {
+    let (deleted, is_whole) = delete(pool, round, &expired, &mut skipped).await?;
+    if !is_whole {
         // Some of their attempts are gone: the same page again.
         return Ok(Page {
-            deleted: 0,
+            deleted,
             step: Step::More,
             skipped: Skipped::default(),
         });
-    };
+    }
     let step = match candidates.last() {
         Some(last) if !last_page => {
             round.received_at = last.received_at;
@@ -269,44 +282,52 @@ async fn candidates(pool: &MySqlPool, round: &Round) -> Result<Vec<Candidate>, s
         .await
 }
 
-/// Deletes messages that still have `status`, but for those that the database refuses to delete.
-/// `None`: they have more attempts than one transaction takes; only attempts were deleted.
+/// Deletes messages that still have the round's status, but for those that the database refuses to
+/// delete; how many, and whether it went through all: one that has more attempts than one transaction
+/// takes loses some of these first.
 async fn delete(
     pool: &MySqlPool,
-    status: InboxStatus,
-    ids: Vec<&[u8]>,
+    round: &mut Round,
+    ids: &[&[u8]],
     skipped: &mut Skipped,
-) -> Result<Option<u64>, sqlx::Error> {
+) -> Result<(u64, bool), sqlx::Error> {
     let (mut deleted, mut refusals) = (0, 0);
-    let mut parts = vec![ids];
-    while let Some(mut ids) = parts.pop() {
-        if ids.is_empty() {
-            continue;
-        }
-        let err = match delete_all(pool, status, &ids).await {
-            Ok(None) => return Ok(None),
+    let mut parts: Vec<&[&[u8]]> = ids.chunks(round.at_once).rev().collect();
+    while let Some(ids) = parts.pop() {
+        let begun = Instant::now();
+        let err = match delete_all(pool, round.status, ids).await {
+            Ok(None) => return Ok((deleted, false)),
             Ok(Some(some)) => {
                 (deleted, refusals) = (deleted + some, 0);
+                if begun.elapsed() < PART_TIMEOUT / 4 {
+                    round.at_once = PAGE.min(round.at_once * 2);
+                }
                 continue;
             }
             Err(err) => err,
         };
-        let busy = matches!(classify(&err), Fault::Busy | Fault::ReadOnly);
-        if busy || !matches!(err, sqlx::Error::Database(_)) {
-            return Err(err);
+        if is_timeout(&err) {
+            // What it has locked is passed over until the server has given it up; the next round comes
+            // back with fewer at once.
+            round.at_once = (ids.len() / 2).max(1);
+        } else {
+            let busy = matches!(classify(&err), Fault::Busy | Fault::ReadOnly);
+            if busy || !matches!(err, sqlx::Error::Database(_)) {
+                return Err(err);
+            }
+            // It answers still, so it is these that it refuses.
+            in_time(sqlx::query("SELECT 1").execute(pool)).await?;
         }
-        // It answers still, so it is these that it refuses.
-        sqlx::query("SELECT 1").execute(pool).await?;
         refusals += 1;
         if ids.len() > 1 && refusals <= REFUSALS_MAX {
-            let half = ids.split_off(ids.len() / 2);
-            parts.extend([half, ids]);
+            let (first, rest) = ids.split_at(ids.len() / 2);
+            parts.extend([rest, first]);
         } else {
             tracing::debug!(error = %err, "messages can't be deleted");
             skipped.refused += ids.len() as u64;
         }
     }
-    Ok(Some(deleted))
+    Ok((deleted, true))
 }
 
 /// Messages and their attempts, in one transaction.
@@ -316,7 +337,7 @@ async fn delete_all(
     ids: &[&[u8]],
 ) -> Result<Option<u64>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
-    let outcome = async {
+    let outcome = in_time(async {
         let mut tx = connection.begin().await?;
         let locked = lock(&mut tx, status, ids).await?;
         let deleted = if locked.is_empty() {
@@ -328,9 +349,13 @@ async fn delete_all(
         };
         tx.commit().await?;
         Ok(deleted)
-    }
+    })
     .await;
     if let Err(err) = &outcome {
+        if is_timeout(err) {
+            connection.close_on_drop();
+            return outcome;
+        }
         retire_if_read_only(&mut connection, err);
         // Carries out the rollback: its locks must be gone when others are tried.
         drop(connection.ping().await);

@@ -10,16 +10,17 @@ use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Connection, ErrorKind, Event, ExchangeKind};
 use svc_kit::amqp::{Amqp, Channels};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
-/// What the connection tells.
-#[derive(Debug)]
+/// What the connections tell.
+#[derive(Debug, PartialEq, Eq)]
 pub enum BrokerNews {
-    /// `connection.blocked`, with the broker's reason: it takes no publishes for now.
+    /// `connection.blocked`, with the broker's reason: one of them takes no publishes for now.
     Blocked(String),
-    /// It takes publishes again.
+    /// All of them take publishes again.
     Unblocked,
-    /// The connection is gone.
+    /// A connection is gone. One that another has taken the place of lives only as long as one of its
+    /// channels is in use: with it goes what was being published there, so this is told of it too.
     Lost(String),
 }
 
@@ -46,7 +47,10 @@ impl Link {
     /// What the connection has told since it was made is passed on too, until nobody listens.
     pub fn share(self, amqp: &Amqp, name: &str, news: mpsc::Sender<BrokerNews>) -> Channels {
         let connection = Arc::clone(&self.connection);
-        let follow = move |link: Self| drop(svc_kit::tasks::unit(listen(link, news.clone())));
+        let teller = Arc::new(Teller::new(news));
+        let follow = move |link: Self| {
+            drop(svc_kit::tasks::unit(listen(link, Arc::clone(&teller))));
+        };
         follow(self);
         Channels::new(amqp.clone(), client_name(name), connection, move |next| {
             follow(Self::new(next));
@@ -113,15 +117,47 @@ fn is_soft(err: &lapin::Error, wanted: AMQPSoftError) -> bool {
     matches!(amqp.kind(), AMQPErrorKind::Soft(soft) if *soft == wanted)
 }
 
+/// Passes on what several connections tell, as if they were one.
+struct Teller {
+    news: mpsc::Sender<BrokerNews>,
+    /// Connections that are blocked. Held while the news is sent, so that the last is the last.
+    blocked: Mutex<usize>,
+}
+
+impl Teller {
+    fn new(news: mpsc::Sender<BrokerNews>) -> Self {
+        Self {
+            news,
+            blocked: Mutex::new(0),
+        }
+    }
+
+    /// Passes on the news of a connection, `blocked` before or not. Does anybody listen?
+    async fn tell(&self, blocked: &mut bool, told: BrokerNews) -> bool {
+        let mut count = self.blocked.lock().await;
+        match &told {
+            BrokerNews::Blocked(_) if !*blocked => (*blocked, *count) = (true, *count + 1),
+            BrokerNews::Unblocked if *blocked => (*blocked, *count) = (false, *count - 1),
+            _ => {}
+        }
+        // Another one is blocked still.
+        if told == BrokerNews::Unblocked && *count > 0 {
+            return true;
+        }
+        self.news.send(told).await.is_ok()
+    }
+}
+
 /// Passes on what the connection has told since it was made, and goes on until nobody listens. What
 /// came before the listener is seen in the connection's state. It does not keep the connection alive.
-async fn listen(link: Link, news: mpsc::Sender<BrokerNews>) {
+async fn listen(link: Link, teller: Arc<Teller>) {
     let Link {
         connection,
         mut events,
     } = link;
     let status = connection.status().clone();
     drop(connection);
+    let mut blocked = false;
     let before = if !status.connected() {
         Some(BrokerNews::Lost("lost before it was used".into()))
     } else if status.blocked() {
@@ -130,7 +166,7 @@ async fn listen(link: Link, news: mpsc::Sender<BrokerNews>) {
         None
     };
     if let Some(before) = before
-        && news.send(before).await.is_err()
+        && !teller.tell(&mut blocked, before).await
     {
         return;
     }
@@ -141,8 +177,37 @@ async fn listen(link: Link, news: mpsc::Sender<BrokerNews>) {
             Event::Error(err) if !status.connected() => BrokerNews::Lost(err.to_string()),
             _ => continue,
         };
-        if news.send(told).await.is_err() {
-            break;
+        if !teller.tell(&mut blocked, told).await {
+            return;
         }
+    }
+    // A connection that is gone holds up nobody.
+    if blocked {
+        teller.tell(&mut blocked, BrokerNews::Unblocked).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn publishes_are_taken_again_when_the_last_of_several_connections_is_unblocked() {
+        let (news, mut told) = mpsc::channel(16);
+        let teller = Teller::new(news);
+        let (mut old, mut new) = (false, false);
+        let block = || BrokerNews::Blocked("memory".into());
+        assert!(teller.tell(&mut old, block()).await);
+        assert!(teller.tell(&mut old, block()).await);
+        assert!(teller.tell(&mut new, block()).await);
+        assert!(teller.tell(&mut old, BrokerNews::Unblocked).await);
+        for _ in 0..3 {
+            assert_eq!(told.try_recv().unwrap(), block());
+        }
+        assert!(told.try_recv().is_err(), "one is blocked still");
+        assert!(teller.tell(&mut new, BrokerNews::Unblocked).await);
+        assert_eq!(told.try_recv().unwrap(), BrokerNews::Unblocked);
+        drop(told);
+        assert!(!teller.tell(&mut new, block()).await);
     }
 }

@@ -147,8 +147,11 @@ fn status(args: &StatusArgs) -> anyhow::Result<Exit> {
     telemetry::init(args.table.log_format);
     let (table, admin) = args.resolve()?;
     let status = boot::block_on(async {
-        table.check_own().await?;
-        anyhow::Ok(ops::status::ask(&table, admin).await)
+        // Status reads alone, and says itself of a database that does not answer.
+        match table.check_own().await {
+            Err(err) if err.is::<ConfigError>() => return Err(err),
+            Ok(()) | Err(_) => Ok(ops::status::ask(&table, admin).await),
+        }
     })?;
     let mut out = std::io::stdout().lock();
     if args.json {

@@ -12,7 +12,7 @@ use crate::boot::ConfigError;
 use crate::database::DatabaseUrl;
 
 mod own;
-pub use own::{check_own, foreign};
+pub use own::{check_own, foreign, until_own};
 
 /// Longest wait for another process that migrates the same set, in seconds.
 const LOCK_SECONDS: u32 = 60;

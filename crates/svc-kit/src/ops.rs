@@ -2,6 +2,7 @@
 
 mod throttle;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,6 +21,11 @@ use crate::http::{Problem, peer};
 
 /// Fewer characters can be guessed, whatever slows the guesses.
 const TOKEN_MIN: usize = 16;
+/// Fewer different ones are a pattern. A token of 32 random hexadecimal digits has so few only once in
+/// 30 million times.
+const DIFFERENT_MIN: usize = 8;
+/// A name of so many hexadecimal digits is a token in the wrong place.
+const HEX_TOKEN: usize = 32;
 const NEW_TOKEN: &str = "make one with: openssl rand -hex 16";
 
 /// What a person may do. An operator may do all a viewer may.
@@ -182,6 +188,9 @@ fn holder(entry: &str, at: usize) -> Result<Holder, ConfigError> {
         let problem = "has a name that is empty or longer than 64 characters";
         return Err(wrong(problem, form));
     }
+    if name.len() >= HEX_TOKEN && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(wrong("has a name that looks like a token", form));
+    }
     let role = match role {
         "viewer" => Role::Viewer,
         "operator" => Role::Operator,
@@ -194,6 +203,10 @@ fn holder(entry: &str, at: usize) -> Result<Holder, ConfigError> {
     }
     if token.len() < TOKEN_MIN {
         let problem = format!("has a token of fewer than {TOKEN_MIN} characters");
+        return Err(wrong(&problem, NEW_TOKEN));
+    }
+    if token.bytes().collect::<HashSet<_>>().len() < DIFFERENT_MIN {
+        let problem = format!("has a token of fewer than {DIFFERENT_MIN} different characters");
         return Err(wrong(&problem, NEW_TOKEN));
     }
     Ok(Holder {
@@ -300,23 +313,32 @@ mod tests {
             "entry 1 has an unknown role",
         );
         refused("hunter2hunter2hu:operator:ann", "fewer than 16");
+        refused(
+            "ann:viewer:aaaaaaaaaaaaaaaa",
+            "entry 1 has a token of fewer than 8 different characters",
+        );
+        refused("ann:viewer:abcdefgabcdefgabcdefg", "fewer than 8 different");
+        refused(
+            "0123456789abcdef0123456789ABCDEF:operator:ann-is-an-operator",
+            "entry 1 has a name that looks like a token",
+        );
         refused("operator:ann:hunter2hunter2hu", "unknown role");
         refused("hunter2hunter2hu", "three parts");
-        let ann = "ann:operator:hunter2hunter2hu";
+        let ann = "ann:operator:hunter2-hunter2-h";
         refused(
             &format!("{ann},bob:viewer"),
             "entry 2 is not of three parts",
         );
         refused(
-            &format!("{ann}\nbob:viewer:hunter2hunter2xx"),
+            &format!("{ann}\nbob:viewer:hunter2-hunter2-x"),
             "entry 1 has a token with a space, a line break",
         );
         refused(
-            &format!("{ann},bob:viewer:hunter2hunter2xx,ann:viewer:hunter2hunter2yy"),
+            &format!("{ann},bob:viewer:hunter2-hunter2-x,ann:viewer:hunter2-hunter2-y"),
             "gives entries 1 and 3 the same name",
         );
         refused(
-            &format!("{ann},bob:viewer:hunter2hunter2hu"),
+            &format!("{ann},bob:viewer:hunter2-hunter2-h"),
             "gives entries 1 and 2 the same token",
         );
     }

@@ -7,7 +7,7 @@
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -18,6 +18,13 @@ use async_rs::util::Task;
 use futures::io::{AsyncRead, AsyncWrite, IoSlice};
 use futures::stream::Stream;
 use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval_at};
+
+/// lapin gives a connection up on which nothing was read for two heartbeats, the shortest of which is a
+/// second.
+const SIGN_OF_LIFE_EVERY: Duration = Duration::from_millis(500);
+/// What is read then at most; any of it is a sign of life.
+const SIGN_OF_LIFE_BYTES: usize = 2 * 1024;
 
 /// How much may still be read from a connection. It is open until the first [`Gate::allow`].
 #[derive(Clone, Debug)]
@@ -32,6 +39,8 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     left: usize,
+    /// Read as signs of life, beyond what was allowed.
+    lent: usize,
     read: u64,
     closed: bool,
     reader: Option<Waker>,
@@ -41,6 +50,7 @@ impl Default for Gate {
     fn default() -> Self {
         let state = State {
             left: usize::MAX,
+            lent: 0,
             read: 0,
             closed: false,
             reader: None,
@@ -55,12 +65,36 @@ impl Default for Gate {
 impl Gate {
     /// So many bytes may be read from now on.
     pub fn allow(&self, bytes: usize) {
-        self.change(|state| state.left = bytes);
+        self.change(|state| (state.left, state.lent) = (bytes, 0));
     }
 
-    /// So many bytes more may be read.
+    /// So many bytes more may be read, less those that were read ahead as signs of life.
     pub fn add(&self, bytes: usize) {
-        self.change(|state| state.left = state.left.saturating_add(bytes));
+        self.change(|state| {
+            let repaid = bytes.min(state.lent);
+            state.lent -= repaid;
+            state.left = state.left.saturating_add(bytes - repaid);
+        });
+    }
+
+    /// Does `work`, during which nobody takes what is read, however long it is: a little is read all the
+    /// same now and then, so that the connection is there when the work is done.
+    pub async fn keep_alive<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        let first = tokio::time::Instant::now() + SIGN_OF_LIFE_EVERY;
+        let mut ticks = interval_at(first, SIGN_OF_LIFE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                _ = ticks.tick() => self.change(|state| {
+                    let lent = SIGN_OF_LIFE_BYTES.saturating_sub(state.left);
+                    state.left += lent;
+                    state.lent += lent;
+                }),
+            }
+        }
     }
 
     /// How many bytes have been read.
@@ -72,6 +106,12 @@ impl Gate {
     /// Ends the connection: a reader that waits would never see that nobody needs it any more.
     pub fn close(&self) {
         self.change(|state| state.closed = true);
+    }
+
+    /// Was the connection ended by [`Gate::close`]?
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
     }
 
     /// Returns as soon as all that was allowed has been read and more is wanted.
@@ -276,6 +316,35 @@ mod tests {
         gate.add(5);
         assert!(gate.stalled().now_or_never().is_none());
         assert_eq!(socket.read(&mut buffer).await.unwrap(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn long_work_reads_a_little_now_and_then_which_is_given_back() {
+        let gate = Gate::default();
+        let mut socket = Gated {
+            socket: futures::io::Cursor::new(vec![7; 1 << 20]),
+            gate: gate.clone(),
+        };
+        gate.allow(10);
+        let reading = crate::tasks::unit(async move {
+            while socket
+                .read(&mut [0; 1 << 16])
+                .await
+                .is_ok_and(|read| read > 0)
+            {}
+        });
+        gate.keep_alive(tokio::time::sleep(Duration::from_millis(9_900)))
+            .await;
+        let lent = 19 * SIGN_OF_LIFE_BYTES;
+        assert_eq!(gate.read(), 10 + lent as u64);
+        gate.add(lent);
+        gate.stalled().await;
+        assert_eq!(gate.read(), 10 + lent as u64);
+        gate.add(5);
+        tokio::task::yield_now().await;
+        gate.stalled().await;
+        assert_eq!(gate.read(), 15 + lent as u64);
+        reading.abort();
     }
 
     #[tokio::test]

@@ -1,11 +1,20 @@
 //! Whose a table is. A stranger's table of the same name is never read as ours, written or altered.
 
+use std::time::Duration;
+
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _};
+use tokio_util::sync::CancellationToken;
 
 use super::Set;
+use crate::backoff::Backoff;
 use crate::boot::ConfigError;
-use crate::database::DatabaseUrl;
+use crate::database::{DatabaseUrl, Fault, classify};
+
+/// The look is a few reads of the server's own tables.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Columns that sqlx gives its tracking table.
 const TRACKING: [&str; 6] = [
@@ -69,20 +78,67 @@ fn created(version: i64, sql: &str) -> Option<Created> {
 /// Refuses sets of which a table is there already and is not the product's own.
 ///
 /// # Errors
-/// What differs and what to do. A database that does not answer is none: whoever uses it next says so.
-pub async fn check_own(url: &DatabaseUrl, sets: &[Set]) -> Result<(), ConfigError> {
-    let Ok(mut connection) = url.connect().await else {
-        return Ok(());
-    };
-    let found = foreign(&mut connection, sets).await;
-    drop(connection.close().await);
-    match found {
-        Ok(Some(foreign)) => Err(foreign),
-        Ok(None) => Ok(()),
-        Err(err) => {
-            tracing::debug!(error = %err, "the tables could not be looked at");
-            Ok(())
+/// [`ConfigError`], what differs and what to do; else why the look failed: whose the tables are is
+/// unknown then, and nothing may be done with them.
+pub async fn check_own(url: &DatabaseUrl, sets: &[Set]) -> anyhow::Result<()> {
+    check(url, sets, &|_| true).await
+}
+
+/// As [`check_own`], of `tables` alone, and for as long as the look fails: `waits` gets why. Returns
+/// early, without an error, when `stop` is canceled.
+///
+/// # Errors
+/// What differs and what to do, or what no waiting can fix.
+pub async fn until_own(
+    url: &DatabaseUrl,
+    sets: &[Set],
+    tables: &[&str],
+    stop: &CancellationToken,
+    waits: impl Fn(&str),
+) -> Result<(), ConfigError> {
+    let looking = async {
+        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+        loop {
+            let Err(err) = check(url, sets, &|table| tables.contains(&table)).await else {
+                return Ok(());
+            };
+            let why = match err.downcast::<ConfigError>() {
+                Ok(foreign) => return Err(foreign),
+                Err(err) => format!("{err:#}"),
+            };
+            tracing::warn!(database = %url, error = why, "waiting for the database");
+            waits(&why);
+            tokio::time::sleep(backoff.next()).await;
         }
+    };
+    stop.run_until_cancelled(looking).await.unwrap_or(Ok(()))
+}
+
+async fn check(
+    url: &DatabaseUrl,
+    sets: &[Set],
+    is_wanted: &(dyn Fn(&str) -> bool + Sync),
+) -> anyhow::Result<()> {
+    let looking = async {
+        let mut connection = url.connect().await?;
+        let found = foreign_of(&mut connection, sets, is_wanted).await;
+        drop(connection.close().await);
+        found
+    };
+    let looked = tokio::time::timeout(LOOK_TIMEOUT, looking).await;
+    let looked = looked.unwrap_or_else(|_elapsed| {
+        let text = format!("no answer within {LOOK_TIMEOUT:?}");
+        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into())
+    });
+    match looked {
+        Ok(None) => Ok(()),
+        Ok(Some(foreign)) => Err(foreign.into()),
+        Err(err) => match classify(&err) {
+            Fault::Misconfigured(config) => Err(config.into()),
+            _ => Err(anyhow::Error::new(err).context(format!(
+                "whose the tables at {url} are could not be looked up, nothing was done"
+            ))),
+        },
     }
 }
 
@@ -94,9 +150,20 @@ pub async fn foreign(
     connection: &mut MySqlConnection,
     sets: &[Set],
 ) -> Result<Option<ConfigError>, sqlx::Error> {
+    foreign_of(connection, sets, &|_| true).await
+}
+
+async fn foreign_of(
+    connection: &mut MySqlConnection,
+    sets: &[Set],
+    is_wanted: &(dyn Fn(&str) -> bool + Sync),
+) -> Result<Option<ConfigError>, sqlx::Error> {
     for set in sets {
         let mut problems = Vec::new();
         for created in set.created() {
+            if !is_wanted(&created.table) {
+                continue;
+            }
             let Some(found) = look(connection, &created.table).await? else {
                 continue;
             };
