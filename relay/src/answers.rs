@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use crate::dispatch::{Dispatch, Stage};
-use crate::effects::{Effects, Failure, Mark, Sample};
+use crate::effects::{Effects, Failure, Mark, Sample, cut};
 use crate::fault::{self, Fault};
 use crate::lane::Done;
 use crate::metrics::Reason;
@@ -83,7 +83,7 @@ impl Dispatch {
         let mut sample = Sample {
             row: Mark::of(item),
             reason,
-            text,
+            text: cut(text),
             wait: None,
         };
         match shutting {
@@ -154,7 +154,7 @@ impl Dispatch {
             row: Mark::of(item),
             attempts,
             reason,
-            text,
+            text: cut(text),
             next,
         });
     }

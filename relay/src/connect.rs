@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::Link;
 use crate::lane::Done;
 use crate::lease::Lease;
-use crate::pauses::{Pauses, Watch};
+use crate::pauses::{self, Pauses, Watch};
 use crate::queue::PROBE_LANES;
 use crate::relay::Relay;
 use crate::server::{self, OtherServer, ServerId, WAIT_TIMEOUT_S};
@@ -121,18 +121,38 @@ impl Relay {
 
     async fn pauses(&self, reader: &mut MySqlConnection) -> anyhow::Result<Pauses> {
         let pauses = match Pauses::read(reader, &self.config.table.name).await {
-            Ok(pauses) => pauses,
+            Ok(pauses) => {
+                self.remember_pauses(Some(pauses.clone()));
+                pauses
+            }
             Err(err) if mark::ends_session(reader, &err).await => {
                 return Err(err).context("reading what is paused");
             }
-            Err(err) => {
-                tracing::warn!(error = %err, "nothing can be paused: see `relay check`");
-                let last = self.last_pauses.lock();
-                last.unwrap_or_else(PoisonError::into_inner).clone()
-            }
+            Err(err) => self.known_pauses(err)?,
         };
         pauses.show(&self.readiness, &self.metrics);
         Ok(pauses)
+    }
+
+    /// What was paused before it could not be read any more. A new process knows of nothing, so it
+    /// waits: an operator may have paused all of it.
+    fn known_pauses(&self, err: sqlx::Error) -> anyhow::Result<Pauses> {
+        let last = self.last_pauses.lock();
+        let last = last.unwrap_or_else(PoisonError::into_inner).clone();
+        if last.is_none() && !pauses::is_not_there(&err) {
+            let why = "what is paused can't be read, so nothing is sent until it can";
+            return Err(anyhow::Error::new(err).context(why));
+        }
+        tracing::warn!(error = %err, "nothing can be paused: see `relay check`");
+        Ok(last.unwrap_or_default().kept(&err))
+    }
+
+    pub(crate) fn remember_pauses(&self, pauses: Option<Pauses>) {
+        let mut last = self
+            .last_pauses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *last = pauses;
     }
 
     /// Ends with the session, like all its tasks.

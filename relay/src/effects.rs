@@ -30,7 +30,7 @@ pub struct Failure {
     pub next: Next,
 }
 
-/// The row whose text tells why its route is shut.
+/// The row whose text tells why its route is closed.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// The row and its message id.
@@ -50,10 +50,22 @@ pub struct Effects {
     pub sent: Vec<(Mark, Source, Option<Instant>)>,
     /// To be written down as failed.
     pub failed: Vec<Failure>,
-    /// To be written down as the reason of a shut route.
+    /// To be written down as the reason of a closed route.
     pub samples: Vec<Sample>,
     /// How many failed by the route's or the channel's fault, which spends no attempt.
     pub refused: Vec<Reason>,
+}
+
+/// `last_error` and `outbox_attempts.error` hold this many characters.
+const ERROR_MAX: usize = 1000;
+
+/// As much of a text as is written down. A record may wait for long, and among thousands.
+pub fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(ERROR_MAX) {
+        text.truncate(end);
+        text.shrink_to_fit();
+    }
+    text
 }
 
 impl Mark {

@@ -1,9 +1,10 @@
-//! Writing down what became of rows: sent, failed, parked, or why a route is shut.
+//! Writing down what became of rows: sent, failed, parked, or why a route is closed.
 //!
 //! The marks of sent rows come first: as long as one is missing, its message goes out again after a
 //! new start. A write that is refused waits by itself and is tried again, and keeps no other from
 //! being written.
 
+mod backlog;
 mod later;
 mod record;
 mod sent;
@@ -17,7 +18,8 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use svc_kit::database::{Fault, classify};
 use tokio::sync::{Notify, mpsc};
 
-use self::later::{Later, Put};
+use self::backlog::{Backlog, Next};
+use self::later::Put;
 use crate::config::RowImage;
 use crate::effects::{Failure, Mark, Sample};
 use crate::queue::RowId;
@@ -25,11 +27,6 @@ use crate::table::PING_EVERY;
 
 /// Rows in one UPDATE. MariaDB makes a subquery of a list of 1,000 literals; of parameters it does not.
 pub const MARK_MAX: usize = 1024;
-/// Marks put off; with more of them no new writes are taken, and intake stops behind.
-const MARKS_LATER_MAX: usize = 8192;
-/// Records put off, with up to a kilobyte of text each. The row of one that is dropped is tried again
-/// by a later pass.
-const RECORDS_LATER_MAX: usize = 1 << 16;
 /// The servers' smallest wait for a lock, in seconds, be it a row's or the table's (LOCK TABLES, or an
 /// ALTER that copies): what is locked is put off.
 const LOCK_WAIT_S: u32 = 1;
@@ -56,7 +53,7 @@ pub enum Write {
 pub enum Record {
     /// This one failed by its own fault.
     Failed(Failure),
-    /// This one tells why its route is shut. It stays pending and spends no attempt, but may have to
+    /// This one tells why its route is closed. It stays pending and spends no attempt, but may have to
     /// wait.
     Sample(Sample),
 }
@@ -85,7 +82,7 @@ pub struct Refused {
     pub marks: usize,
     /// Failures.
     pub failures: usize,
-    /// Reasons of shut routes.
+    /// Reasons of closed routes.
     pub samples: usize,
     /// The last refusal.
     pub why: Arc<str>,
@@ -114,7 +111,7 @@ impl Refused {
         some.then(|| {
             format!(
                 "refused and tried again: {marks} marks of sent rows, {failures} records of \
-                 failures, {samples} reasons of shut routes: {why}"
+                 failures, {samples} reasons of closed routes: {why}"
             )
         })
     }
@@ -123,13 +120,12 @@ impl Refused {
 struct Marker {
     connection: MySqlConnection,
     table: Table,
+    /// Of marks, and of the next write as the connection is set now.
     image: RowImage,
-    marks: Later<Vec<Mark>>,
-    records: Later<Record>,
+    image_now: RowImage,
+    backlog: Backlog,
     refusals: u32,
     why: Arc<str>,
-    /// It is the table that is locked, so no new write could pass either.
-    table_locked: bool,
     failed: Arc<Notify>,
 }
 
@@ -141,35 +137,29 @@ struct Marker {
 /// The connection is lost, or the server takes no writes: the session then starts again.
 pub async fn run(
     mut connection: MySqlConnection,
-    (table, mut image): (Table, RowImage),
+    (table, image): (Table, RowImage),
     mut writes: mpsc::Receiver<Write>,
     written: mpsc::Sender<Written>,
     failed: Arc<Notify>,
 ) -> anyhow::Result<()> {
     without_annotations(&mut connection).await;
     wait_little_for_locks(&mut connection).await?;
-    if image == RowImage::Minimal
-        && let Err(err) = set_image(&mut connection, image).await
-    {
-        tracing::warn!(error = %err, "RELAY_BINLOG_ROW_IMAGE=minimal needs a right to set it: marks \
-            are written to the binlog with full row images");
-        image = RowImage::Full;
-    }
     let mut marker = Marker {
         connection,
         table,
         image,
-        marks: Later::default(),
-        records: Later::default(),
+        image_now: RowImage::Full,
+        backlog: Backlog::default(),
         refusals: 0,
         why: "".into(),
-        table_locked: false,
         failed,
     };
-    while let Some(put) = marker.next(&mut writes).await? {
-        let done = match put {
+    loop {
+        let done = match marker.next(&mut writes).await? {
             Next::Marks(put) => marker.mark(put).await?,
             Next::Record(put) => marker.record(put).await?,
+            Next::Wait { .. } => continue,
+            Next::End => break,
         };
         let refused = marker.refused();
         if written.send(Written { refused, ..done }).await.is_err() {
@@ -184,49 +174,30 @@ enum Refusal {
     Other,
 }
 
-enum Next {
-    Marks(Put<Vec<Mark>>),
-    Record(Put<Record>),
-}
-
 impl Marker {
-    /// The next write: marks that are due again, what is new, or a record that is due again. Pings
-    /// while there is none.
-    async fn next(&mut self, writes: &mut mpsc::Receiver<Write>) -> anyhow::Result<Option<Next>> {
-        loop {
-            let now = Instant::now();
-            if let Some(marks) = self.marks.pop_due(now) {
-                return Ok(Some(Next::Marks(marks)));
-            }
-            let later: usize = self.marks.iter().map(Vec::len).sum();
-            let takes = !self.table_locked && later < MARKS_LATER_MAX;
-            match takes.then(|| writes.try_recv()) {
-                Some(Ok(write)) => return Ok(Some(Next::new(write))),
-                Some(Err(mpsc::error::TryRecvError::Disconnected)) => return Ok(None),
-                Some(Err(mpsc::error::TryRecvError::Empty)) | None => {}
-            }
-            if let Some(record) = self.records.pop_due(now) {
-                return Ok(Some(Next::Record(record)));
-            }
-            let due = self
-                .marks
-                .next_due()
-                .into_iter()
-                .chain(self.records.next_due());
-            let until = due.fold(now + PING_EVERY, Instant::min);
-            if !takes {
-                tokio::time::sleep_until(until.into()).await;
-                continue;
-            }
-            match tokio::time::timeout_at(until.into(), writes.recv()).await {
-                Ok(write) => return Ok(write.map(Next::new)),
-                Err(_) => tokio::time::timeout(WRITE_TIMEOUT, self.connection.ping()).await??,
-            }
+    /// The next write, or nothing after a while of pings.
+    async fn next(&mut self, writes: &mut mpsc::Receiver<Write>) -> anyhow::Result<Next> {
+        let now = Instant::now();
+        let next = self.backlog.next(writes, now);
+        let Next::Wait { until, takes } = next else {
+            return Ok(next);
+        };
+        let until = until.map_or(now + PING_EVERY, |due| due.min(now + PING_EVERY));
+        if !takes {
+            tokio::time::sleep_until(until.into()).await;
+            return Ok(next);
         }
+        match tokio::time::timeout_at(until.into(), writes.recv()).await {
+            Ok(Some(write)) => return Ok(self.backlog.take(write)),
+            Ok(None) => return Ok(Next::End),
+            Err(_) => tokio::time::timeout(WRITE_TIMEOUT, self.connection.ping()).await??,
+        }
+        Ok(next)
     }
 
     async fn mark(&mut self, put: Put<Vec<Mark>>) -> anyhow::Result<Written> {
-        self.table_locked = false;
+        self.backlog.table_locked = false;
+        self.use_marks_image().await?;
         let (marks, tries) = (put.what, put.tries);
         let began = Instant::now();
         let marking = sent::mark(&mut self.connection, self.table.name(), &marks);
@@ -246,7 +217,7 @@ impl Marker {
             Refusal::Other => {
                 self.refusals += 1;
                 if self.refusals > REFUSALS_MAX {
-                    self.marks.rest(began.elapsed() * REST_FACTOR);
+                    self.backlog.marks.rest(began.elapsed() * REST_FACTOR);
                 }
                 self.put_off_refused(marks, tries);
                 Ok(Written::default())
@@ -268,7 +239,7 @@ impl Marker {
                 Err(err) => {
                     self.refusal(err).await?;
                     marks.retain(|mark| !left.contains(mark));
-                    self.marks.put_off(left, tries + 1);
+                    self.backlog.marks.put_off(left, tries + 1);
                 }
             }
         }
@@ -284,11 +255,11 @@ impl Marker {
     /// One row among them may be to blame, by a trigger of somebody's: the halves go by themselves.
     fn put_off_refused(&mut self, mut marks: Vec<Mark>, tries: u32) {
         if marks.len() == 1 {
-            return self.marks.put_off(marks, tries + 1);
+            return self.backlog.marks.put_off(marks, tries + 1);
         }
         let half = marks.split_off(marks.len() / 2);
-        self.marks.put_first(half);
-        self.marks.put_first(marks);
+        self.backlog.marks.put_first(half);
+        self.backlog.marks.put_first(marks);
     }
 
     /// Those that nobody has locked, and the others when they may be free.
@@ -298,8 +269,8 @@ impl Marker {
         let free = match tokio::time::timeout(WRITE_TIMEOUT, looking).await? {
             Ok(free) => free,
             Err(err) => {
-                self.table_locked = matches!(self.refusal(err).await?, Refusal::Locked);
-                self.marks.put_off_for(marks, tries, LOCKED_AGAIN);
+                self.backlog.table_locked = matches!(self.refusal(err).await?, Refusal::Locked);
+                self.backlog.marks.put_off_for(marks, tries, LOCKED_AGAIN);
                 return Ok(Written::default());
             }
         };
@@ -307,7 +278,7 @@ impl Marker {
             .into_iter()
             .partition(|mark| free.contains(&mark.id.id));
         if !locked.is_empty() {
-            self.marks.put_off_for(locked, tries, LOCKED_AGAIN);
+            self.backlog.marks.put_off_for(locked, tries, LOCKED_AGAIN);
         }
         if free.is_empty() {
             return Ok(Written::default());
@@ -319,16 +290,16 @@ impl Marker {
         };
         match self.refusal(err).await? {
             // A deadlock, or a lock taken since.
-            Refusal::Locked => self.marks.put_off_for(free, tries, LOCKED_AGAIN),
+            Refusal::Locked => self.backlog.marks.put_off_for(free, tries, LOCKED_AGAIN),
             Refusal::Other => self.put_off_refused(free, tries),
         }
         Ok(Written::default())
     }
 
     fn merge_marks(&mut self) {
-        let all: Vec<Mark> = self.marks.drain().into_iter().flatten().collect();
+        let all: Vec<Mark> = self.backlog.marks.drain().into_iter().flatten().collect();
         for some in all.chunks(MARK_MAX) {
-            self.marks.put_first(some.to_vec());
+            self.backlog.marks.put_first(some.to_vec());
         }
     }
 
@@ -337,14 +308,14 @@ impl Marker {
             what, tries, new, ..
         } = put;
         let finished = usize::from(new);
-        if new && self.records.is_resting(Instant::now()) {
+        if new && self.backlog.records.is_resting(Instant::now()) {
             return Ok(self.keep_record(what, 0, finished));
         }
         let began = Instant::now();
         let err = match tokio::time::timeout(WRITE_TIMEOUT, self.write_record(&what)).await? {
             Ok(rows) => {
                 if tries > 0 {
-                    self.records.all_due();
+                    self.backlog.records.all_due();
                 }
                 if matches!(what, Record::Failed(_)) {
                     self.failed.notify_one();
@@ -358,15 +329,15 @@ impl Marker {
             Err(err) => err,
         };
         self.refusal(err).await?;
-        self.records.rest(began.elapsed() * REST_FACTOR);
+        self.backlog.records.rest(began.elapsed() * REST_FACTOR);
         Ok(self.keep_record(what, tries + 1, finished))
     }
 
     fn keep_record(&mut self, record: Record, tries: u32, finished: usize) -> Written {
-        let given_up = if self.records.len() >= RECORDS_LATER_MAX {
+        let given_up = if self.backlog.is_full() {
             record.row()
         } else {
-            self.records.put_off(record, tries);
+            self.backlog.records.put_off(record, tries);
             None
         };
         Written {
@@ -378,13 +349,32 @@ impl Marker {
 
     /// With full row images, whatever those of the marks are.
     async fn write_record(&mut self, record: &Record) -> Result<Vec<RowId>, sqlx::Error> {
-        if self.image == RowImage::Full {
-            return record::write(&mut self.connection, &self.table, record).await;
+        self.use_image(RowImage::Full).await?;
+        record::write(&mut self.connection, &self.table, record).await
+    }
+
+    /// Before the write and not after it: what is committed is reported in any case.
+    async fn use_image(&mut self, image: RowImage) -> Result<(), sqlx::Error> {
+        if self.image_now != image {
+            set_image(&mut self.connection, image).await?;
+            self.image_now = image;
         }
-        set_image(&mut self.connection, RowImage::Full).await?;
-        let rows = record::write(&mut self.connection, &self.table, record).await;
-        set_image(&mut self.connection, self.image).await?;
-        rows
+        Ok(())
+    }
+
+    /// Marks need no right but to mark.
+    async fn use_marks_image(&mut self) -> anyhow::Result<()> {
+        let setting = self.use_image(self.image);
+        let Err(err) = tokio::time::timeout(WRITE_TIMEOUT, setting).await? else {
+            return Ok(());
+        };
+        if ends_session(&mut self.connection, &err).await {
+            return Err(err.into());
+        }
+        tracing::warn!(error = %err, "RELAY_BINLOG_ROW_IMAGE=minimal needs a right to set it: marks \
+            are written to the binlog with full row images");
+        self.image = RowImage::Full;
+        Ok(())
     }
 
     async fn refusal(&mut self, err: sqlx::Error) -> anyhow::Result<Refusal> {
@@ -407,23 +397,12 @@ impl Marker {
     }
 
     fn refused(&self) -> Refused {
-        let marks = self.marks.iter().map(Vec::len).sum();
-        let failed = |record: &&Record| matches!(record, Record::Failed(_));
-        let failures = self.records.iter().filter(failed).count();
+        let records = self.backlog.records.load();
         Refused {
-            marks,
-            failures,
-            samples: self.records.len() - failures,
+            marks: self.backlog.marks.load().marks,
+            failures: records.failures,
+            samples: records.samples,
             why: Arc::clone(&self.why),
-        }
-    }
-}
-
-impl Next {
-    fn new(write: Write) -> Self {
-        match write {
-            Write::Sent(marks) => Self::Marks(Put::new(marks)),
-            Write::Record(record) => Self::Record(Put::new(record)),
         }
     }
 }

@@ -46,6 +46,8 @@ pub struct Pauses {
     pub whole: Option<Pause>,
     /// Single routes.
     pub routes: BTreeMap<Route, Pause>,
+    /// Why the above is what was known before, and not what the table says now.
+    pub unreadable: Option<String>,
 }
 
 impl fmt::Display for Pause {
@@ -108,7 +110,26 @@ impl Pauses {
         readiness.set(INTAKE, self.whole.is_none(), self.detail());
     }
 
+    /// What was known, now that the table can't be read.
+    #[must_use]
+    pub fn kept(&self, err: &sqlx::Error) -> Self {
+        Self {
+            unreadable: Some(err.to_string()),
+            ..self.clone()
+        }
+    }
+
     fn detail(&self) -> String {
+        let paused = self.paused();
+        match &self.unreadable {
+            None => paused,
+            Some(why) => {
+                format!("{paused}; what is paused can't be read, it stays as it was: {why}")
+            }
+        }
+    }
+
+    fn paused(&self) -> String {
         if let Some(pause) = &self.whole {
             return pause.to_string();
         }
@@ -159,23 +180,29 @@ impl Watch {
             .await
             .context("no answer to what is paused")?;
         self.next = Instant::now() + LOOK_EVERY;
-        match found {
-            Ok(found) if found == self.known => Ok(None),
-            Ok(found) => {
-                self.known.clone_from(&found);
-                Ok(Some(found))
-            }
+        let found = match found {
+            Ok(found) => found,
             Err(err) if ends_session(connection, &err).await => {
-                Err(err).context("reading what is paused")
+                return Err(err).context("reading what is paused");
             }
             // What was paused before it could not be read any more stays so. A look that waits for
             // a lock keeps the reader from what it is for.
             Err(err) => {
-                tracing::debug!(error = %err, "what is paused can't be read");
                 self.next = Instant::now() + LOOK_EVERY.max(began.elapsed() * REST_FACTOR);
-                Ok(None)
+                self.known.kept(&err)
             }
+        };
+        if found == self.known {
+            return Ok(None);
         }
+        if let Some(why) = &found.unreadable {
+            tracing::warn!(
+                error = why,
+                "what is paused can't be read, it stays as it was"
+            );
+        }
+        self.known.clone_from(&found);
+        Ok(Some(found))
     }
 }
 
@@ -214,6 +241,11 @@ mod tests {
         assert_eq!(
             pauses.detail(),
             "paused by ann@desk since 2026-01-02T03:04:05Z: upgrade"
+        );
+        assert_eq!(
+            pauses.kept(&sqlx::Error::RowNotFound).detail(),
+            "paused by ann@desk since 2026-01-02T03:04:05Z: upgrade; what is paused can't be read, \
+             it stays as it was: no rows returned by a query that expected to return at least one row"
         );
     }
 }

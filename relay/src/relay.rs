@@ -51,8 +51,9 @@ pub struct Relay {
     pub(crate) metrics: Metrics,
     pub(crate) readiness: Readiness,
     pub(crate) canary: Canary,
-    /// What was paused in the last session: a table that can't be read now changes nothing.
-    pub(crate) last_pauses: Mutex<Pauses>,
+    /// What was paused when it was last read, by this process and since it holds the lock: a table that
+    /// can't be read now changes nothing.
+    pub(crate) last_pauses: Mutex<Option<Pauses>>,
 }
 
 impl Relay {
@@ -215,6 +216,7 @@ impl Relay {
                     Leadership::Leader { server, .. } => return Ok(Some(server)),
                     Leadership::Standby(why) => {
                         self.canary.end();
+                        self.remember_pauses(None);
                         self.readiness.set("lease", false, why);
                         self.readiness.set_role(STANDBY);
                         if *first_contact && tried.is_none_or(|at| at.elapsed() > TRY_AGAIN) {
@@ -307,11 +309,14 @@ impl Relay {
             drop(tokio::time::timeout(CLOSE_TIMEOUT, session.wires.end_lanes()).await);
         }
         *suspects = session.dispatch.take_suspects();
+        let pauses = std::mem::take(&mut session.pauses);
         let mut last = self
             .last_pauses
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        *last = std::mem::take(&mut session.pauses);
+        if last.is_some() || pauses.unreadable.is_none() {
+            *last = Some(pauses);
+        }
         end
     }
 

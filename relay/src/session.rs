@@ -129,11 +129,12 @@ impl<'a> Session<'a> {
 
     /// Runs until something ends it.
     pub async fn run(&mut self, outside: &mut Outside) -> End {
+        let pauses = std::mem::take(&mut self.wires.pauses);
         if let Some(why) = self.take_clock(outside) {
+            self.pauses = pauses;
             return End::LeaseLost(why);
         }
         self.show_way("");
-        let pauses = std::mem::take(&mut self.wires.pauses);
         self.take_pauses(pauses, Instant::now());
         loop {
             let now = Instant::now();

@@ -6,12 +6,9 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _, MySqlTransaction};
 
 use super::Record;
-use crate::effects::{Failure, Mark, Sample};
+use crate::effects::{Failure, Mark, Sample, cut};
 use crate::queue::RowId;
 use crate::schedule::Next;
-
-/// `last_error` and `outbox_attempts.error` hold this many characters.
-const ERROR_MAX: usize = 1000;
 
 /// Writes it. Returns the row if it is no longer on its way then.
 pub(super) async fn write(
@@ -59,7 +56,7 @@ async fn record_sample(
         .wait
         .and_then(|wait| i64::try_from(wait.as_micros()).ok());
     sqlx::query(AssertSqlSafe(statement))
-        .bind(cut(&format!("{}: {}", sample.reason.name(), sample.text)))
+        .bind(cut(format!("{}: {}", sample.reason.name(), sample.text)))
         .bind(wait)
         .bind(sample.row.id.id)
         .bind(&sample.row.message_id)
@@ -77,7 +74,7 @@ async fn record_failure(
         Next::Retry(after) => (1, i64::try_from(after.as_micros()).ok()),
         Next::Park => (3, None),
     };
-    let error = cut(&format!("{}: {}", failure.reason.name(), failure.text));
+    let error = cut(format!("{}: {}", failure.reason.name(), failure.text));
     let table = outbox.name();
     let key = Key::Id(failure.row.id.id);
     // Before the row is locked, as whoever acts on a bulk does it.
@@ -135,8 +132,4 @@ async fn record_parking(
     .execute(&mut **tx)
     .await?;
     Ok(())
-}
-
-fn cut(text: &str) -> String {
-    text.chars().take(ERROR_MAX).collect()
 }

@@ -11,11 +11,16 @@ use super::{definition, rights};
 use crate::binlog::connect;
 use crate::binlog::position::position_statement;
 use crate::config::{Config, Mode, OutboxTable, RowImage};
+use crate::mark::wait_little_for_locks;
 use crate::pauses::{self, Pauses};
 use crate::table::Queries;
 
 /// What the database must offer, for tables and, in cdc mode, for the binlog.
 pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<Condition> {
+    // What somebody has locked is a condition then, and not a silence.
+    if let Err(err) = wait_little_for_locks(connection).await {
+        return vec![denied("locks", &err, &config.table.name)];
+    }
     let mut found = vec![tables(connection, &config.table).await];
     if found.iter().all(|condition| condition.state == State::Ok) {
         found.extend(definition(connection, config).await);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use e2e::Db;
+use sqlx::Executor as _;
 
 use crate::hands::{command, done, sum, wait_condition};
 use crate::rig::ops::wait_delivered;
@@ -308,4 +309,55 @@ async fn a_relay_on_the_tables_of_an_older_release_works_and_says_that_nothing_c
     done(&rig, &["pause", "--reason", "r"]).await;
     rig.wait_phase("paused").await;
     assert!(!relay.log().contains("starting again"), "{}", relay.log());
+}
+
+#[tokio::test]
+async fn a_standby_that_can_not_read_what_is_paused_sends_nothing_until_it_can() {
+    for db in e2e::shared::databases().await {
+        let mut rig = Rig::new(db).await;
+        let active = rig.tailing().await;
+        let deliveries = rig.consume(QUEUE).await;
+        done(&rig, &["pause", "--reason", "broker upgrade"]).await;
+        rig.wait_phase("paused").await;
+        let admin = format!("127.0.0.1:{}", e2e::port::free().unwrap());
+        rig.set("ADMIN_ADDR", &admin);
+        let standby = rig.relay();
+        e2e::wait::until("a standby", LATER, async || {
+            standby.log().contains("standing by")
+        })
+        .await;
+        rig.insert(3).await;
+        let mut other = rig.database.connect().await.unwrap();
+        let lock = sqlx::raw_sql("LOCK TABLES outbox_pauses WRITE");
+        other.execute(lock).await.unwrap();
+        active.terminate().unwrap();
+        assert_eq!(active.wait_exit(LATER).await.unwrap().code(), Some(0));
+
+        let why = "what is paused can't be read";
+        wait_condition(&rig, 503, ("database", false), why).await;
+        e2e::wait::until("several tries", LATER, async || {
+            standby.log().matches(why).count() >= 3
+        })
+        .await;
+        assert_eq!(sum(&rig, PUBLISHED).await, 0.0);
+        other.execute(sqlx::raw_sql("UNLOCK TABLES")).await.unwrap();
+        rig.wait_phase("paused").await;
+        assert_eq!(deliveries.count(), 0);
+
+        // A restart with the lock in place waits as well, and says for what.
+        let lock = sqlx::raw_sql("LOCK TABLES outbox_pauses WRITE");
+        other.execute(lock).await.unwrap();
+        let why = "what is paused can't be read, it stays as it was: ";
+        wait_condition(&rig, 503, ("intake", false), why).await;
+        standby.terminate().unwrap();
+        assert_eq!(standby.wait_exit(LATER).await.unwrap().code(), Some(0));
+        standby.start_again().unwrap();
+        wait_condition(&rig, 503, ("database", false), "Lock wait timeout exceeded").await;
+        other.execute(sqlx::raw_sql("UNLOCK TABLES")).await.unwrap();
+        rig.wait_phase("paused").await;
+        assert_eq!((deliveries.count(), rig.count("status = 1").await), (0, 3));
+        done(&rig, &["resume"]).await;
+        rig.wait_sent(3).await;
+        assert_eq!(deliveries.twice(), 0);
+    }
 }
