@@ -149,7 +149,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<Exit> {
     let status = boot::block_on(async {
         // Status reads alone, and says itself of a database that does not answer.
         match table.check_own().await {
-            Err(err) if err.is::<ConfigError>() => return Err(err),
+            Err(err) if err.is::<ConfigError>() => Err(err),
             Ok(()) | Err(_) => Ok(ops::status::ask(&table, admin).await),
         }
     })?;

@@ -26,10 +26,11 @@ const PREPARED_STATEMENTS: usize = 64;
 /// Without it: a lax `sql_mode` cuts texts and lets zero dates in; `autocommit = 0` never commits a
 /// statement outside a transaction; `sql_safe_updates` refuses an UPDATE without a key (1175);
 /// `sql_select_limit` cuts results; `sql_big_selects = 0` refuses joins (1104); a time limit ends what
-/// is slow (1969, 3024); `completion_type` ends the connection with a COMMIT; a read-only default
-/// refuses every write (1792); without `unique_checks` two rows of one message id can be stored;
+/// is slow (1969, 3024); `completion_type` ends the connection with a COMMIT; without `unique_checks`
+/// two rows of one message id can be stored;
 /// `net_write_timeout` ends a binlog stream whose reader is slow; a small `range_optimizer_max_mem_size`
-/// makes a list of ids a scan of the table. READ COMMITTED takes no gap locks.
+/// makes a list of ids a scan of the table. READ COMMITTED takes no gap locks. A server's read-only
+/// default is not overridden: somebody wants no writes there, and they are waited for.
 ///
 /// sqlx and the driver of the binlog send the rest by themselves: `SET NAMES utf8mb4`.
 pub const SESSION: &str = "\
@@ -43,7 +44,7 @@ pub const SESSION: &str = "\
     /*!80000 max_execution_time = 0, range_optimizer_max_mem_size = 0, big_tables = 0, */ \
     /*M! max_statement_time = 0, idle_transaction_timeout = 0, idle_write_transaction_timeout = 0, */ \
     sql_warnings = 0; \
-    SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
+    SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
 impl DatabaseUrl {
     /// Options for connections that sqlx opens itself: UTC, utf8mb4, statements not logged.
