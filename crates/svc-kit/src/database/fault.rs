@@ -152,6 +152,7 @@ const MEANINGS: &[(u16, &str, Meaning)] = &[
     (3159, "ER_SECURE_TRANSPORT_REQUIRED", Meaning::Settings(TLS)),
     (3572, "ER_LOCK_NOWAIT", Meaning::Busy),
     (3854, "ER_CANNOT_CONVERT_STRING", Meaning::Data),
+    (3988, "ER_IMPOSSIBLE_STRING_CONVERSION", Meaning::Data),
     // Of MariaDB alone; MySQL has these numbers for statements that no program here runs.
     (
         1275,
@@ -389,7 +390,7 @@ mod tests {
             .collect();
         let known = [
             1048, 1118, 1153, 1162, 1264, 1265, 1292, 1300, 1301, 1366, 1367, 1406, 1411, 1441,
-            1525, 1690, 3140, 3141, 3150, 3156, 3157, 3854, 1977,
+            1525, 1690, 3140, 3141, 3150, 3156, 3157, 3854, 3988, 1977,
         ];
         assert_eq!(
             data, known,
