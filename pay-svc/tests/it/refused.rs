@@ -481,7 +481,10 @@ async fn a_message_of_which_nothing_can_be_stored_is_not_acknowledged() {
             assert!(says_why().await, "{:?}", app.readiness().await);
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        assert_eq!(queued(&vhost).await, 1);
+        until("the message in the queue", SOON, async || {
+            queued(&vhost).await == 1
+        })
+        .await;
         run(&app.pool, "DROP TRIGGER refuse").await;
         app.until_ready().await;
         app.until_paid(2).await;
