@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use e2e::wait::until;
 use futures::future::join_all;
+use order_svc::prune::{self, Page, Round};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -180,4 +181,105 @@ async fn old_keys_are_deleted_and_young_ones_stay() {
         let answer = post_with_key(&app, "young-1", &order()).await;
         assert_eq!(answer.status(), StatusCode::UNPROCESSABLE_ENTITY);
     }
+}
+
+/// What a trigger or somebody's lock keeps is passed over, and counted.
+#[tokio::test]
+async fn pruning_gets_past_keys_that_can_not_be_deleted() {
+    for db in e2e::shared::databases().await {
+        let app = App::start(db).await;
+        let pool = app.database.pool().unwrap();
+        let fill = "INSERT INTO idempotency_keys \
+                    SELECT CONCAT('k-', a.n, b.n, c.n, d.n), REPEAT('x', 32), '', \
+                    UTC_TIMESTAMP(6) - INTERVAL 2 DAY FROM \
+                    (SELECT 0 n UNION SELECT 1) a, {ten} b, {ten} c, {ten} d";
+        let ten = (0..10).map(|n| format!("SELECT {n} n")).collect::<Vec<_>>();
+        let fill = fill.replace("{ten}", &format!("({})", ten.join(" UNION ALL ")));
+        let keep = "CREATE TRIGGER keep BEFORE DELETE ON idempotency_keys FOR EACH ROW \
+                    IF OLD.idempotency_key IN ('k-0007', 'k-0420', 'k-1999') THEN \
+                    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'kept'; END IF";
+        for statement in [fill.as_str(), keep] {
+            let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned()));
+            sqlx::Executor::execute(&pool, statement).await.unwrap();
+        }
+        let mut round = Round::default();
+        let day = Duration::from_hours(24);
+        while prune::page(&pool, day, &mut round).await.unwrap() == Page::Full {}
+        assert_eq!(round.left, 3, "{:?}", db.flavor());
+        assert_eq!(app.count("idempotency_keys").await, 3);
+    }
+}
+
+/// Dropped, closed to the account, or changed: only who uses a key is refused, with the reason.
+#[tokio::test]
+async fn without_the_table_of_keys_orders_without_a_key_are_placed() {
+    for db in e2e::shared::databases().await {
+        let database = db.create_database().await.unwrap();
+        migrate(&database).await;
+        let name = database.name.clone();
+        let user = format!("o{}", &name[name.len() - 12..]);
+        let grants = ["orders", "outbox", "idempotency_keys"]
+            .map(|table| format!("SELECT, INSERT, DELETE ON `{name}`.{table}"));
+        db.create_user(&user, "pw", &grants).await.unwrap();
+        let mut config = config(&db.user_url(&user, "pw", &name));
+        config.commit.committers = 1;
+        let app = App::serve_as(database, config).await;
+        let table = "idempotency_keys";
+        let mut placed = 0;
+        for (harm, repair) in [
+            (
+                format!("RENAME TABLE {table} TO aside"),
+                format!("RENAME TABLE aside TO {table}"),
+            ),
+            (
+                format!("REVOKE INSERT ON `{name}`.{table} FROM '{user}'@'%'"),
+                format!("GRANT INSERT ON `{name}`.{table} TO '{user}'@'%'"),
+            ),
+            (
+                format!("ALTER TABLE {table} RENAME COLUMN response TO aside"),
+                format!("ALTER TABLE {table} RENAME COLUMN aside TO response"),
+            ),
+        ] {
+            run(&app, &harm).await;
+            // All in one batch behind the first.
+            let blocker = app.hold_up().await;
+            let first = app.send(None, &order());
+            app.until_running(1, "INSERT INTO orders").await;
+            let sent: Vec<_> = (0..20)
+                .map(|number| {
+                    let key = (number % 2 == 0).then(|| format!("k-{number}"));
+                    (key.is_some(), app.send(key.as_deref(), &order()))
+                })
+                .collect();
+            app.until_queued(20.0).await;
+            drop(blocker);
+            assert_eq!(first.await.unwrap().status(), StatusCode::CREATED, "{harm}");
+            for (keyed, answer) in sent {
+                let answer = answer.await.unwrap();
+                if !keyed {
+                    assert_eq!(answer.status(), StatusCode::CREATED, "{harm}");
+                    continue;
+                }
+                assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{harm}");
+                assert!(answer.headers().contains_key("retry-after"));
+                let body: Value = answer.json().await.unwrap();
+                let detail = body["detail"].as_str().unwrap();
+                assert!(detail.contains(table), "{body}");
+            }
+            placed += 11;
+            assert_eq!(app.count("orders").await, placed, "{harm}");
+            let alone = post_with_key(&app, "alone", &order()).await;
+            assert_eq!(alone.status(), StatusCode::SERVICE_UNAVAILABLE, "{harm}");
+            run(&app, &repair).await;
+        }
+        let answer = post_with_key(&app, "alone", &order()).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        assert_eq!(app.unpaired().await, 0);
+    }
+}
+
+async fn run(app: &App, statement: &str) {
+    let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned()));
+    let done = sqlx::Executor::execute(&app.pool, done).await;
+    done.unwrap_or_else(|err| panic!("{statement}: {err}"));
 }

@@ -4,10 +4,11 @@ use e2e::wait::until;
 use e2e::{Db, DbOptions, Rabbit, RabbitOptions};
 use reqwest::StatusCode;
 use serde_json::Value;
+use sqlx::Executor as _;
 use svc_kit::boot::Exit;
 use uuid::Uuid;
 
-use crate::app::{App, SOON, config, database, vhost};
+use crate::app::{App, SOON, config, config_with, database, vhost};
 use crate::bench::Bench;
 use crate::messages::{Outgoing, Publisher, order_payload, received};
 use crate::provider::{Act, Scripted};
@@ -238,4 +239,60 @@ async fn without_a_broker_received_messages_are_still_paid() {
     assert_eq!(request.send().await.unwrap().status(), StatusCode::ACCEPTED);
     app.until_paid(1).await;
     assert_eq!(app.stop().await, Exit::Drained);
+}
+
+/// The gate is closed then, and lapin gives up a connection that is silent for two heartbeats.
+#[tokio::test]
+async fn a_store_that_takes_longer_than_two_heartbeats_keeps_the_connection() {
+    const MESSAGES: i64 = 40;
+    const HEARTBEAT: u64 = 2;
+    for db in e2e::shared::databases().await {
+        let tables = database(db).await;
+        let pool = tables.pool().unwrap();
+        let vhost = vhost(e2e::shared::rabbit().await).await;
+        let publisher = Publisher::connect(&vhost.amqp_url).await;
+        let body = "x".repeat(128 * 1024);
+        for number in 0..MESSAGES {
+            let message = Outgoing::new(&format!("m-{number}"), &body);
+            publisher.publish(&message).await;
+        }
+        let mut blocker = tables.connect().await.unwrap();
+        blocker.execute("LOCK TABLES inbox READ").await.unwrap();
+        let url = format!("{}?heartbeat={HEARTBEAT}", vhost.amqp_url);
+        let small = ["--buffer-bytes", "1048576"];
+        let config = config_with(&tables.url, &url, &small);
+        let name = tables.name.clone();
+        let app = App::serve(tables, config, Scripted::always(Act::Capture)).await;
+        until("a store that waits", SOON, async || {
+            let waiting: i64 = sqlx::query_scalar(
+                "SELECT COUNT(*) FROM information_schema.processlist \
+                 WHERE db = ? AND info LIKE 'INSERT INTO `inbox`%'",
+            )
+            .bind(&name)
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+            waiting > 0
+        })
+        .await;
+        // The time itself is the case: a connection of no use would be gone after two heartbeats.
+        let held = std::time::Instant::now();
+        while held.elapsed().as_secs() < 4 * HEARTBEAT {
+            let (_, body) = app.readiness().await;
+            assert_eq!(body["conditions"]["broker"]["ok"], true, "{body}");
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        blocker.execute("UNLOCK TABLES").await.unwrap();
+        let stored = async || -> (i64, i64) {
+            let sql = "SELECT COUNT(*), CAST(COALESCE(SUM(deliveries), 0) AS SIGNED) FROM inbox";
+            sqlx::query_as(sql).fetch_one(&pool).await.unwrap()
+        };
+        until("all to be stored", SOON, async || {
+            stored().await.0 == MESSAGES
+        })
+        .await;
+        app.until_ready().await;
+        let deliveries = stored().await.1;
+        assert_eq!(deliveries, MESSAGES, "{:?}: redelivered", db.flavor());
+    }
 }

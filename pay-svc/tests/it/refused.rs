@@ -415,7 +415,9 @@ async fn a_message_whose_values_are_refused_keeps_what_the_table_takes() {
 async fn what_is_not_the_datas_fault_stores_nothing() {
     for db in e2e::shared::databases().await {
         let bench = Bench::new(db, Scripted::always(Act::Capture)).await;
-        for number in [1021, 1030, 1114, 1317, 1644, 1969, 3024, 3101] {
+        for number in [
+            1021, 1030, 1114, 1216, 1317, 1452, 1644, 1969, 3024, 3101, 3819, 4025,
+        ] {
             run(&bench.pool, "DROP TRIGGER IF EXISTS refuse").await;
             let trigger = format!(
                 "CREATE TRIGGER refuse BEFORE INSERT ON inbox FOR EACH ROW \
@@ -431,5 +433,40 @@ async fn what_is_not_the_datas_fault_stores_nothing() {
             );
             assert_eq!(inbox_row(&bench.pool, "m-1").await, None, "{number}");
         }
+    }
+}
+
+/// Even its beginning, without a text, is refused for its values: it waits in the queue, and readiness
+/// has the reason.
+#[tokio::test]
+async fn a_message_of_which_nothing_can_be_stored_is_not_acknowledged() {
+    for db in e2e::shared::databases().await {
+        let vhost = vhost(e2e::shared::rabbit().await).await;
+        let tables = database(db).await;
+        let config = config(&tables.url, &vhost.amqp_url);
+        let app = App::serve(tables, config, Scripted::always(Act::Capture)).await;
+        app.until_it_pays(&vhost).await;
+        let trigger = "CREATE TRIGGER refuse BEFORE INSERT ON inbox FOR EACH ROW \
+                       SIGNAL SQLSTATE '22001' SET MYSQL_ERRNO = 1406, MESSAGE_TEXT = 'no room'";
+        run(&app.pool, trigger).await;
+        let publisher = Publisher::connect(&vhost.amqp_url).await;
+        publisher.publish(&Outgoing::order(Uuid::now_v7())).await;
+        let says_why = async || {
+            let (status, body) = app.readiness().await;
+            let detail = body["conditions"]["consumer"]["detail"].to_string();
+            status == StatusCode::SERVICE_UNAVAILABLE && detail.contains("no room")
+        };
+        until("the reason in readiness", SOON, says_why).await;
+        for _ in 0..20 {
+            assert!(says_why().await, "{:?}", app.readiness().await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        until("the message in the queue", SOON, async || {
+            queued(&vhost).await == 1
+        })
+        .await;
+        run(&app.pool, "DROP TRIGGER refuse").await;
+        app.until_ready().await;
+        app.until_paid(2).await;
     }
 }

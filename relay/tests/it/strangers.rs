@@ -205,3 +205,39 @@ async fn the_services_migrations_refuse_tables_of_other_programs() {
         }
     }
 }
+
+/// What is amiss with a table beside these holds up its own rows alone.
+#[tokio::test]
+async fn the_services_do_not_run_on_a_table_of_another_program() {
+    let vhost = e2e::shared::rabbit().await.create_vhost().await.unwrap();
+    let tables = [
+        ("order-svc", "orders"),
+        ("order-svc", "outbox"),
+        ("pay-svc", "inbox"),
+        ("pay-svc", "payments"),
+    ];
+    for db in e2e::shared::databases().await {
+        for (program, table) in tables {
+            let strange = format!("CREATE TABLE `{table}` (height INT, width INT)");
+            let rig = rig_with(db, &[&strange]).await;
+            let before = everything(&rig.pool).await;
+            let binary = e2e::product::binary(program).unwrap();
+            let mut env = vec![
+                ("DATABASE_URL", &*rig.env["DATABASE_URL"]),
+                ("LISTEN_ADDR", "127.0.0.1:0"),
+                ("ADMIN_ADDR", "127.0.0.1:0"),
+            ];
+            if program == "pay-svc" {
+                env.push(("AMQP_URL", &vhost.amqp_url));
+            }
+            let process = Process::spawn(&binary, &["run"], &env).unwrap();
+            let status = process.wait_exit(LATER).await.unwrap();
+            let log = process.log();
+            assert_eq!(status.code(), Some(64), "{program}: {log}");
+            for text in ["DATABASE_URL", table, "height"] {
+                assert!(log.contains(text), "{program}: {text} in {log}");
+            }
+            assert_eq!(everything(&rig.pool).await, before, "{program} {table}");
+        }
+    }
+}
