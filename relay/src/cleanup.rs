@@ -16,6 +16,11 @@ use crate::metrics::{Metrics, Skipped};
 /// A page is a few hundred rows by primary key.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 const PAGE: usize = 500;
+/// The first page, and what a page of large rows may shrink below: each has to be deleted by one
+/// transaction in time, and a row may have megabytes.
+const PAGE_MIN: usize = 32;
+/// Pages that take less grow, and those that take more shrink.
+const PAGE_TIME: Duration = Duration::from_secs(2);
 /// Between two rounds.
 const IDLE: Duration = Duration::from_mins(1);
 /// The least rest between two pages. A page rests as long as it took, so deletes take half of one
@@ -40,6 +45,8 @@ struct Round {
 #[derive(Default)]
 struct Page {
     rows: usize,
+    /// As many as were looked for.
+    full: bool,
     last: u64,
     /// Rows that have not expired yet.
     young: usize,
@@ -67,14 +74,16 @@ pub async fn run(
     retention: Duration,
     metrics: Metrics,
 ) -> anyhow::Result<()> {
-    let cleaner = Cleaner {
+    let mut cleaner = Cleaner {
+        page: PAGE_MIN,
         pool,
         table,
         retention,
         metrics,
     };
     let mut walk = Round::default();
-    let mut skipped = Skipped::default();
+    // Of the walk at hand, and of the last whole one.
+    let (mut skipped, mut last) = (Skipped::default(), Skipped::default());
     loop {
         let mut oldest = Round::default();
         while cleaner.step(&mut oldest, BARREN_MAX).await.0 == Step::Next {}
@@ -83,9 +92,11 @@ pub async fn run(
             let (step, page) = cleaner.step(&mut walk, WALK_BARREN_MAX).await;
             skipped.add(page.skipped);
             if step == Step::End {
-                cleaner.metrics.set_skipped(std::mem::take(&mut skipped));
+                last = std::mem::take(&mut skipped);
                 walk = Round::default();
             }
+            // A walk through a large table takes hours.
+            cleaner.metrics.set_skipped(last.max(skipped));
             if step != Step::Next {
                 break;
             }
@@ -95,6 +106,8 @@ pub async fn run(
 }
 
 struct Cleaner {
+    /// Rows in the next page.
+    page: usize,
     pool: MySqlPool,
     table: String,
     retention: Duration,
@@ -103,38 +116,95 @@ struct Cleaner {
 
 impl Cleaner {
     /// One page, and the rest after it. Nothing that publishes may suffer from what only tidies up.
-    async fn step(&self, round: &mut Round, barren_max: u32) -> (Step, Page) {
+    async fn step(&mut self, round: &mut Round, barren_max: u32) -> (Step, Page) {
         let begun = Instant::now();
-        let page = page(&self.pool, &self.table, round.after, self.retention);
-        let page = match tokio::time::timeout(PAGE_TIMEOUT, page).await {
-            Ok(Ok(page)) => page,
+        let mut page = Page::default();
+        let cleaning = self.clean(round.after, &mut page);
+        let cleaned = tokio::time::timeout(PAGE_TIMEOUT, cleaning).await;
+        self.metrics.cleaned.inc_by(page.deleted);
+        match cleaned {
+            Ok(Ok(())) => {}
             Ok(Err(err)) => {
                 tracing::warn!(error = %err, "could not delete sent rows, trying again in a while");
                 return (Step::Rest, Page::default());
             }
             Err(_) => {
-                tracing::warn!("deleting a page of sent rows took over {PAGE_TIMEOUT:?}");
-                return (Step::Rest, Page::default());
+                let rows = self.page;
+                tracing::warn!(
+                    rows,
+                    "deleting a page of sent rows took over {PAGE_TIMEOUT:?}"
+                );
+                if rows == 1 && page.rows == 1 {
+                    // This row alone takes too long: the others behind it may not.
+                    round.after = page.last;
+                    page.skipped.slow = 1;
+                }
+                self.page = 1;
+                return (Step::Rest, page);
             }
-        };
-        self.metrics.cleaned.inc_by(page.deleted);
+        }
+        self.page = next_page(self.page, begun.elapsed());
         let step = round.step(&page, barren_max);
         if step == Step::Next {
             tokio::time::sleep(begun.elapsed().max(PACE_MIN)).await;
         }
         (step, page)
     }
+
+    /// One page: the next sent rows by id, those of them that are old enough deleted by id.
+    ///
+    /// The age is looked at here and not in SQL: `sent_at < …` with nothing expired reads every sent
+    /// row (5 million, 15 s, every time); and a DELETE by a range locks what it does not delete.
+    async fn clean(&self, after: u64, page: &mut Page) -> Result<(), sqlx::Error> {
+        let table = &self.table;
+        let mut connection = self.pool.acquire().await?;
+        wait_little_for_locks(&mut connection).await?;
+        let oldest = format!(
+            "SELECT id, TIMESTAMPDIFF(MICROSECOND, sent_at, UTC_TIMESTAMP(6)), \
+             TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)) FROM `{table}` \
+             WHERE status = 2 AND id > ? ORDER BY id LIMIT {}",
+            self.page
+        );
+        let rows: Vec<(u64, Option<i64>, Option<i64>)> = sqlx::query_as(AssertSqlSafe(oldest))
+            .bind(after)
+            .fetch_all(&mut *connection)
+            .await?;
+        page.rows = rows.len();
+        page.full = rows.len() >= self.page;
+        page.last = rows.last().map_or(after, |(id, ..)| *id);
+        let mut expired = Vec::new();
+        for (id, sent_ago, created_ago) in rows {
+            match age(sent_ago, created_ago) {
+                None => page.skipped.no_time += 1,
+                Some(age) if age > self.retention => expired.push(id),
+                Some(_) => page.young += 1,
+            }
+        }
+        delete(&mut connection, table, expired, page).await
+    }
+}
+
+/// After a page of so many rows that took so long.
+fn next_page(rows: usize, took: Duration) -> usize {
+    if took > PAGE_TIME {
+        (rows / 2).max(1)
+    } else if took < PAGE_TIME / 2 {
+        (rows * 2).min(PAGE)
+    } else {
+        rows
+    }
 }
 
 impl Round {
     fn step(&mut self, page: &Page, barren_max: u32) -> Step {
         self.after = page.last;
-        self.barren = match (page.deleted, page.young) {
+        let refused = usize::try_from(page.skipped.refused).unwrap_or(usize::MAX);
+        self.barren = match (page.deleted, page.young.saturating_add(refused)) {
             (0, 0) => self.barren,
             (0, _) => self.barren + 1,
             _ => 0,
         };
-        if page.rows < PAGE {
+        if !page.full {
             Step::End
         } else if self.barren >= barren_max {
             Step::Rest
@@ -142,44 +212,6 @@ impl Round {
             Step::Next
         }
     }
-}
-
-/// One page: the next sent rows by id, those of them that are old enough deleted by id.
-///
-/// The age is looked at here and not in SQL: `sent_at < …` with nothing expired reads every sent
-/// row (5 million, 15 s, every time); and a DELETE by a range locks what it does not delete.
-async fn page(
-    pool: &MySqlPool,
-    table: &str,
-    after: u64,
-    retention: Duration,
-) -> Result<Page, sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    wait_little_for_locks(&mut connection).await?;
-    let oldest = format!(
-        "SELECT id, TIMESTAMPDIFF(MICROSECOND, sent_at, UTC_TIMESTAMP(6)), \
-         TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)) FROM `{table}` \
-         WHERE status = 2 AND id > ? ORDER BY id LIMIT {PAGE}"
-    );
-    let rows: Vec<(u64, Option<i64>, Option<i64>)> = sqlx::query_as(AssertSqlSafe(oldest))
-        .bind(after)
-        .fetch_all(&mut *connection)
-        .await?;
-    let mut page = Page {
-        rows: rows.len(),
-        last: rows.last().map_or(after, |(id, ..)| *id),
-        ..Page::default()
-    };
-    let mut expired = Vec::new();
-    for (id, sent_ago, created_ago) in rows {
-        match age(sent_ago, created_ago) {
-            None => page.skipped.no_time += 1,
-            Some(age) if age > retention => expired.push(id),
-            Some(_) => page.young += 1,
-        }
-    }
-    delete(&mut connection, table, expired, &mut page).await?;
-    Ok(page)
 }
 
 /// Of the first time that is usable, in microseconds ago. A clock may have been set back a little.
@@ -246,7 +278,12 @@ async fn delete_all(
         query = query.bind(id);
     }
     let free: Vec<u64> = query.fetch_all(&mut *tx).await?;
-    let locked = ids.len().saturating_sub(free.len()) as u64;
+    let locked = match free.len() < ids.len() {
+        true => still_sent(&mut tx, table, ids)
+            .await?
+            .saturating_sub(free.len() as u64),
+        false => 0,
+    };
     if free.is_empty() {
         return Ok((locked, 0));
     }
@@ -263,6 +300,22 @@ async fn delete_all(
     Ok((locked, deleted))
 }
 
+/// The others were deleted or set back meanwhile.
+async fn still_sent(
+    connection: &mut MySqlConnection,
+    table: &str,
+    ids: &[u64],
+) -> Result<u64, sqlx::Error> {
+    let list = placeholders(padded_len(ids.len()), "?");
+    let count = format!("SELECT COUNT(*) FROM `{table}` WHERE id IN ({list}) AND status = 2");
+    let mut query = sqlx::query_scalar(AssertSqlSafe(count));
+    for id in padded(ids) {
+        query = query.bind(id);
+    }
+    let rows: i64 = query.fetch_one(connection).await?;
+    Ok(u64::try_from(rows).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,6 +323,7 @@ mod tests {
     fn page(rows: usize, young: usize, deleted: u64) -> Page {
         Page {
             rows,
+            full: rows == PAGE,
             last: 7,
             young,
             deleted,
@@ -296,6 +350,35 @@ mod tests {
         for _ in 0..1000 {
             assert_eq!(round.step(&page(PAGE, 0, 0), BARREN_MAX), Step::Next);
         }
+    }
+
+    #[test]
+    fn rows_that_may_not_be_deleted_end_the_round_from_the_oldest_on() {
+        let mut round = Round::default();
+        let mut refused = page(PAGE, 0, 0);
+        refused.skipped.refused = PAGE as u64;
+        for _ in 1..BARREN_MAX {
+            assert_eq!(round.step(&refused, BARREN_MAX), Step::Next);
+        }
+        assert_eq!(round.step(&refused, BARREN_MAX), Step::Rest);
+    }
+
+    #[test]
+    fn pages_shrink_to_what_is_deleted_in_time() {
+        let mut rows = PAGE_MIN;
+        for _ in 0..4 {
+            rows = next_page(rows, Duration::from_millis(20));
+        }
+        assert_eq!(rows, PAGE);
+        // Rows of 8 MiB at 50 MB a second.
+        for _ in 0..10 {
+            rows = next_page(
+                rows,
+                Duration::from_millis(160) * u32::try_from(rows).unwrap(),
+            );
+        }
+        assert!((6..=12).contains(&rows), "{rows}");
+        assert_eq!(next_page(1, PAGE_TIMEOUT), 1);
     }
 
     #[test]

@@ -129,6 +129,8 @@ pub struct Skipped {
     pub refused: u64,
     /// Somebody holds a lock on them.
     pub locked: u64,
+    /// One alone took too long.
+    pub slow: u64,
 }
 
 impl Skipped {
@@ -137,6 +139,18 @@ impl Skipped {
         self.no_time += other.no_time;
         self.refused += other.refused;
         self.locked += other.locked;
+        self.slow += other.slow;
+    }
+
+    /// The larger numbers of both.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            no_time: self.no_time.max(other.no_time),
+            refused: self.refused.max(other.refused),
+            locked: self.locked.max(other.locked),
+            slow: self.slow.max(other.slow),
+        }
     }
 }
 
@@ -227,7 +241,7 @@ impl Register<'_> {
         self.gauges(
             "refused_records",
             &["kind"],
-            "Writes that the database refuses and that are tried again: mark, failure or sample",
+            "Writes that are tried again, since the database refuses them or somebody holds a lock: mark, failure or sample",
         )
     }
 
@@ -235,7 +249,7 @@ impl Register<'_> {
         self.gauges(
             "cleanup_skipped_rows",
             &["reason"],
-            "Sent rows that the last walk of clean-up left behind: no_time, refused or locked",
+            "Sent rows that the last walk of clean-up left behind: no_time, refused, locked or slow",
         )
     }
 
@@ -310,7 +324,7 @@ impl Metrics {
             waiting_rows: r.gauges(
                 "waiting_rows",
                 &["exchange", "routing_key"],
-                "Rows waiting for a route that is shut; the 50 fullest",
+                "Rows waiting for a route that is closed; the 50 fullest",
             )?,
             refused_records: r.refused()?,
             skipped_rows: r.skipped()?,
@@ -349,6 +363,7 @@ impl Metrics {
             ("no_time", skipped.no_time),
             ("refused", skipped.refused),
             ("locked", skipped.locked),
+            ("slow", skipped.slow),
         ] {
             let rows = i64::try_from(rows).unwrap_or(i64::MAX);
             self.skipped_rows.with_label_values(&[reason]).set(rows);

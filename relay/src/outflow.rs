@@ -68,7 +68,10 @@ impl Session<'_> {
         let rows = self.unwritten();
         let change = self.jam.look(rows >= MARKS_MAX, now);
         self.metrics.set_refused(&self.refused);
-        let refused = self.refused.detail();
+        let unread = self.read_refused.as_ref();
+        let unread = unread.map(|why| format!("the table can't be read, it is tried again: {why}"));
+        let refused: Vec<String> = self.refused.detail().into_iter().chain(unread).collect();
+        let refused = (!refused.is_empty()).then(|| refused.join("; "));
         if let Some(true) = change {
             tracing::error!(rows, "confirmed rows can't be marked, intake stops");
         }
@@ -158,7 +161,7 @@ impl Session<'_> {
                 id,
                 reason,
                 error = sample.text,
-                "a route is shut, its rows wait"
+                "a route is closed, its rows wait"
             );
             self.records.push_back(Record::Sample(sample));
         }

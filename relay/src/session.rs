@@ -76,6 +76,8 @@ pub struct Session<'a> {
     /// Failures and samples: behind the marks.
     pub(crate) records: VecDeque<Record>,
     pub(crate) refused: Refused,
+    /// Why the table can't be read at the moment.
+    pub(crate) read_refused: Option<String>,
     /// What readiness says of the database.
     pub(crate) database_shown: String,
     pub(crate) told: Told,
@@ -113,6 +115,7 @@ impl<'a> Session<'a> {
             marks: Vec::new(),
             records: VecDeque::new(),
             refused: Refused::default(),
+            read_refused: None,
             database_shown: String::new(),
             told: Told::default(),
             jam: Jam::default(),
@@ -232,8 +235,13 @@ impl<'a> Session<'a> {
             }
             Event::Done(done) => self.on_done(done, now),
             Event::Written(written) => self.on_written(written, now),
-            Event::Answer(Answer::Page(page)) => self.on_page(page, now),
+            Event::Answer(Answer::Locked(why)) => self.read_refused = Some(why),
+            Event::Answer(Answer::Page(page)) => {
+                self.read_refused = None;
+                self.on_page(page, now);
+            }
             Event::Answer(Answer::Rows(rows)) => {
+                self.read_refused = None;
                 let asked = self.passes.loaded(now);
                 self.dispatch.loaded(&asked, rows, now);
             }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use outbox::row::{OutboxStatus, Row};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Executor, Row as _};
+use svc_kit::backoff::Backoff;
 use svc_kit::database::{Fault, classify};
 use tokio::sync::mpsc;
 
@@ -29,6 +30,9 @@ const PAGE_BYTES: usize = 64 << 20;
 pub const PING_EVERY: Duration = Duration::from_secs(15);
 /// No read of the relay may hang for ever on a stalled server.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two tries to read what somebody has locked.
+const BUSY_MIN: Duration = Duration::from_millis(50);
+const BUSY_MAX: Duration = Duration::from_secs(1);
 
 /// What a pass wants next.
 #[derive(Debug)]
@@ -61,6 +65,8 @@ pub enum Answer {
     Page(Page),
     /// To [`Ask::Rows`], with each row's attempts.
     Rows(Vec<(Row, u32)>),
+    /// To none yet: somebody holds a lock on the table, which is waited for.
+    Locked(String),
     /// To nothing: an operator has paused or resumed something.
     Pauses(Pauses),
 }
@@ -354,42 +360,83 @@ fn window(rows: usize) -> u64 {
 /// else is paused than before.
 ///
 /// # Errors
-/// The first database error: the session then starts again.
+/// The first database error but for a lock: the session then starts again.
 pub async fn serve(
     mut connection: MySqlConnection,
     queries: Queries,
-    mut watch: Watch,
+    watch: Watch,
     mut asks: mpsc::Receiver<Ask>,
     answers: mpsc::Sender<Answer>,
 ) -> anyhow::Result<()> {
-    let mut way = Way::FIRST;
     wait_little_for_locks(&mut connection).await?;
+    let mut reader = Reader {
+        connection,
+        queries,
+        watch,
+        answers,
+        way: Way::FIRST,
+    };
     loop {
-        let asked = tokio::time::timeout_at(watch.next(), asks.recv()).await;
-        // This also keeps an idle connection from being ended by the server, or in between.
-        if let Some(found) = watch.look(&mut connection, &queries.name).await?
-            && answers.send(Answer::Pauses(found)).await.is_err()
-        {
-            break;
-        }
+        let asked = tokio::time::timeout_at(reader.watch.next(), asks.recv()).await;
+        reader.look().await?;
         let Ok(asked) = asked else { continue };
         let Some(ask) = asked else { break };
-        let read = async {
-            loop {
-                let answer = queries.answer(&mut connection, &ask, &mut way).await;
-                match answer {
-                    // The table is locked: as long as READ_TIMEOUT allows.
-                    Err(err) if classify(&err) == Fault::Busy => {}
-                    answer => break answer,
-                }
-            }
-        };
-        let answer = tokio::time::timeout(READ_TIMEOUT, read).await??;
-        if answers.send(answer).await.is_err() {
+        let answer = reader.read(&ask).await?;
+        if reader.answers.send(answer).await.is_err() {
             break;
         }
     }
     Ok(())
+}
+
+struct Reader {
+    connection: MySqlConnection,
+    queries: Queries,
+    watch: Watch,
+    answers: mpsc::Sender<Answer>,
+    way: Way,
+}
+
+impl Reader {
+    /// This also keeps an idle connection from being ended by the server, or in between.
+    async fn look(&mut self) -> anyhow::Result<()> {
+        let looked = self.watch.look(&mut self.connection, &self.queries.name);
+        if let Some(found) = looked.await? {
+            self.tell(Answer::Pauses(found)).await;
+        }
+        Ok(())
+    }
+
+    /// A locked table is waited for, as the marker does: a new session would send again what is
+    /// confirmed and waits for its mark.
+    async fn read(&mut self, ask: &Ask) -> anyhow::Result<Answer> {
+        let mut backoff = Backoff::new(BUSY_MIN, BUSY_MAX);
+        let mut told = String::new();
+        loop {
+            let reading = self
+                .queries
+                .answer(&mut self.connection, ask, &mut self.way);
+            let err = match tokio::time::timeout(READ_TIMEOUT, reading).await? {
+                Err(err) if classify(&err) == Fault::Busy => err.to_string(),
+                answer => return Ok(answer?),
+            };
+            if err != told {
+                tracing::warn!(
+                    error = err,
+                    "the table can't be read now and will be tried again"
+                );
+                told.clone_from(&err);
+                self.tell(Answer::Locked(err)).await;
+            }
+            tokio::time::sleep(backoff.next()).await;
+            self.look().await?;
+        }
+    }
+
+    /// Where nobody listens any more, the session is at its end.
+    async fn tell(&self, answer: Answer) {
+        drop(self.answers.send(answer).await);
+    }
 }
 
 #[cfg(test)]

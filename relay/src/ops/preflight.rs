@@ -1,6 +1,7 @@
 //! What the database must offer, condition by condition.
 
 use ::ops::bulk;
+use mysql_async::DriverError;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Executor, Row};
 use svc_kit::database::{Fault, classify};
@@ -392,6 +393,17 @@ async fn replication(connection: &mut MySqlConnection, table: &OutboxTable) -> C
     };
     match connect::try_out(&table.url, &position).await {
         Ok(()) => Condition::ok(name, format!("the binlog can be read, it is at {position}")),
+        // The other driver may speak more of them.
+        Err(mysql_async::Error::Driver(DriverError::UnknownAuthPlugin { name: plugin })) => {
+            let problem = format!(
+                "DATABASE_URL: the account logs in with the plugin {plugin}, which the reader of the \
+                 binlog does not speak"
+            );
+            let fix = "give the account caching_sha2_password (MySQL: ALTER USER … IDENTIFIED WITH \
+                       caching_sha2_password BY …) or mysql_native_password (MariaDB: ALTER USER … \
+                       IDENTIFIED VIA mysql_native_password USING PASSWORD(…)), or set RELAY_MODE=poll";
+            Condition::not(State::Wrong, name, problem, fix)
+        }
         Err(err) => {
             // Access denied, in its kinds: to log in, to the database, to replicate.
             let denied = matches!(

@@ -265,6 +265,28 @@ async fn a_missing_replication_right_is_refused_in_cdc_mode_and_not_needed_in_po
 }
 
 #[tokio::test]
+async fn an_account_with_a_plugin_that_the_reader_of_the_binlog_lacks_is_refused_with_its_name() {
+    let Some(db) = e2e::shared::mysql().await else {
+        return;
+    };
+    let mut rig = Rig::new(db).await;
+    let rights = "REPLICATION SLAVE, REPLICATION CLIENT ON *.*";
+    let user = log_in_as_other(&mut rig, &[rights]).await;
+    let plugin = format!("ALTER USER '{user}'@'%' IDENTIFIED WITH sha256_password BY 'pw'");
+    rig.db.execute(&plugin).await.unwrap();
+    let says = [
+        "plugin sha256_password, which the reader of the binlog does not speak",
+        "caching_sha2_password",
+        "RELAY_MODE=poll",
+    ];
+    refused(&rig, &["run"], &says).await;
+    rig.set("RELAY_MODE", "poll");
+    let relay = rig.relay();
+    rig.wait_phase("polling").await;
+    leaves(&relay).await;
+}
+
+#[tokio::test]
 async fn a_missing_right_on_the_tables_is_refused_with_what_is_missing() {
     for db in e2e::shared::databases().await {
         let mut rig = Rig::without_queue(db).await;

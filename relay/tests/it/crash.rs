@@ -14,8 +14,10 @@ use svc_kit::amqp::{Amqp, Channels};
 use tokio::sync::mpsc;
 
 use crate::batch::item;
-use crate::rig::ops::wait_delivered;
+use crate::rig::ops::{readiness, wait_delivered};
+
 use crate::rig::{LATER, QUEUE, Rig, SOON};
+use crate::rows::assert_calm;
 use crate::writers::{backlog, tell, wait_all_delivered};
 
 const KILLS: usize = 20;
@@ -83,6 +85,43 @@ async fn kills(db: &'static Db) {
         db.flavor()
     ));
     assert!(twice <= bound);
+}
+
+#[tokio::test]
+async fn a_table_locked_for_longer_than_a_read_may_take_costs_no_copy_and_no_session() {
+    // The reader's time-out is 30 s.
+    const LOCKED: Duration = Duration::from_secs(35);
+    let servers = e2e::shared::databases().await;
+    let locked = servers.into_iter().map(async |db| {
+        let mut rig = Rig::new(db).await;
+        rig.set("RELAY_SWEEP_INTERVAL", "500ms");
+        let relay = rig.tailing().await;
+        let deliveries = rig.consume(QUEUE).await;
+        let mut operator = rig.database.connect().await.unwrap();
+        operator.execute("LOCK TABLES outbox WRITE").await.unwrap();
+        let unlock = Instant::now() + LOCKED;
+        for number in 0..10 {
+            let row = insert("locked", number);
+            let row = sqlx::AssertSqlSafe(row.as_str());
+            operator.execute(row).await.unwrap();
+        }
+        e2e::wait::until("the rows", SOON, async || deliveries.count() == 10).await;
+        e2e::wait::until("readiness says why", SOON, async || {
+            let (status, body) = readiness(&rig).await.unwrap();
+            let why = "the table can't be read, it is tried again";
+            status == 200 && body.to_string().contains(why)
+        })
+        .await;
+        let what = "a lock longer than a read may take";
+        e2e::wait::until(what, 2 * LOCKED, async || Instant::now() > unlock).await;
+        operator.execute("UNLOCK TABLES").await.unwrap();
+        rig.wait_sent(10).await;
+        rig.insert(5).await;
+        rig.wait_sent(15).await;
+        assert_eq!((deliveries.count(), deliveries.twice()), (15, 0));
+        assert_calm(&relay);
+    });
+    futures::future::join_all(locked).await;
 }
 
 #[tokio::test]
