@@ -27,6 +27,8 @@ enum Damage {
     ReadOnly,
     NoRight,
     NoColumn,
+    /// Of the fence.
+    NoRow,
 }
 
 impl Damage {
@@ -61,6 +63,12 @@ impl Damage {
                 format!("ALTER TABLE {table} RENAME COLUMN {column} TO away"),
                 format!("ALTER TABLE {table} RENAME COLUMN away TO {column}"),
             ),
+            Self::NoRow => (
+                format!(
+                    "CREATE TABLE its_row LIKE {table}; INSERT INTO its_row SELECT * FROM {table}; DELETE FROM {table}"
+                ),
+                format!("INSERT INTO {table} SELECT * FROM its_row; DROP TABLE its_row"),
+            ),
         }
     }
 }
@@ -91,6 +99,17 @@ async fn insert_bad(rig: &Rig, key: &str) -> String {
     ))
     .await;
     id
+}
+
+/// What readiness says of a table that holds no record back.
+fn shown(companion: &str, damage: Damage) -> Option<&'static str> {
+    match (companion, damage) {
+        // It is read and not written.
+        ("outbox_pauses", Damage::ReadLocked | Damage::ReadOnly) => None,
+        ("outbox_pauses", _) => Some("what is paused can't be read"),
+        ("outbox_fence", _) => Some("the fence table can't be written"),
+        _ => None,
+    }
 }
 
 struct Round<'a> {
@@ -133,6 +152,13 @@ impl Round<'_> {
             })
             .await;
         }
+        if let Some(says) = shown(companion.0, damage) {
+            e2e::wait::until(&format!("readiness: {says}, {case}"), SOON, async || {
+                let (status, body) = readiness(self.rig).await.unwrap();
+                status == 200 && body.to_string().contains(says)
+            })
+            .await;
+        }
         let undoing = sqlx::raw_sql(sqlx::AssertSqlSafe(undoing));
         self.other.execute(undoing).await.unwrap();
         self.rig.wait_status(&bad, 3).await;
@@ -171,6 +197,30 @@ async fn a_companion_that_can_not_be_used_costs_no_copy_and_no_session() {
             rig.count("status = 3").await,
             i64::try_from(rounds).unwrap()
         );
+        assert_calm(&relay);
+    }
+}
+
+#[tokio::test]
+async fn a_fence_without_its_row_costs_no_copy_and_no_session() {
+    for db in e2e::shared::databases().await {
+        let mut rig = Rig::new(db).await;
+        rig.set("RELAY_MAX_ATTEMPTS", "1")
+            .set("RELAY_SWEEP_INTERVAL", "500ms")
+            .set("RELAY_POLL_INTERVAL", "100ms");
+        let user = user_by_table(&mut rig).await;
+        let relay = rig.tailing().await;
+        let deliveries = rig.consume(QUEUE).await;
+        let other = rig.database.connect().await.unwrap();
+        let mut round = Round {
+            rig: &rig,
+            user: &user,
+            other,
+            good: 0,
+        };
+        round.run(("outbox_fence", "n"), Damage::NoRow).await;
+        e2e::wait::until("all deliveries", SOON, async || deliveries.count() >= 21).await;
+        assert_eq!((deliveries.count(), deliveries.twice()), (21, 0));
         assert_calm(&relay);
     }
 }
