@@ -160,8 +160,8 @@ impl RunArgs {
                 "after {:?} a client that tries again would place a second order",
                 self.key_retention
             );
-            let mend = "set it to 1h or more, or to 0s to keep the keys";
-            return Err(ConfigError::new("ORDER_KEY_RETENTION", problem, mend));
+            let fix = "set it to 1h or more, or to 0s to keep the keys";
+            return Err(ConfigError::new("ORDER_KEY_RETENTION", problem, fix));
         }
         Ok(Config {
             database: self.database.resolve()?,
@@ -210,8 +210,8 @@ fn within(field: &str, value: usize, range: RangeInclusive<usize>) -> Result<(),
         return Ok(());
     }
     let problem = format!("{value} is out of range");
-    let mend = format!("set it between {} and {}", range.start(), range.end());
-    Err(ConfigError::new(field, problem, mend))
+    let fix = format!("set it between {} and {}", range.start(), range.end());
+    Err(ConfigError::new(field, problem, fix))
 }
 
 #[cfg(test)]

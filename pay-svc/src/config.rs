@@ -284,8 +284,8 @@ impl RunArgs {
             ));
         }
         let ignored = IgnoredTypes::parse(ignore_types).map_err(|problem| {
-            let mend = "name types as stock.*,order.cancelled.v1, or leave it empty";
-            ConfigError::new("PAY_IGNORE_TYPES", problem, mend)
+            let fix = "name types as stock.*,order.cancelled.v1, or leave it empty";
+            ConfigError::new("PAY_IGNORE_TYPES", problem, fix)
         })?;
         Ok(worker::Settings {
             claim_max: usize::try_from(claim_max.min(self.intake.batch_max.into()))

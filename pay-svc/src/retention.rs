@@ -48,12 +48,12 @@ pub fn check(
         told(age_max),
         told(least)
     );
-    let mend = format!(
+    let fix = format!(
         "set it to {} or more, or to 0s, which keeps the rows; the relay's RELAY_INBOX_RETENTION must \
          not be longer than it",
         told(least)
     );
-    Err(ConfigError::new("PAY_RETENTION", problem, mend))
+    Err(ConfigError::new("PAY_RETENTION", problem, fix))
 }
 
 /// As a person would write it: `30d`, `36h`, `90s`.

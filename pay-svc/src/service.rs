@@ -144,7 +144,7 @@ impl Service {
     /// Serves until `shutdown`, and says how it ended.
     ///
     /// # Errors
-    /// A task failed; [`ConfigError`] when a setting must be mended first.
+    /// A task failed; [`ConfigError`] when a setting must be fixed first.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<Exit> {
         tracing::info!(addr = %self.addr, "payments API listening");
         let mut tasks = Tasks::new();

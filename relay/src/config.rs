@@ -220,7 +220,7 @@ impl TableArgs {
     /// The table's name, if it needs no quoting beyond backticks.
     ///
     /// # Errors
-    /// The field, what is wrong with it and the mend.
+    /// The field, what is wrong with it and the fix.
     pub fn checked_name(&self) -> Result<&str, ConfigError> {
         let name = self.outbox_table.as_str();
         // Every outbox of a database shares this one.
@@ -244,7 +244,7 @@ impl TableArgs {
     /// Checks the table's name and the URL.
     ///
     /// # Errors
-    /// The field, what is wrong with it and the mend.
+    /// The field, what is wrong with it and the fix.
     pub fn resolve(&self) -> Result<OutboxTable, ConfigError> {
         let name = self.checked_name()?.to_owned();
         Ok(OutboxTable {
@@ -273,7 +273,7 @@ impl RunArgs {
     /// The operators' console.
     ///
     /// # Errors
-    /// The field, what is wrong with it and the mend.
+    /// The field, what is wrong with it and the fix.
     pub fn console(&self) -> Result<Console, ConfigError> {
         let OutboxTable { url, name } = self.table.resolve()?;
         let settings = Settings {
@@ -288,7 +288,7 @@ impl RunArgs {
     /// Checks what belongs together.
     ///
     /// # Errors
-    /// The field, what is wrong with it and the mend.
+    /// The field, what is wrong with it and the fix.
     pub fn resolve(self) -> Result<Config, ConfigError> {
         for (field, value) in [
             ("RELAY_POLL_INTERVAL", self.poll_interval),
@@ -300,7 +300,7 @@ impl RunArgs {
                 return Err(ConfigError {
                     field: field.into(),
                     problem: "it is under a millisecond".into(),
-                    mend: "give a duration such as 200ms or 10s".into(),
+                    fix: "give a duration such as 200ms or 10s".into(),
                 });
             }
         }
@@ -308,7 +308,7 @@ impl RunArgs {
             return Err(ConfigError {
                 field: "RELAY_BACKOFF_MAX".into(),
                 problem: "it is shorter than RELAY_BACKOFF_MIN".into(),
-                mend: "make it at least as long".into(),
+                fix: "make it at least as long".into(),
             });
         }
         let canary = self.canary_interval;

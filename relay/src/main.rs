@@ -41,7 +41,7 @@ struct Cli {
 enum Command {
     /// Relay until SIGTERM
     Run(Box<RunArgs>),
-    /// Tell every condition the relay needs and the mend of each that is not met
+    /// Tell every condition the relay needs and the fix of each that is not met
     Check(Box<RunArgs>),
     /// Tell on one screen who works, what waits and what is paused
     ///

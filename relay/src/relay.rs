@@ -81,7 +81,7 @@ impl Relay {
     /// Waits for what passes by itself, then relays until it is stopped.
     ///
     /// # Errors
-    /// What no waiting can mend; only at the first contact.
+    /// What no waiting can fix; only at the first contact.
     pub async fn run(self, stop: Shutdown, systemd: Systemd) -> Result<Exit, ConfigError> {
         let waits = |why: &str| {
             self.readiness.set("database", false, why);

@@ -57,7 +57,7 @@ impl Error {
                     unavailable("a table is missing: run the migrations")
                 }
                 Fault::Misconfigured(wrong) => {
-                    tracing::warn!(error = %err, mend = wrong.mend, "a right is missing");
+                    tracing::warn!(error = %err, fix = wrong.fix, "a right is missing");
                     unavailable("the service's database account lacks a right; its log says which")
                 }
                 Fault::Unavailable | Fault::ReadOnly | Fault::Busy => {

@@ -86,8 +86,8 @@ impl AmqpArgs {
             self.amqp_url_file.as_deref(),
         )?
         .ok_or_else(|| {
-            let mend = "set it to amqp://user:password@host:5672/vhost";
-            ConfigError::new("AMQP_URL", "is not set", mend)
+            let fix = "set it to amqp://user:password@host:5672/vhost";
+            ConfigError::new("AMQP_URL", "is not set", fix)
         })?;
         let uri = parse(url.expose_secret())?;
         Ok(Amqp {
@@ -118,19 +118,19 @@ impl AmqpArgs {
                 key: key.expose_secret().as_bytes().to_vec(),
             }),
             (Some(_), None) => {
-                let mend = "set it to the certificate's key";
+                let fix = "set it to the certificate's key";
                 return Err(ConfigError::new(
                     "AMQP_KEY_FILE",
                     "is not set, AMQP_CERT_FILE is",
-                    mend,
+                    fix,
                 ));
             }
             (None, Some(_)) => {
-                let mend = "set it to the key's certificate";
+                let fix = "set it to the key's certificate";
                 return Err(ConfigError::new(
                     "AMQP_CERT_FILE",
                     "is not set, AMQP_KEY_FILE is",
-                    mend,
+                    fix,
                 ));
             }
         };
@@ -267,8 +267,8 @@ async fn wait(amqp: &Amqp, waits: impl Fn(&str)) -> Result<(), ConfigError> {
 
 fn parse(text: &str) -> Result<AMQPUri, ConfigError> {
     let invalid = |problem: &str| {
-        let mend = "write amqp://user:password@host:5672/vhost, special characters as %XX";
-        ConfigError::new("AMQP_URL", problem, mend)
+        let fix = "write amqp://user:password@host:5672/vhost, special characters as %XX";
+        ConfigError::new("AMQP_URL", problem, fix)
     };
     let url = Url::parse(text.trim()).map_err(|err| invalid(&format!("is not a URL ({err})")))?;
     if !matches!(url.scheme(), "amqp" | "amqps") {

@@ -15,7 +15,7 @@ pub enum Exit {
     Drained,
     /// Gave up, or could not finish in time; starting it again may help: 1.
     Failed,
-    /// Starting it again can't help, a setting must be mended first: 64 (`EX_USAGE`).
+    /// Starting it again can't help, a setting must be fixed first: 64 (`EX_USAGE`).
     Misconfigured,
 }
 
@@ -35,30 +35,30 @@ impl Termination for Exit {
     }
 }
 
-/// A setting that can't work, with the mend.
+/// A setting that can't work, with the fix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {problem}; {mend}")]
+#[error("{field}: {problem}; {fix}")]
 pub struct ConfigError {
     /// The setting's name, as in the environment.
     pub field: String,
     /// What is wrong with it; never a secret.
     pub problem: String,
     /// What to do about it.
-    pub mend: String,
+    pub fix: String,
 }
 
 impl ConfigError {
-    /// `problem` is what is wrong, `mend` what to do about it.
+    /// `problem` is what is wrong, `fix` what to do about it.
     #[must_use]
     pub fn new(
         field: impl Into<String>,
         problem: impl Into<String>,
-        mend: impl Into<String>,
+        fix: impl Into<String>,
     ) -> Self {
         Self {
             field: field.into(),
             problem: problem.into(),
-            mend: mend.into(),
+            fix: fix.into(),
         }
     }
 }
@@ -79,8 +79,8 @@ pub fn parse_args<C: clap::Parser>() -> C {
         if err.kind() == ErrorKind::InvalidUtf8 {
             // clap does not say which.
             for name in not_text() {
-                let mend = "write it anew, as UTF-8; in a URL other bytes are %XX";
-                let wrong = ConfigError::new(name, "is not UTF-8", mend);
+                let fix = "write it anew, as UTF-8; in a URL other bytes are %XX";
+                let wrong = ConfigError::new(name, "is not UTF-8", fix);
                 drop(writeln!(
                     std::io::stderr(),
                     "{}: {wrong}",
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_config_error_names_field_problem_and_mend() {
+    fn a_config_error_names_field_problem_and_fix() {
         let err = ConfigError::new("AMQP_URL", "has no host", "write amqp://host:5672/%2F");
         assert_eq!(
             err.to_string(),

@@ -83,9 +83,9 @@ impl Tokens {
             let at = holders.len() + 1;
             let new = holder(entry, at)?;
             for (other, known) in (1..).zip(&holders) {
-                let shared = |what: &str, mend: &str| {
+                let shared = |what: &str, fix: &str| {
                     let problem = format!("gives entries {other} and {at} the same {what}");
-                    Err(ConfigError::new("OPS_TOKENS", problem, mend))
+                    Err(ConfigError::new("OPS_TOKENS", problem, fix))
                 };
                 if known.person.name == new.person.name {
                     return shared("name", "give each person one entry");
@@ -176,8 +176,8 @@ fn bearer(value: &str) -> Option<&str> {
 }
 
 fn holder(entry: &str, at: usize) -> Result<Holder, ConfigError> {
-    let wrong = |problem: &str, mend: &str| {
-        ConfigError::new("OPS_TOKENS", format!("entry {at} {problem}"), mend)
+    let wrong = |problem: &str, fix: &str| {
+        ConfigError::new("OPS_TOKENS", format!("entry {at} {problem}"), fix)
     };
     let form = "write name:role:token, role viewer or operator, a comma between two entries";
     let mut parts = entry.splitn(3, ':');

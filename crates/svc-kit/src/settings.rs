@@ -44,8 +44,8 @@ impl DatabaseArgs {
             self.database_url_file.as_deref(),
         )?
         .ok_or_else(|| {
-            let mend = "set it to mysql://user:password@host:3306/database";
-            ConfigError::new("DATABASE_URL", "is not set", mend)
+            let fix = "set it to mysql://user:password@host:3306/database";
+            ConfigError::new("DATABASE_URL", "is not set", fix)
         })?;
         DatabaseUrl::parse(url.expose_secret())
     }
@@ -115,8 +115,8 @@ pub fn secret(
             let text = text.expose_secret().trim_end_matches(['\r', '\n']);
             if text.is_empty() {
                 let problem = "names a file that is empty";
-                let mend = "write the value into it";
-                return Err(ConfigError::new(&field_file, problem, mend));
+                let fix = "write the value into it";
+                return Err(ConfigError::new(&field_file, problem, fix));
             }
             Ok(Some(SecretString::from(text)))
         }
@@ -133,8 +133,8 @@ pub fn secret_file(field: &str, path: &Path) -> Result<SecretString, ConfigError
         .map(SecretString::from)
         .map_err(|err| {
             let problem = format!("names a file that can't be read: {err}");
-            let mend = "name a file this user may read (the path, not what is in it)";
-            ConfigError::new(field, problem, mend)
+            let fix = "name a file this user may read (the path, not what is in it)";
+            ConfigError::new(field, problem, fix)
         })
 }
 

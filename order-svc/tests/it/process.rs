@@ -131,7 +131,7 @@ async fn before_the_tables_are_there_it_waits_for_them() {
     let database = db.create_database().await.unwrap();
     let env = [("DATABASE_URL", database.url.as_str())];
     let process = start(&["run"], &env);
-    until("it to name the mend", SOON, async || {
+    until("it to name the fix", SOON, async || {
         process.log().contains("order-svc migrate")
     })
     .await;

@@ -157,12 +157,8 @@ impl ProviderArgs {
         let rate = self.simulated_failure_rate;
         if !(0.0..=1.0).contains(&rate) {
             let problem = format!("{rate} is not a share");
-            let mend = "set it between 0.0 and 1.0";
-            return Err(ConfigError::new(
-                "PAY_SIMULATED_FAILURE_RATE",
-                problem,
-                mend,
-            ));
+            let fix = "set it between 0.0 and 1.0";
+            return Err(ConfigError::new("PAY_SIMULATED_FAILURE_RATE", problem, fix));
         }
         Ok(SimulatedSettings {
             failure_rate: rate,
@@ -179,16 +175,16 @@ impl ProviderArgs {
         )?;
         if token.as_ref().is_some_and(|token| !is_header(token)) {
             let problem = "has a character that no header can carry";
-            let mend = "set it to the token alone";
-            return Err(ConfigError::new("PAY_PROVIDER_TOKEN", problem, mend));
+            let fix = "set it to the token alone";
+            return Err(ConfigError::new("PAY_PROVIDER_TOKEN", problem, fix));
         }
         let is_tls = url.scheme_str() == Some("https");
         let ca = self.provider_ca_file.as_deref();
         let ca = ca.filter(|path| !path.as_os_str().is_empty());
         if !is_tls && ca.is_some() {
             let problem = "is http://, which does not use PAY_PROVIDER_CA_FILE";
-            let mend = "write https://, or unset the file";
-            return Err(ConfigError::new("PAY_PROVIDER_URL", problem, mend));
+            let fix = "write https://, or unset the file";
+            return Err(ConfigError::new("PAY_PROVIDER_URL", problem, fix));
         }
         Ok(HttpSettings {
             url,
@@ -202,8 +198,8 @@ impl ProviderArgs {
 
 fn parse(url: &str) -> Result<Uri, ConfigError> {
     let wrong = |problem: &str| {
-        let mend = "set it to e.g. https://provider.example/charges";
-        ConfigError::new("PAY_PROVIDER_URL", problem, mend)
+        let fix = "set it to e.g. https://provider.example/charges";
+        ConfigError::new("PAY_PROVIDER_URL", problem, fix)
     };
     let parsed: Uri = url.parse().map_err(|_| wrong("is not a URL"))?;
     if !matches!(parsed.scheme_str(), Some("http" | "https")) {
@@ -214,8 +210,8 @@ fn parse(url: &str) -> Result<Uri, ConfigError> {
         .map_or("", |authority| authority.as_str());
     if authority.contains('@') {
         let problem = "has a user or password in it";
-        let mend = "give a token in PAY_PROVIDER_TOKEN instead";
-        return Err(ConfigError::new("PAY_PROVIDER_URL", problem, mend));
+        let fix = "give a token in PAY_PROVIDER_TOKEN instead";
+        return Err(ConfigError::new("PAY_PROVIDER_URL", problem, fix));
     }
     if parsed.host().is_none_or(str::is_empty) {
         return Err(wrong("has no host"));
@@ -231,8 +227,8 @@ fn trusting(is_tls: bool, ca: Option<&Path>) -> Result<ClientConfig, ConfigError
     }
     if let Some(path) = ca {
         let wrong = |problem: String| {
-            let mend = "name a file of PEM certificates that this user may read";
-            ConfigError::new("PAY_PROVIDER_CA_FILE", problem, mend)
+            let fix = "name a file of PEM certificates that this user may read";
+            ConfigError::new("PAY_PROVIDER_CA_FILE", problem, fix)
         };
         let unreadable =
             |err: &dyn std::fmt::Display| wrong(format!("can't read {}: {err}", path.display()));

@@ -35,7 +35,7 @@ fn the_defaults_are_those_of_the_contract() {
 }
 
 #[test]
-fn each_setting_that_cannot_work_is_named_with_its_mend() {
+fn each_setting_that_cannot_work_is_named_with_its_fix() {
     for (args, field) in [
         (["--provider", "http"], "PAY_PROVIDER_URL"),
         (["--provider-url", "http://h"], "PAY_PROVIDER_URL"),
@@ -66,12 +66,12 @@ fn each_setting_that_cannot_work_is_named_with_its_mend() {
     ] {
         let err = resolve(&args).unwrap_err();
         assert_eq!(err.field, field, "{args:?}");
-        assert!(!err.mend.is_empty() && !err.problem.is_empty());
+        assert!(!err.fix.is_empty() && !err.problem.is_empty());
     }
 }
 
 #[test]
-fn an_http_provider_that_cannot_work_is_named_with_its_mend() {
+fn an_http_provider_that_cannot_work_is_named_with_its_fix() {
     let ok = "https://provider.example/charges";
     for (url, more, field) in [
         ("provider.example", [""; 2], "PAY_PROVIDER_URL"),

@@ -231,16 +231,16 @@ async fn the_queue_is_declared_as_the_contract_says() {
     }
 }
 
-/// Somebody else's queue is not fought over: it is used, and readiness tells what to mend.
+/// Somebody else's queue is not fought over: it is used, and readiness tells what to fix.
 #[tokio::test]
-async fn a_queue_in_another_shape_is_used_and_reported_with_its_mend() {
+async fn a_queue_in_another_shape_is_used_and_reported_with_its_fix() {
     for rabbit in [
         Some(e2e::shared::rabbit().await),
         e2e::shared::rabbit4().await,
     ] {
         let Some(rabbit) = rabbit else { continue };
         let api = rabbit.management().unwrap();
-        for (arguments, mend) in [
+        for (arguments, fix) in [
             (
                 json!({"x-queue-type": "quorum"}),
                 r#"{"delivery-limit":2147483647}"#,
@@ -258,7 +258,7 @@ async fn a_queue_in_another_shape_is_used_and_reported_with_its_mend() {
             app.until_ready().await;
             let (_, body) = app.readiness().await;
             let detail = body["conditions"]["consumer"]["detail"].as_str().unwrap();
-            assert!(detail.contains(mend), "{mend} is not in: {detail}");
+            assert!(detail.contains(fix), "{fix} is not in: {detail}");
             assert!(detail.contains("PRECONDITION_FAILED"), "{detail}");
             app.until_it_pays(&vhost).await;
             let queue = api

@@ -120,14 +120,14 @@ impl Reader {
     /// Refuses a connection that the library can't make.
     ///
     /// # Errors
-    /// What it lacks, and the mend.
+    /// What it lacks, and the fix.
     pub fn check(self, url: &DatabaseUrl) -> Result<(), ConfigError> {
         match (self, url.tls()) {
             #[cfg(feature = "mysql-cdc")]
             (Self::MysqlCdc, Tls::Required | Tls::VerifyIdentity { .. }) => Err(ConfigError {
                 field: "RELAY_READER".into(),
                 problem: "mysql_cdc has no TLS, and ssl-mode in DATABASE_URL asks for it".into(),
-                mend: "set RELAY_READER=mysql_async, or ssl-mode=DISABLED or PREFERRED".into(),
+                fix: "set RELAY_READER=mysql_async, or ssl-mode=DISABLED or PREFERRED".into(),
             }),
             _ => Ok(()),
         }

@@ -88,12 +88,12 @@ impl AuditArgs {
     /// Checks the settings.
     ///
     /// # Errors
-    /// The field, what is wrong with it and the mend.
+    /// The field, what is wrong with it and the fix.
     pub fn resolve(&self) -> Result<Audit, ConfigError> {
         let inbox = secret(INBOX_URL, self.inbox.as_ref(), self.inbox_file.as_deref())?;
         let inbox = inbox.ok_or_else(|| {
-            let mend = "give --inbox or set it to mysql://user:password@host:3306/payments";
-            ConfigError::new(INBOX_URL, "is not set", mend)
+            let fix = "give --inbox or set it to mysql://user:password@host:3306/payments";
+            ConfigError::new(INBOX_URL, "is not set", fix)
         })?;
         let inbox = DatabaseUrl::parse(inbox.expose_secret()).map_err(|wrong| ConfigError {
             field: INBOX_URL.into(),

@@ -1,4 +1,4 @@
-//! `relay check`: every condition the relay needs, with the mend of each that is not met. The same
+//! `relay check`: every condition the relay needs, with the fix of each that is not met. The same
 //! list is gone through at start.
 
 use std::fmt;
@@ -37,7 +37,7 @@ pub struct Condition {
     /// What was found.
     pub detail: String,
     /// What to do; empty when it is met.
-    pub mend: String,
+    pub fix: String,
 }
 
 impl Condition {
@@ -46,7 +46,7 @@ impl Condition {
             name,
             state: State::Ok,
             detail: detail.into(),
-            mend: String::new(),
+            fix: String::new(),
         }
     }
 
@@ -54,13 +54,13 @@ impl Condition {
         state: State,
         name: &'static str,
         detail: impl Into<String>,
-        mend: impl Into<String>,
+        fix: impl Into<String>,
     ) -> Self {
         Self {
             name,
             state,
             detail: detail.into(),
-            mend: mend.into(),
+            fix: fix.into(),
         }
     }
 }
@@ -74,8 +74,8 @@ impl fmt::Display for Condition {
             State::Wrong => "WRONG",
         };
         write!(f, "{word:<8} {:<22} {}", self.name, self.detail)?;
-        if !self.mend.is_empty() {
-            write!(f, "\n{:31} mend: {}", "", self.mend)?;
+        if !self.fix.is_empty() {
+            write!(f, "\n{:31} fix: {}", "", self.fix)?;
         }
         Ok(())
     }
@@ -110,13 +110,13 @@ fn silent_database() -> Condition {
 fn unreachable_database(err: &sqlx::Error) -> Condition {
     match classify(err) {
         Fault::Misconfigured(config) => {
-            Condition::not(State::Wrong, "database", config.problem, config.mend)
+            Condition::not(State::Wrong, "database", config.problem, config.fix)
         }
         _ => Condition::not(
             State::Wait,
             "database",
             err.to_string(),
-            "start the server, or mend host and port in DATABASE_URL",
+            "start the server, or fix host and port in DATABASE_URL",
         ),
     }
 }
@@ -127,13 +127,13 @@ async fn broker(config: &Config) -> Condition {
         Err(err) => {
             return match svc_kit::amqp::classify(&err) {
                 svc_kit::amqp::BrokerFault::Misconfigured(wrong) => {
-                    Condition::not(State::Wrong, "broker", wrong.problem, wrong.mend)
+                    Condition::not(State::Wrong, "broker", wrong.problem, wrong.fix)
                 }
                 svc_kit::amqp::BrokerFault::Away(why) => Condition::not(
                     State::Wait,
                     "broker",
                     why,
-                    "start RabbitMQ, or mend host and port in AMQP_URL",
+                    "start RabbitMQ, or fix host and port in AMQP_URL",
                 ),
             };
         }
@@ -174,7 +174,7 @@ const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Waits at start until the database offers everything.
 ///
 /// # Errors
-/// What no waiting can mend, all of it in one message.
+/// What no waiting can fix, all of it in one message.
 pub async fn settle_preflight(
     config: &Config,
     stop: &CancellationToken,
@@ -197,7 +197,7 @@ pub async fn settle_preflight(
                 tracing::warn!(
                     condition = warning.name,
                     detail = warning.detail,
-                    mend = warning.mend,
+                    fix = warning.fix,
                     "this could be better"
                 );
             }
@@ -230,6 +230,6 @@ fn summary(conditions: &[Condition], state: State) -> Option<ConfigError> {
     Some(ConfigError::new(
         first.name,
         problem,
-        join(|condition| condition.mend.clone()),
+        join(|condition| condition.fix.clone()),
     ))
 }

@@ -64,7 +64,7 @@ impl PauseArgs {
     /// Checks what is to be written.
     ///
     /// # Errors
-    /// The flag, what is wrong with it and the mend.
+    /// The flag, what is wrong with it and the fix.
     pub fn resolve(&self) -> Result<Action, ConfigError> {
         self.target.resolve(Some(&self.reason))
     }
@@ -74,7 +74,7 @@ impl ResumeArgs {
     /// Checks what is to be written.
     ///
     /// # Errors
-    /// The flag, what is wrong with it and the mend.
+    /// The flag, what is wrong with it and the fix.
     pub fn resolve(&self) -> Result<Action, ConfigError> {
         self.target.resolve(self.reason.as_deref())
     }

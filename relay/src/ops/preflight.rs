@@ -74,7 +74,7 @@ async fn tables(connection: &mut MySqlConnection, table: &OutboxTable) -> Condit
     match foreign(connection, &[OutboxTable::set(&table.name)]).await {
         Ok(None) => {}
         Ok(Some(wrong)) => {
-            return Condition::not(State::Wrong, name, wrong.problem, wrong.mend);
+            return Condition::not(State::Wrong, name, wrong.problem, wrong.fix);
         }
         Err(err) => return denied(name, &err, &table.name),
     }
@@ -238,13 +238,13 @@ async fn binlog(connection: &mut MySqlConnection, table: &OutboxTable) -> Vec<Co
             "SET GLOBAL binlog_order_commits = ON",
         ),
     ];
-    for (name, good, mend) in wanted {
+    for (name, good, fix) in wanted {
         match variable(connection, name).await {
             Ok(None) => {}
             Ok(Some(value)) if good.contains(&value.as_str()) => {
                 found.push(Condition::ok(name, value));
             }
-            Ok(Some(value)) => found.push(Condition::not(State::Wrong, name, value, mend)),
+            Ok(Some(value)) => found.push(Condition::not(State::Wrong, name, value, fix)),
             Err(err) => found.push(denied(name, &err, name)),
         }
         if found
@@ -349,12 +349,12 @@ async fn minimal_marks(connection: &mut MySqlConnection, table: &OutboxTable) ->
     let name = "RELAY_BINLOG_ROW_IMAGE";
     let try_out = sqlx::raw_sql("SET SESSION binlog_row_image = 'MINIMAL'");
     if let Err(err) = connection.execute(try_out).await {
-        let mend = format!(
+        let fix = format!(
             "GRANT SESSION_VARIABLES_ADMIN (MariaDB: BINLOG ADMIN) ON *.* TO {}, or leave the \
              setting at full",
             table.url.user()
         );
-        return Condition::not(State::Warning, name, format!("minimal: {err}"), mend);
+        return Condition::not(State::Warning, name, format!("minimal: {err}"), fix);
     }
     Condition::not(
         State::Warning,
@@ -379,7 +379,7 @@ pub(super) async fn variable(
 /// The rights that reading the binlog needs, tried out.
 async fn replication(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {
     let name = "replication rights";
-    let mend = format!(
+    let fix = format!(
         "GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {}, or RELAY_MODE=poll",
         table.url.user()
     );
@@ -389,7 +389,7 @@ async fn replication(connection: &mut MySqlConnection, table: &OutboxTable) -> C
     };
     let position = match position {
         Ok(position) => position,
-        Err(err) => return Condition::not(state_of(&err), name, err.to_string(), mend),
+        Err(err) => return Condition::not(state_of(&err), name, err.to_string(), fix),
     };
     match connect::try_out(&table.url, &position).await {
         Ok(()) => Condition::ok(name, format!("the binlog can be read, it is at {position}")),
@@ -412,7 +412,7 @@ async fn replication(connection: &mut MySqlConnection, table: &OutboxTable) -> C
                     if matches!(err.code, 1044 | 1045 | 1142 | 1227 | 1698)
             );
             let state = if denied { State::Wrong } else { State::Wait };
-            Condition::not(state, name, err.to_string(), mend)
+            Condition::not(state, name, err.to_string(), fix)
         }
     }
 }

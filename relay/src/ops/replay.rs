@@ -101,7 +101,7 @@ impl ReplayArgs {
     /// Checks what belongs together.
     ///
     /// # Errors
-    /// The field, what is wrong with it and the mend.
+    /// The field, what is wrong with it and the fix.
     pub fn resolve(self) -> Result<Replay, ConfigError> {
         if self.from >= self.to {
             return Err(ConfigError::new(

@@ -80,7 +80,7 @@ impl StatusArgs {
     /// Checks the settings.
     ///
     /// # Errors
-    /// The field, what is wrong with it and the mend.
+    /// The field, what is wrong with it and the fix.
     pub fn resolve(&self) -> Result<(OutboxTable, SocketAddr), ConfigError> {
         Ok((self.table.resolve()?, reachable(self.admin_addr)))
     }

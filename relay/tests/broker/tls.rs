@@ -1,5 +1,5 @@
 //! amqps: a private authority, certificates of both sides, and everything that is refused with a
-//! text that names what to mend.
+//! text that names what to fix.
 
 use std::fs;
 use std::path::PathBuf;
@@ -134,7 +134,7 @@ async fn amqps_with_a_private_authority_and_certificates_of_both_sides() {
     assert!(subject.contains("relay"), "{subject}");
 }
 
-/// No waiting can mend it, so both services that have a broker end with 64 and the setting to mend.
+/// No waiting can fix it, so both services that have a broker end with 64 and the setting to fix.
 async fn refused(rig: &Rig, texts: &[&str]) {
     let pay = e2e::product::binary("pay-svc").unwrap();
     let env: Vec<(&str, &str)> = rig

@@ -1,4 +1,4 @@
-//! Wrong configuration: one clear message with the mend and exit code 64, or a wait that says what it
+//! Wrong configuration: one clear message with the fix and exit code 64, or a wait that says what it
 //! waits for and goes on by itself. Never a panic, never a silent loop.
 
 use e2e::Flavor;
@@ -8,7 +8,7 @@ use crate::rig::{LATER, Rig, SOON};
 use crate::rows::{assert_calm, wait_log};
 use crate::servers::{OwnDb, flavors};
 
-/// The relay ends with 64, and its last line tells the setting, the problem and the mend.
+/// The relay ends with 64, and its last line tells the setting, the problem and the fix.
 async fn refused(rig: &Rig, args: &[&str], texts: &[&str]) {
     let relay = rig.command(args);
     let status = relay.wait_exit(SOON).await.unwrap();
@@ -160,7 +160,7 @@ const WRONG: [(&str, &str, &[&str]); 25] = [
 ];
 
 #[tokio::test]
-async fn values_that_can_not_work_are_refused_with_the_setting_and_the_mend() {
+async fn values_that_can_not_work_are_refused_with_the_setting_and_the_fix() {
     let mut rig = Rig::without_queue(e2e::shared::mariadb().await).await;
     for (name, value, texts) in WRONG {
         let before = rig.env.clone();
@@ -186,7 +186,7 @@ async fn values_that_can_not_work_are_refused_with_the_setting_and_the_mend() {
 }
 
 #[tokio::test]
-async fn what_the_servers_refuse_at_first_contact_is_refused_with_the_setting_and_the_mend() {
+async fn what_the_servers_refuse_at_first_contact_is_refused_with_the_setting_and_the_fix() {
     for db in e2e::shared::databases().await {
         let mut rig = Rig::without_queue(db).await;
         let before = rig.env.clone();
@@ -253,7 +253,7 @@ async fn a_missing_replication_right_is_refused_in_cdc_mode_and_not_needed_in_po
         assert_calm(&relay);
         leaves(&relay).await;
 
-        // The mend, word for word as far as it names the user.
+        // The fix, word for word as far as it names the user.
         rig.set("RELAY_MODE", "cdc");
         db.execute(&format!("{grant}@'%'")).await.unwrap();
         let relay = rig.tailing().await;
@@ -315,12 +315,12 @@ async fn a_missing_right_on_the_tables_is_refused_with_what_is_missing() {
         }
         rig.set("RELAY_MODE", "poll")
             .set("RELAY_CANARY_INTERVAL", "30s");
-        let mend = [
+        let fix = [
             "INSERT command denied",
             "GRANT INSERT ON",
             "RELAY_CANARY_INTERVAL=0s",
         ];
-        refused(&rig, &["run"], &mend).await;
+        refused(&rig, &["run"], &fix).await;
     }
 }
 
@@ -452,7 +452,7 @@ async fn check_lists_every_unmet_condition_with_its_mend_and_passes_once_all_are
         let (code, said) = check(&rig).await;
         assert_eq!(code, Some(1), "{said}");
         let grant = format!("GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {user}");
-        let mut mends = vec![
+        let mut fixes = vec![
             "run `relay migrate`",
             "SET GLOBAL binlog_format = 'ROW'",
             "SET GLOBAL binlog_row_image = 'FULL'",
@@ -460,16 +460,16 @@ async fn check_lists_every_unmet_condition_with_its_mend_and_passes_once_all_are
             "start RabbitMQ",
         ];
         if flavor == Flavor::MySql {
-            mends.push("SET GLOBAL binlog_order_commits = ON");
+            fixes.push("SET GLOBAL binlog_order_commits = ON");
         }
-        for mend in &mends {
-            assert!(said.contains(mend), "{mend}: {said}");
+        for fix in &fixes {
+            assert!(said.contains(fix), "{fix}: {said}");
         }
-        assert_eq!(said.matches("mend:").count(), mends.len(), "{said}");
+        assert_eq!(said.matches("fix:").count(), fixes.len(), "{said}");
 
-        // Every mend, as it was told.
-        for mend in mends.iter().filter(|mend| mend.starts_with("SET GLOBAL")) {
-            db.execute(mend).await.unwrap();
+        // Every fix, as it was told.
+        for fix in fixes.iter().filter(|fix| fix.starts_with("SET GLOBAL")) {
+            db.execute(fix).await.unwrap();
         }
         db.execute(&format!("{grant}@'%'")).await.unwrap();
         rig.set("AMQP_URL", &broker);
@@ -477,7 +477,7 @@ async fn check_lists_every_unmet_condition_with_its_mend_and_passes_once_all_are
         assert!(migrate.wait_exit(LATER).await.unwrap().success());
         let (code, said) = check(&rig).await;
         assert_eq!(code, Some(0), "{said}");
-        assert!(!said.contains("mend:"), "{said}");
+        assert!(!said.contains("fix:"), "{said}");
         let relay = rig.tailing().await;
         assert_calm(&relay);
         leaves(&relay).await;
@@ -497,7 +497,7 @@ async fn check_tells_a_wrong_password_and_a_database_that_is_down() {
     let (code, said) = check(&rig).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("start the server, or mend host and port"),
+        said.contains("start the server, or fix host and port"),
         "{said}"
     );
 }

@@ -260,7 +260,7 @@ async fn rows_come_by_the_binlog_under_every_definition_that_check_lets_pass() {
             assert_eq!(code, Some(0), "{change}: {said}");
             match warning {
                 Some(warning) => assert!(said.contains(warning), "{change}: {said}"),
-                None => assert!(!said.contains("mend:"), "{change}: {said}"),
+                None => assert!(!said.contains("fix:"), "{change}: {said}"),
             }
             let before = deliveries.count();
             // By a scan and by the tail, and the bytes are the same.
@@ -306,7 +306,7 @@ async fn a_definition_that_does_harm_is_refused_and_the_alter_that_is_offered_re
             let status = relay.wait_exit(LATER).await.unwrap();
             assert_eq!(status.code(), Some(64), "{change}: {}", relay.log());
             assert!(relay.log().contains(problem), "{change}: {}", relay.log());
-            for fix in said.lines().filter_map(|line| line.split_once("mend: ")) {
+            for fix in said.lines().filter_map(|line| line.split_once("fix: ")) {
                 rig.sql(fix.1).await;
             }
             let (code, said) = check(&rig).await;

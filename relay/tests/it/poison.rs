@@ -215,7 +215,7 @@ async fn p3_a_row_that_can_not_be_a_message_is_tried_with_back_off_then_parked_a
         })
         .await;
 
-        // A person mends them, and they go.
+        // A person fixes them, and they go.
         rig.sql(&format!(
             "UPDATE outbox SET headers = NULL, created_at = '{OK_DATE}', status = 1, attempts = 0 \
              WHERE status = 3"

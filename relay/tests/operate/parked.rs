@@ -151,7 +151,7 @@ async fn a_canary_that_fails_holds_back_the_rest_and_a_killed_relay_loses_none_o
             .contains("bulk_stop")
     );
 
-    // Mended: the failed one now and not in ten minutes, the rest after the second canary.
+    // Fixed: the failed one now and not in ten minutes, the rest after the second canary.
     rig.sql("UPDATE outbox SET headers = NULL").await;
     ok(&rig, &["retry", &ids[0]]).await;
     rig.sql("UPDATE outbox_bulks SET canary_wait_us = 1000000")

@@ -228,7 +228,7 @@ async fn paused_route(db: &'static Db, order: &str) {
 }
 
 #[tokio::test]
-async fn what_can_not_be_paused_is_refused_with_64_and_the_mend() {
+async fn what_can_not_be_paused_is_refused_with_64_and_the_fix() {
     let rig = Rig::without_queue(e2e::shared::either().await).await;
     let long = "x".repeat(1001);
     let wrong: [(&[&str], &str); 8] = [

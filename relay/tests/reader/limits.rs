@@ -32,7 +32,7 @@ async fn checked(rig: &Rig) -> Process {
 }
 
 #[tokio::test]
-async fn a_server_that_it_cannot_read_is_refused_with_the_mend() {
+async fn a_server_that_it_cannot_read_is_refused_with_the_fix() {
     for flavor in flavors().await {
         let db = OwnDb::start(flavor, &[]).await;
         let mut rig = db.rig().await;

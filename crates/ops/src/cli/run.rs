@@ -21,7 +21,7 @@ use crate::filter::{Filter, State};
 /// Carries a verb out.
 ///
 /// # Errors
-/// [`ConfigError`] for what the caller can mend in the command, else the database's.
+/// [`ConfigError`] for what the caller can fix in the command, else the database's.
 pub fn run<S: Source>(verb: &Verb<S>) -> anyhow::Result<Exit> {
     match verb {
         Verb::List(with) => show(with, async |console, verb| {
@@ -138,7 +138,7 @@ fn told_by<S: Source, V: clap::Args>(
     Ok(exit)
 }
 
-/// What the caller can mend is wrong usage; the rest is a failure.
+/// What the caller can fix is wrong usage; the rest is a failure.
 fn wrong_usage(err: Error) -> anyhow::Error {
     match err {
         Error::Invalid { field, problem } => ConfigError::new(field, problem, "see --help").into(),

@@ -1,4 +1,4 @@
-//! Forms and queries, read strictly: what is not UTF-8 is refused, not mended, so that nothing is
+//! Forms and queries, read strictly: what is not UTF-8 is refused, not fixed, so that nothing is
 //! stored that nobody has written.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};

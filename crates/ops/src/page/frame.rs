@@ -170,7 +170,7 @@ impl Trouble {
         let (text, hint) = match (wrong.is_empty(), detail) {
             (false, _) => (
                 format!("Nothing was done: {}.", wrong.join("; ")),
-                "Go back, mend it and send it again.".to_owned(),
+                "Go back, fix it and send it again.".to_owned(),
             ),
             (true, Some(detail)) => (format!("{title}."), format!("Next: {detail}.")),
             (true, None) if status.is_server_error() => (

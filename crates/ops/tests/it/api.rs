@@ -170,7 +170,7 @@ async fn rows_are_listed_shown_and_acted_on() {
         assert_eq!(body["outcomes"][0]["outcome"], "conflict");
         let (status, _) = api.post("/ops/api/rows/4711/retry", json!({})).await;
         assert_eq!(status, 404);
-        let edit = json!({"edit": {"payload": "[]"}, "reason": "mended"});
+        let edit = json!({"edit": {"payload": "[]"}, "reason": "fixed"});
         let (status, _) = api.post(&format!("{path}/restore"), json!({})).await;
         assert_eq!(status, 200);
         let (status, body) = api.post(&format!("{path}/edit"), edit).await;

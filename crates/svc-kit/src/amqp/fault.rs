@@ -27,7 +27,7 @@ pub fn classify(err: &lapin::Error) -> BrokerFault {
         _ => return BrokerFault::Away(err.to_string()),
     };
     let text = amqp.get_message().as_str();
-    let mend = match amqp.kind() {
+    let fix = match amqp.kind() {
         AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => "check user and password",
         AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if is_final(text) => {
             "check the vhost behind the host (\"/\" is written %2F) and the user's rights in it"
@@ -37,7 +37,7 @@ pub fn classify(err: &lapin::Error) -> BrokerFault {
     BrokerFault::Misconfigured(ConfigError::new(
         "AMQP_URL",
         amqp.get_message().to_string(),
-        mend,
+        fix,
     ))
 }
 
@@ -54,7 +54,7 @@ fn is_final(text: &str) -> bool {
 
 /// An expired certificate is renewed on the broker's side alone; the rest needs a setting.
 fn classify_tls(err: &rustls::Error) -> BrokerFault {
-    let (field, mend) = match err {
+    let (field, fix) = match err {
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => (
@@ -82,7 +82,7 @@ fn classify_tls(err: &rustls::Error) -> BrokerFault {
         ) => return BrokerFault::Away(format!("{err}: the broker needs a new one")),
         _ => return BrokerFault::Away(format!("TLS: {err}")),
     };
-    BrokerFault::Misconfigured(ConfigError::new(field, format!("TLS: {err}"), mend))
+    BrokerFault::Misconfigured(ConfigError::new(field, format!("TLS: {err}"), fix))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// an error, when `stop` is cancelled.
 ///
 /// # Errors
-/// What no waiting can mend: access denied, unknown database and the like.
+/// What no waiting can fix: access denied, unknown database and the like.
 pub async fn first_contact(url: &DatabaseUrl, stop: &CancellationToken) -> Result<(), ConfigError> {
     first_contact_telling(url, stop, |_| ()).await
 }

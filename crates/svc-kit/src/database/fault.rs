@@ -490,7 +490,7 @@ mod tests {
                 panic!("{text}");
             };
             assert!(config.problem.contains(name), "{config}");
-            assert!(config.mend.contains("caching_sha2_password"), "{config}");
+            assert!(config.fix.contains("caching_sha2_password"), "{config}");
         }
     }
 }

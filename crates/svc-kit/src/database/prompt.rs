@@ -1,10 +1,10 @@
 //! TCP_NODELAY on connections to the database.
 //!
-//! sqlx 0.9.0 leaves Nagle's algorithm on (transact-rs/sqlx#4335; mended there, not released yet). A
+//! sqlx 0.9.0 leaves Nagle's algorithm on (transact-rs/sqlx#4335; fixed there, not released yet). A
 //! statement that leaves in more than one write then waits for the server's delayed ACK, 40 ms each
 //! time: over TLS that is every statement of more than 16 KiB, as a mark of 1,024 rows or a batch of an
 //! inbox is. sqlx hands out no socket, so it is found among the process' own.
-//! To be removed with the sqlx that has the mend.
+//! To be removed with the sqlx that has the fix.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};

@@ -48,8 +48,8 @@ impl DatabaseUrl {
     /// What is wrong with it, never with the password in the text.
     pub fn parse(url: &str) -> Result<Self, ConfigError> {
         let url = Url::parse(url.trim()).map_err(|err| {
-            let mend = "write mysql://user:password@host:3306/database, special characters as %XX";
-            ConfigError::new(FIELD, format!("is not a URL ({err})"), mend)
+            let fix = "write mysql://user:password@host:3306/database, special characters as %XX";
+            ConfigError::new(FIELD, format!("is not a URL ({err})"), fix)
         })?;
         if url.scheme() != "mysql" {
             let problem = foreign_scheme(&url);
@@ -168,8 +168,8 @@ fn host(url: &Url) -> Result<String, ConfigError> {
 
 fn user(url: &Url) -> Result<String, ConfigError> {
     if url.username().is_empty() {
-        let mend = "write mysql://USER:password@host:3306/…";
-        return Err(ConfigError::new(FIELD, "names no user", mend));
+        let fix = "write mysql://USER:password@host:3306/…";
+        return Err(ConfigError::new(FIELD, "names no user", fix));
     }
     decode("user", url.username())
 }
@@ -227,8 +227,8 @@ fn tls(url: &Url) -> Result<Tls, ConfigError> {
                     Some(foreign) => format!("has the unknown parameter {foreign:?}"),
                     None => "has an unknown parameter".to_owned(),
                 };
-                let mend = "known are ssl-mode and ssl-ca";
-                return Err(ConfigError::new(FIELD, problem, mend));
+                let fix = "known are ssl-mode and ssl-ca";
+                return Err(ConfigError::new(FIELD, problem, fix));
             }
         }
     }
@@ -244,8 +244,8 @@ fn tls(url: &Url) -> Result<Tls, ConfigError> {
         }
         Some(_) => {
             let problem = "has an unknown ssl-mode";
-            let mend = "use DISABLED, PREFERRED, REQUIRED or VERIFY_IDENTITY";
-            return Err(ConfigError::new(FIELD, problem, mend));
+            let fix = "use DISABLED, PREFERRED, REQUIRED or VERIFY_IDENTITY";
+            return Err(ConfigError::new(FIELD, problem, fix));
         }
     };
     if ca.is_some() {
@@ -262,8 +262,8 @@ fn tls(url: &Url) -> Result<Tls, ConfigError> {
 fn verify_identity(ca: Option<PathBuf>) -> Result<Tls, ConfigError> {
     if ca.as_deref().is_some_and(|path| !path.is_file()) {
         let problem = "has an ssl-ca, which is not a file";
-        let mend = "name the PEM file of the authority";
-        return Err(ConfigError::new(FIELD, problem, mend));
+        let fix = "name the PEM file of the authority";
+        return Err(ConfigError::new(FIELD, problem, fix));
     }
     Ok(Tls::VerifyIdentity { ca })
 }
@@ -281,7 +281,7 @@ mod tests {
         let text = err.to_string();
         assert!(text.contains(problem), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
-        assert!(!err.mend.is_empty());
+        assert!(!err.fix.is_empty());
     }
 
     #[test]
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_work_is_refused_with_a_mend() {
+    fn what_can_not_work_is_refused_with_a_fix() {
         refused("orders", "is not a URL");
         refused(
             "mysql://relay:hunter2@db:port/orders",

@@ -16,7 +16,7 @@ async fn contact(url: &str) -> Result<(), ConfigError> {
 }
 
 #[tokio::test]
-async fn first_contact_tells_what_no_waiting_can_mend() {
+async fn first_contact_tells_what_no_waiting_can_fix() {
     install_crypto();
     let rabbit = e2e::shared::rabbit().await;
     let vhost = rabbit.create_vhost().await.unwrap();
@@ -26,7 +26,7 @@ async fn first_contact_tells_what_no_waiting_can_mend() {
         .await
         .unwrap_err();
     assert_eq!(
-        (err.field.as_str(), err.mend.as_str()),
+        (err.field.as_str(), err.fix.as_str()),
         ("AMQP_URL", "check user and password")
     );
     assert!(!err.to_string().contains("hunter2"), "{err}");
@@ -35,7 +35,7 @@ async fn first_contact_tells_what_no_waiting_can_mend() {
         .await
         .unwrap_err();
     assert!(err.problem.contains("no-such-vhost"), "{err}");
-    assert!(err.mend.contains("vhost"), "{err}");
+    assert!(err.fix.contains("vhost"), "{err}");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ async fn contact(url: &str) -> Result<(), svc_kit::boot::ConfigError> {
 }
 
 #[tokio::test]
-async fn first_contact_tells_what_no_waiting_can_mend() {
+async fn first_contact_tells_what_no_waiting_can_fix() {
     for server in e2e::shared::databases().await {
         let database = server.create_database().await.unwrap();
         contact(&database.url).await.unwrap();
@@ -41,7 +41,7 @@ async fn first_contact_tells_what_no_waiting_can_mend() {
             "{:?}: {err}",
             server.flavor()
         );
-        assert!(err.mend.contains("create the database"), "{err}");
+        assert!(err.fix.contains("create the database"), "{err}");
     }
 }
 
@@ -54,7 +54,7 @@ async fn first_contact_refuses_an_account_without_rights_on_the_database() {
         let err = contact(&server.user_url(&user, "pw", &database.name))
             .await
             .unwrap_err();
-        assert!(err.mend.contains("GRANT"), "{:?}: {err}", server.flavor());
+        assert!(err.fix.contains("GRANT"), "{:?}: {err}", server.flavor());
     }
 }
 
@@ -280,7 +280,7 @@ async fn a_missing_right_is_a_wrong_setting() {
         let Fault::Misconfigured(config) = classify(&err) else {
             panic!("{err}")
         };
-        assert_eq!(config.mend, "GRANT the account that right");
+        assert_eq!(config.fix, "GRANT the account that right");
     }
 }
 

@@ -356,6 +356,6 @@ async fn an_account_with_an_unknown_plugin_ends_the_start_with_its_name() {
     let err = contact.expect("it waits").unwrap_err();
     assert_eq!(err.field, "DATABASE_URL");
     assert!(err.problem.contains("client_ed25519"), "{err}");
-    assert!(err.mend.contains("mysql_native_password"), "{err}");
+    assert!(err.fix.contains("mysql_native_password"), "{err}");
     drop(server.await.unwrap());
 }

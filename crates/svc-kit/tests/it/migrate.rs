@@ -71,8 +71,8 @@ async fn a_migration_that_was_cut_short_says_how_to_go_on() {
             matches!(err, MigrateError::CutShort { version: 3, .. }),
             "{err:?}"
         );
-        let mend = "DELETE FROM _steps_migrations WHERE version = 3";
-        assert!(err.to_string().contains(mend), "{err}");
+        let fix = "DELETE FROM _steps_migrations WHERE version = 3";
+        assert!(err.to_string().contains(fix), "{err}");
     }
 }
 
