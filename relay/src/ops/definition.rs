@@ -276,10 +276,10 @@ impl Definition {
         let charset = column
             .charset
             .as_deref()
-            .filter(|charset| !UTF8.contains(charset))?;
+            .filter(|charset| !UTF8.contains(charset) && !column.is("last_error"))?;
         Some(Finding {
             state: State::Wrong,
-            binlog: name != "last_error",
+            binlog: true,
             detail: format!(
                 "`{name}` is in the character set {charset}: the binlog has other bytes than a SELECT, \
                  so that one key or route is two"
@@ -314,12 +314,23 @@ impl Definition {
             .charset
             .as_deref()
             .is_some_and(|charset| charset != "utf8mb4");
-        if column.is("last_error") && (short || narrow) {
+        if column.is("last_error") && short {
             return wrong(format!(
-                "`{name}` is {} {}, and a failure's text that does not fit can't be recorded",
-                column.column_type,
-                column.charset.as_deref().unwrap_or_default()
+                "`{name}` is {}, and a failure's text that is longer can't be recorded",
+                column.column_type
             ));
+        }
+        if column.is("last_error") && narrow {
+            return Some(Finding {
+                state: State::Warning,
+                binlog: false,
+                detail: format!(
+                    "`{name}` is in the character set {}: a failure's text with other characters \
+                     can't be recorded",
+                    column.charset.as_deref().unwrap_or_default()
+                ),
+                fix: self.alter(&format!("MODIFY `{name}` {own}")),
+            });
         }
         None
     }
