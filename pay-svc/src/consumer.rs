@@ -73,7 +73,7 @@ pub struct Consumer {
     pub store: Store,
     /// Who works on it.
     pub handover: Option<Handover>,
-    /// Where the two conditions are told.
+    /// Where the two conditions are reported.
     pub readiness: Readiness,
     /// How to take.
     pub settings: Settings,
@@ -82,8 +82,8 @@ pub struct Consumer {
 /// What one session leaves to the next.
 struct Memory {
     backoff: Backoff,
-    /// What was told of the topology, so that it is told once.
-    told: Found,
+    /// What was reported of the topology, so that it is reported once.
+    reported: Found,
     /// What was found on the connection at hand.
     found: Option<Found>,
     /// How many messages the broker may send ahead.
@@ -110,7 +110,7 @@ enum Lost {
 /// Why a session ended.
 #[derive(Debug)]
 enum End {
-    /// It was asked to.
+    /// The process drains.
     Drained,
     /// There was nothing to do; nothing is in hand.
     Silence,
@@ -148,7 +148,7 @@ impl Consumer {
         } = self.settings;
         let mut memory = Memory {
             backoff: Backoff::new(reconnect_min, reconnect_max),
-            told: Found::default(),
+            reported: Found::default(),
             found: None,
             window: Window::new(prefetch, buffer_bytes),
             not_stored: None,
@@ -158,7 +158,7 @@ impl Consumer {
             let why = match self.amqp.connect_gated(CONNECTION_NAME, &gate).await {
                 Ok(connection) => {
                     self.readiness.set(BROKER, true, "connected");
-                    let told = pin!(connection.events_listener());
+                    let events = pin!(connection.events_listener());
                     let connection = Arc::new(connection);
                     let link = Link { connection, gate };
                     let lost = self.use_connection(&link, &drain, &mut memory).await;
@@ -166,7 +166,7 @@ impl Consumer {
                     match lost {
                         Lost::Drained => break,
                         Lost::WornOut => continue,
-                        Lost::Broker(why) => explain_unreadable(why, told),
+                        Lost::Broker(why) => explain_unreadable(why, events),
                     }
                 }
                 Err(err) => explain(&err),
@@ -347,11 +347,11 @@ impl Consumer {
         let channels = Channels::new(amqp, name, Arc::clone(connection), |_| {});
         let found = topology::ensure(&channels, memory.found.take()).await?;
         memory.found = Some(found.clone());
-        if found != memory.told {
+        if found != memory.reported {
             for difference in found.refused.iter().chain(&found.differences) {
                 tracing::warn!(difference, "topology differs");
             }
-            memory.told.clone_from(&found);
+            memory.reported.clone_from(&found);
         }
         if let Some(refused) = found.refused {
             return Ok(Err(End::Unfit(refused)));
@@ -571,16 +571,16 @@ async fn part(link: Link) {
 
 /// lapin reads AMQP's short strings as UTF-8 and gives up the connection on one that is not, before
 /// this process sees the message. The broker then delivers it again, for ever: nothing here can store
-/// or refuse it, so a person must be told what it is.
-fn explain_unreadable(why: String, mut told: Pin<&mut impl Stream<Item = Event>>) -> String {
-    let mut events = std::iter::from_fn(|| told.next().now_or_never().flatten());
-    let unreadable = events.any(|event| {
+/// or refuse it, so the text says what it is.
+fn explain_unreadable(why: String, mut events: Pin<&mut impl Stream<Item = Event>>) -> String {
+    let mut past = std::iter::from_fn(|| events.next().now_or_never().flatten());
+    let unreadable = past.any(|event| {
         matches!(event, Event::Error(err) if matches!(err.kind(), ErrorKind::ParsingError(_)))
     });
     if unreadable {
         format!(
             "a message in {QUEUE} can't be read, one of its properties is not UTF-8: take it out, \
-             see UnreadableMessage in RUNBOOK.md ({why})"
+             see UnreadableMessage in docs/RUNBOOK.md ({why})"
         )
     } else {
         why

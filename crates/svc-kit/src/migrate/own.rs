@@ -234,7 +234,7 @@ impl Created {
         }
         if found.columns.is_empty() {
             return Some(format!(
-                "this account can't see the columns of `{table}`, so whose it is can't be told: \
+                "this account can't see the columns of `{table}`, so it is not known whose it is: \
                  GRANT SELECT ON it"
             ));
         }
