@@ -25,7 +25,8 @@ const BOTH: &str = "SET GLOBAL autocommit = 0, completion_type = 2, time_zone = 
 const MARIADB: &str = "SET GLOBAL max_statement_time = 0.0005, idle_transaction_timeout = 1, \
     idle_write_transaction_timeout = 1, in_predicate_conversion_threshold = 2";
 const MYSQL: &str = "SET GLOBAL max_execution_time = 1, range_optimizer_max_mem_size = 1";
-const TRANSACTIONS: &str = "SET GLOBAL TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY";
+/// Not READ ONLY: that is not overridden, since somebody wants no writes there.
+const TRANSACTIONS: &str = "SET GLOBAL TRANSACTION ISOLATION LEVEL SERIALIZABLE";
 
 async fn migrate(stage: &Stage, program: &str) {
     let url = stage.db.url("afresh");
