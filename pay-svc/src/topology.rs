@@ -1,7 +1,7 @@
 //! The exchange, the queue and the binding this service needs on the broker.
 //!
 //! Each is looked for before it is declared, and what is there in another shape is left as it is:
-//! the operator is told, in readiness, what differs and how to fix it. A queue that would lose messages
+//! readiness says what differs and how to fix it. A queue that would lose messages
 //! because it is consumed, or never give out some of them, is not consumed.
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions};
