@@ -11,9 +11,9 @@ use svc_kit::migrate::{Set, check_own};
 use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
 use svc_kit::telemetry::LogFormat;
 
-use crate::binlog::reader::Reader;
 use crate::queue::BatchLimit;
 use crate::schedule::Schedule;
+use crate::source::binlog::library::Reader;
 
 /// Whose order is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

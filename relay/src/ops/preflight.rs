@@ -9,12 +9,12 @@ use svc_kit::migrate::foreign;
 
 use super::check::{Condition, State};
 use super::{definition, rights};
-use crate::binlog::connect;
-use crate::binlog::position::position_statement;
 use crate::config::{Config, Mode, OutboxTable, RowImage};
-use crate::mark::wait_little_for_locks;
-use crate::pauses::{self, Pauses};
-use crate::table::Queries;
+use crate::pause::{self, Pauses};
+use crate::source::binlog::connection;
+use crate::source::binlog::position::position_statement;
+use crate::source::table::Queries;
+use crate::writeback::marker_task::wait_little_for_locks;
 
 /// What the database must offer, for tables and, in cdc mode, for the binlog.
 pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<Condition> {
@@ -45,7 +45,7 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
     if config.mode == Mode::Cdc {
         found.extend(binlog(connection, &config.table).await);
         #[cfg(feature = "mysql-cdc")]
-        if config.reader == crate::binlog::reader::Reader::MysqlCdc {
+        if config.reader == crate::source::binlog::library::Reader::MysqlCdc {
             found.extend(super::reader::mysql_cdc(connection, &config.table).await);
         }
     }
@@ -151,7 +151,7 @@ async fn pauses(connection: &mut MySqlConnection, table: &OutboxTable) -> Condit
     let name = "pauses";
     match Pauses::read(connection, &table.name).await {
         Ok(_) => Condition::ok(name, format!("{}_pauses", table.name)),
-        Err(err) if pauses::is_not_there(&err) => Condition::not(
+        Err(err) if pause::is_not_there(&err) => Condition::not(
             State::Warning,
             name,
             format!("{err}: nothing can be paused"),
@@ -391,7 +391,7 @@ async fn replication(connection: &mut MySqlConnection, table: &OutboxTable) -> C
         Ok(position) => position,
         Err(err) => return Condition::not(state_of(&err), name, err.to_string(), fix),
     };
-    match connect::try_out(&table.url, &position).await {
+    match connection::try_out(&table.url, &position).await {
         Ok(()) => Condition::ok(name, format!("the binlog can be read, it is at {position}")),
         // The other driver may speak more of them.
         Err(mysql_async::Error::Driver(DriverError::UnknownAuthPlugin { name: plugin })) => {

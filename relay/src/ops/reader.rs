@@ -8,9 +8,9 @@ use svc_kit::database::Tls;
 
 use super::check::{Condition, State};
 use super::preflight::variable;
-use crate::binlog::reader::Reader;
 use crate::config::OutboxTable;
-use crate::table::Queries;
+use crate::source::binlog::library::Reader;
+use crate::source::table::Queries;
 
 const NAME: &str = "mysql_cdc";
 const OTHER: &str = "or RELAY_READER=mysql_async";

@@ -5,7 +5,7 @@ use std::fmt;
 use time::PrimitiveDateTime;
 
 use super::read::Head;
-use crate::canary;
+use crate::observe::canary;
 use crate::ops::times::told;
 
 /// Everything that a row must be.

@@ -10,10 +10,10 @@ use sqlx::{AssertSqlSafe, Row as _};
 use time::PrimitiveDateTime;
 
 use crate::in_list::{padded, padded_len, placeholders};
-use crate::pauses::{self, Pauses, Watch};
+use crate::pause::{self, Pauses, Watch};
 use crate::queue::key_hash;
 use crate::route::Route;
-use crate::table::Queries;
+use crate::source::table::Queries;
 
 /// Rows of a page; they come without payloads.
 const PAGE: u64 = 1000;
@@ -74,7 +74,7 @@ impl Reader {
         let pauses = match Pauses::read(&mut connection, queries.name()).await {
             Ok(pauses) => pauses,
             // Tables of an older release: nothing can be paused.
-            Err(err) if pauses::is_not_there(&err) => Pauses::default(),
+            Err(err) if pause::is_not_there(&err) => Pauses::default(),
             Err(err) => return Err(err).context("reading what is paused"),
         };
         Ok(Self {

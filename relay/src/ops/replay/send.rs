@@ -14,12 +14,12 @@ use uuid::Uuid;
 use super::read::{Head, Reader};
 use super::report::{Report, Stopped};
 use super::{Replay, record};
-use crate::broker::{self, Link};
-use crate::lane::{self, Outcome};
-use crate::metrics::Source;
+use crate::observe::metrics::Source;
 use crate::ops::progress::Progress;
-use crate::pauses::Pauses;
-use crate::publish::publish;
+use crate::pause::Pauses;
+use crate::publish::batch::publish;
+use crate::publish::connection::{self, Link};
+use crate::publish::publisher_task::{self, Outcome};
 use crate::queue::{Company, Item};
 use crate::settle::Verdict;
 
@@ -76,7 +76,7 @@ pub(super) async fn all(
         after: halt.after,
         go_on: replay.go_on(halt.after),
     });
-    lane::close(&sending.channel, "replayed").await;
+    publisher_task::close(&sending.channel, "replayed").await;
     drop(sending);
     // The messages are out whether this can be written down or not.
     if let Err(err) = record::end(replay, report).await {
@@ -89,14 +89,14 @@ pub(super) async fn all(
 }
 
 async fn open(replay: &Replay, amqp: &Amqp) -> anyhow::Result<(Link, Channel)> {
-    let link = match broker::connect(amqp, &format!("{} replay", replay.name)).await {
+    let link = match connection::connect(amqp, &format!("{} replay", replay.name)).await {
         Ok(link) => link,
         Err(err) => match classify(&err) {
             BrokerFault::Misconfigured(wrong) => return Err(wrong.into()),
             BrokerFault::Away(why) => anyhow::bail!("no way to the broker {amqp}: {why}"),
         },
     };
-    match lane::open(link.connection.create_channel(), replay.confirm_timeout).await {
+    match publisher_task::open(link.connection.create_channel(), replay.confirm_timeout).await {
         Ok(channel) => Ok((link, channel)),
         Err(outcome) => anyhow::bail!("no channel at the broker: {}", words(&outcome)),
     }
