@@ -1,8 +1,6 @@
 //! What operators have paused: the whole relay, or routes. It is kept in a table beside the outbox, so
 //! that it outlives every relay, and the table's reader looks there every second.
 
-mod effect;
-
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -14,7 +12,8 @@ use svc_kit::admin::Readiness;
 use svc_kit::database::{Fault, classify};
 use tokio::time::Instant;
 
-use crate::held::Route;
+use crate::engine;
+use crate::engine::route::Route;
 use crate::observe::metrics::Metrics;
 use crate::writeback::marker_task::ends_session;
 
@@ -100,6 +99,14 @@ impl Pauses {
             self.routes.insert(route, pause);
         }
         Ok(())
+    }
+
+    /// What the engine has to know of them.
+    pub fn for_engine(&self) -> engine::Pauses {
+        engine::Pauses {
+            whole: self.whole.is_some(),
+            routes: self.routes.keys().cloned().collect(),
+        }
     }
 
     /// Shows them in readiness and metrics.

@@ -99,6 +99,11 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// The database's clock showed `micros` (since 1970) at `at`.
+    pub fn new(at: Instant, micros: i64) -> Self {
+        Self { at, micros }
+    }
+
     /// When, by this process' clock, the database's clock showed `micros` (since 1970).
     ///
     /// Never in the future: a commit that has been seen has happened, whatever the clocks say.

@@ -18,7 +18,8 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _};
 use svc_kit::amqp::Channels;
 
-use crate::config::{Config, Mode, OutboxTable};
+use crate::config::{Config, OutboxTable};
+use crate::engine::Mode;
 use crate::in_list::{padded, padded_len, placeholders};
 use crate::observe::metrics::Metrics;
 
@@ -70,7 +71,7 @@ impl Canary {
     pub fn new(config: &Config, metrics: &Metrics) -> Self {
         Self {
             interval: config.canary_interval,
-            mode: config.mode,
+            mode: config.engine.mode,
             table: config.table.clone(),
             metrics: metrics.clone(),
             due: Arc::default(),
@@ -150,7 +151,7 @@ impl Canary {
         self.mode == Mode::Poll || self.metrics.binlog_connected.get() == 1
     }
 
-    /// In transactions of their own: the tail does not vouch for an INSERT beside a DELETE.
+    /// In transactions of their own: the deletion of an old one may be refused.
     async fn write(&self, message_id: &str, queue: &str) -> anyhow::Result<()> {
         let mut connection = self.table.url.connect().await?;
         clear(&mut connection, &self.table.name, Some(queue)).await?;

@@ -9,112 +9,35 @@ use prometheus::{
     Registry,
 };
 
-use crate::config::Mode;
-use crate::route::Route;
-use crate::writeback::marker_task::Refused;
+use crate::engine::{Mode, ROUTES_SHOWN, Reason, Refused, Source, StateName, WaitingRoute};
 
-/// Who brought a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The tail.
-    Binlog,
-    /// A pass over the table.
-    Sweep,
-}
-
-/// Why a publish failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// basic.nack: the queue refused it.
-    Nack,
-    /// basic.return: no queue is bound.
-    Returned,
-    /// No confirm in time.
-    Timeout,
-    /// The broker closed the channel.
-    ChannelClosed,
-    /// Over the broker's message size limit.
-    TooLarge,
-    /// The row can't be a message.
-    Invalid,
-}
-
-/// The state of the machine.
+/// The state of the process; the label `phase`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Another relay holds the lock, or the database can't be reached.
     Standby,
     /// The lock is held; broker and database are being connected.
     Connecting,
-    /// Passes over the table until little is left.
-    CatchingUp,
-    /// The binlog brings the rows.
-    Tailing,
-    /// Passes alone.
-    Polling,
-    /// An operator has paused the relay: no intake.
-    Paused,
-    /// Stopping: no intake.
-    Draining,
+    /// A session works, and its engine is in this state.
+    Session(StateName),
     /// Stopped.
     Stopped,
 }
 
-impl Source {
-    /// Label value.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Binlog => "binlog",
-            Self::Sweep => "sweep",
-        }
-    }
-}
-
-impl Reason {
-    const ALL: [Self; 6] = [
-        Self::Nack,
-        Self::Returned,
-        Self::Timeout,
-        Self::ChannelClosed,
-        Self::TooLarge,
-        Self::Invalid,
-    ];
-
-    /// Label value, and the class in `outbox_attempts`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Nack => "nack",
-            Self::Returned => "returned",
-            Self::Timeout => "timeout",
-            Self::ChannelClosed => "channel_closed",
-            Self::TooLarge => "too_large",
-            Self::Invalid => "invalid",
-        }
-    }
-}
-
 impl Phase {
-    const ALL: [Self; 8] = [
-        Self::Standby,
-        Self::Connecting,
-        Self::CatchingUp,
-        Self::Tailing,
-        Self::Polling,
-        Self::Paused,
-        Self::Draining,
-        Self::Stopped,
-    ];
+    fn all() -> impl Iterator<Item = Self> {
+        let states = StateName::ALL.into_iter().map(Self::Session);
+        [Self::Standby, Self::Connecting, Self::Stopped]
+            .into_iter()
+            .chain(states)
+    }
 
     /// Label value.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Standby => "standby",
             Self::Connecting => "connecting",
-            Self::CatchingUp => "catching_up",
-            Self::Tailing => "tailing",
-            Self::Polling => "polling",
-            Self::Paused => "paused",
-            Self::Draining => "draining",
+            Self::Session(state) => state.name(),
             Self::Stopped => "stopped",
         }
     }
@@ -156,8 +79,6 @@ impl Skipped {
 
 /// `pending_rows` and `parked_rows` stop counting here.
 pub const ROWS_COUNTED_MAX: u32 = 100_000;
-/// Pairs that `waiting_rows` shows.
-const WAITING_ROUTES_MAX: usize = 50;
 
 /// Half a millisecond to a minute: the floor is about one millisecond.
 const COMMIT_TO_CONFIRM_BUCKETS: [f64; 20] = [
@@ -231,7 +152,7 @@ impl Register<'_> {
     fn latency(&self) -> Registered<Histogram> {
         let opts = HistogramOpts::new(
             full("commit_to_confirm_seconds"),
-            "Commit in the database to confirm by the broker, rows that the binlog brought",
+            "Commit in the database to confirm by the broker, rows that the binlog reported",
         );
         let opts = opts.buckets(COMMIT_TO_CONFIRM_BUCKETS.to_vec());
         self.add(Histogram::with_opts(opts))
@@ -300,11 +221,11 @@ impl Metrics {
             binlog_connected: r.gauge("binlog_connected", "1 while the binlog stream is open")?,
             missed_by_binlog: r.counter(
                 "missed_by_binlog_total",
-                "Rows a sweep found that the binlog should have brought; 0 in a sound system",
+                "Rows a sweep found that the binlog should have reported; 0 in a sound system",
             )?,
             undecodable_events: r.counter(
                 "undecodable_events_total",
-                "Binlog events that touch the outbox and could not be decoded; a pass stood in",
+                "Binlog events that touch the outbox and could not be decoded; the table was scanned",
             )?,
             paused: r.gauge("paused", "1 while an operator has paused the whole relay")?,
             paused_routes: r.gauge("paused_routes", "Routes that an operator has paused")?,
@@ -401,9 +322,9 @@ impl Metrics {
         self.failed.with_label_values(&[reason.name()]).inc();
     }
 
-    /// Shows the state of the machine.
+    /// Shows the state of the process.
     pub fn set_phase(&self, now: Phase) {
-        for phase in Phase::ALL {
+        for phase in Phase::all() {
             self.phase
                 .with_label_values(&[phase.name()])
                 .set(i64::from(phase == now));
@@ -418,18 +339,12 @@ impl Metrics {
         }
     }
 
-    /// The state of the machine, as shown.
-    pub fn phase(&self) -> Phase {
-        let shown = |phase: &Phase| self.phase.with_label_values(&[phase.name()]).get() == 1;
-        Phase::ALL.into_iter().find(shown).unwrap_or(Phase::Standby)
-    }
-
-    /// Shows the shut routes, the fullest first. What is shown already stays while it is replaced: a
-    /// scrape in between must not see nothing.
-    pub fn set_waiting(&self, routes: &[(&Route, u64)]) {
+    /// Shows the routes whose rows wait, the fullest first. What is shown already stays while it is
+    /// replaced: a scrape in between must not see nothing.
+    pub fn set_waiting(&self, routes: &[WaitingRoute]) {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let mut old = std::mem::take(&mut *shown);
-        for (route, rows) in routes.iter().take(WAITING_ROUTES_MAX) {
+        for WaitingRoute { route, rows, .. } in routes.iter().take(ROUTES_SHOWN) {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             let labels = [text(&route.exchange), text(&route.routing_key)];
             let rows = i64::try_from(*rows).unwrap_or(i64::MAX);
@@ -447,12 +362,16 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::route::Route;
 
     #[test]
     fn waiting_routes_are_replaced_one_by_one() {
         let metrics = Metrics::register(&Registry::new()).unwrap();
-        let route = |name: &str| Route::new(b"x", name.as_bytes());
-        let (a, b, c) = (route("a"), route("b"), route("c"));
+        let waiting = |name: &str, rows| WaitingRoute {
+            route: Route::new(b"x", name.as_bytes()),
+            rows,
+            paused: false,
+        };
         let shown = |name: &str| {
             let samples = metrics.waiting_rows.collect().remove(0);
             let of_route = samples.get_metric().iter().find(|metric| {
@@ -461,14 +380,13 @@ mod tests {
             });
             of_route.map(|metric| metric.get_gauge().get_value())
         };
-        metrics.set_waiting(&[(&a, 1), (&b, 2)]);
-        metrics.set_waiting(&[(&b, 3), (&c, 4)]);
+        metrics.set_waiting(&[waiting("a", 1), waiting("b", 2)]);
+        metrics.set_waiting(&[waiting("b", 3), waiting("c", 4)]);
         assert_eq!(
             [shown("a"), shown("b"), shown("c")],
             [None, Some(3.0), Some(4.0)]
         );
-        let many: Vec<Route> = (0..60).map(|n| route(&format!("r{n}"))).collect();
-        let many: Vec<_> = many.iter().map(|route| (route, 1)).collect();
+        let many: Vec<_> = (0..60).map(|n| waiting(&format!("r{n}"), 1)).collect();
         metrics.set_waiting(&many);
         assert_eq!([shown("r49"), shown("r50")], [Some(1.0), None]);
         metrics.set_waiting(&[]);

@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Connection};
 use tokio::sync::watch;
 
 use crate::config::OutboxTable;
+use crate::engine::Lag;
 use crate::leadership::lock::{Leadership, Lease};
 use crate::leadership::server_identity::{self, WAIT_TIMEOUT_S};
 use crate::observe::canary::{self, Canary};
@@ -18,16 +19,6 @@ const READ_EVERY: u32 = 3;
 const TICK: Duration = Duration::from_secs(1);
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the session tells about its tail.
-#[derive(Clone, Copy, Debug, Default)]
-pub enum TailLag {
-    /// There is no tail: the table alone tells how late we are.
-    #[default]
-    NotTailing,
-    /// The commit of the oldest event that is not confirmed, if any.
-    Tailing(Option<Instant>),
-}
-
 /// Reads and ticks until the process ends.
 ///
 /// # Errors
@@ -35,7 +26,7 @@ pub enum TailLag {
 pub async fn run(
     table: OutboxTable,
     metrics: Metrics,
-    lag: watch::Receiver<TailLag>,
+    lag: watch::Receiver<Lag>,
     lock: Lock,
     canary: Canary,
 ) -> anyhow::Result<()> {
@@ -54,8 +45,8 @@ pub async fn run(
         show_age(&metrics.oldest_pending_age, pending.since());
         show_age(&metrics.oldest_parked_age, parked.since());
         let oldest_event = match *lag.borrow() {
-            TailLag::Tailing(oldest) => oldest,
-            TailLag::NotTailing => pending.since(),
+            Lag::Reported(oldest) => oldest,
+            Lag::InTable => pending.since(),
         };
         show_age(&metrics.binlog_lag, oldest_event);
         show_age(&metrics.canary_age, canary.due());

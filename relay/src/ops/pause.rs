@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection as _, MySqlTransaction};
 use svc_kit::boot::ConfigError;
 
 use crate::config::{OutboxTable, TableArgs};
-use crate::held::Route;
+use crate::engine::route::Route;
 use crate::ops::operator;
 use crate::pause::{self, Pause, Pauses, ROUTES_MAX};
 

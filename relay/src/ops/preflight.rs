@@ -9,11 +9,12 @@ use svc_kit::migrate::foreign;
 
 use super::check::{Condition, State};
 use super::{definition, rights};
-use crate::config::{Config, Mode, OutboxTable, RowImage};
+use crate::config::{Config, OutboxTable, RowImage};
+use crate::engine::Mode;
 use crate::pause::{self, Pauses};
 use crate::source::binlog::connection;
 use crate::source::binlog::position::position_statement;
-use crate::source::table::Queries;
+use crate::source::table::queries::Queries;
 use crate::writeback::marker_task::wait_little_for_locks;
 
 /// What the database must offer, for tables and, in cdc mode, for the binlog.
@@ -42,7 +43,7 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
     if config.row_image == RowImage::Minimal {
         found.push(minimal_marks(connection, &config.table).await);
     }
-    if config.mode == Mode::Cdc {
+    if config.engine.mode == Mode::Cdc {
         found.extend(binlog(connection, &config.table).await);
         #[cfg(feature = "mysql-cdc")]
         if config.reader == crate::source::binlog::library::Reader::MysqlCdc {
@@ -55,7 +56,7 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
 async fn definition(connection: &mut MySqlConnection, config: &Config) -> Vec<Condition> {
     match definition::look(connection, &config.table.name).await {
         Ok(found) => {
-            let mut conditions = definition::judge(&found, config.mode);
+            let mut conditions = definition::judge(&found, config.engine.mode);
             if !config.canary_interval.is_zero() && found.has_integer_key() {
                 let no_canary = "`aggregate_id` is an integer, and the canary's is a text";
                 let off = "set RELAY_CANARY_INTERVAL=0s";

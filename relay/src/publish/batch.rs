@@ -8,11 +8,10 @@ use lapin::options::BasicPublishOptions;
 use lapin::protocol::AMQPErrorKind;
 use lapin::{Channel, Confirmation, ErrorKind, PublisherConfirm};
 use outbox::message::{Message, encode, encoded_properties_len};
+use outbox::row::Row;
 use svc_kit::amqp::all_in_order;
 
-use crate::publish::publisher_task::Outcome;
-use crate::queue::Item;
-use crate::settle::{Answer, Returned, Verdict, settle};
+use super::confirms::{Answer, Outcome, Published, Returned, Verdict, settle};
 
 /// Every message is to reach a queue: without this flag RabbitMQ acks one that reaches none.
 const MANDATORY: BasicPublishOptions = BasicPublishOptions {
@@ -23,30 +22,27 @@ const MANDATORY: BasicPublishOptions = BasicPublishOptions {
 /// Publishes that lapin has at once: with all of a batch, a backlog took 12 MiB more.
 const AT_ONCE: usize = 512;
 
-/// Publishes `items` and awaits every confirm.
+/// Publishes `rows` and awaits every confirm.
 ///
 /// The publishes go side by side: awaiting each one hands over to lapin's io task once a message,
 /// which halves the rate. They begin in order, so the order on the wire is the batch's.
 ///
-/// `may_go` is asked before every 512 of them: a process that was stopped in between may no
-/// longer be the one that publishes.
+/// `may_go` is called before every 512 of them: a process that was stopped in between may no longer be
+/// the one that publishes.
 pub async fn publish(
     channel: &Channel,
-    items: &[Item],
+    rows: &[Row],
     frame_max: usize,
     timeout: Duration,
     may_go: impl Fn() -> bool,
 ) -> Outcome {
-    let mut refused: Vec<Option<String>> = Vec::with_capacity(items.len());
+    let mut refused: Vec<Option<String>> = Vec::with_capacity(rows.len());
     let exchange = async {
-        let mut confirms = Vec::with_capacity(items.len());
-        for some in items.chunks(AT_ONCE) {
+        let mut confirms = Vec::with_capacity(rows.len());
+        for some in rows.chunks(AT_ONCE) {
             // Encoded before the first of them goes: the broker gets them in one go, and not at the
             // pace at which they are made.
-            let messages: Vec<_> = some
-                .iter()
-                .map(|item| message_of(item, frame_max))
-                .collect();
+            let messages: Vec<_> = some.iter().map(|row| message_of(row, frame_max)).collect();
             if !may_go() {
                 return Err(match refused.is_empty() {
                     true => Outcome::LeaseOver,
@@ -54,13 +50,13 @@ pub async fn publish(
                 });
             }
             refused.extend(messages.iter().map(|m| m.as_ref().err().cloned()));
-            let sends = some.iter().zip(messages).filter_map(|(item, message)| {
+            let sends = some.iter().zip(messages).filter_map(|(row, message)| {
                 let message = message.ok()?;
                 Some(channel.basic_publish(
                     message.exchange,
                     message.routing_key,
                     MANDATORY,
-                    &item.row.payload,
+                    &row.payload,
                     message.properties,
                 ))
             });
@@ -79,16 +75,16 @@ pub async fn publish(
     };
     // A blocked connection takes no writes at all: the publish itself hangs.
     match tokio::time::timeout(timeout.saturating_mul(2), exchange).await {
-        Ok(Ok((answers, failure))) => conclude(items, refused, answers, failure),
+        Ok(Ok((answers, failure))) => conclude(rows, refused, answers, failure),
         Ok(Err(outcome)) => outcome,
         Err(_) => Outcome::TimedOut {
-            answered: vec![false; items.len()],
+            answered: vec![false; rows.len()],
         },
     }
 }
 
-fn message_of(item: &Item, frame_max: usize) -> Result<Message, String> {
-    let message = encode(&item.row).map_err(|invalid| invalid.to_string())?;
+fn message_of(row: &Row, frame_max: usize) -> Result<Message, String> {
+    let message = encode(row).map_err(|invalid| invalid.to_string())?;
     let length = encoded_properties_len(&message.properties);
     if frame_max > 0 && length > frame_max {
         return Err(format!(
@@ -102,7 +98,7 @@ type Reply = Option<lapin::Result<Confirmation>>;
 
 /// `None` for a confirm that did not come in time. One timer for all of them: one for each cost more
 /// than waiting for its confirm. And from the last to the first: answers come in order, more or less,
-/// and a lane that waits for the first one wakes up for each.
+/// and a publisher that waits for the first one wakes up for each.
 async fn await_all(confirms: Vec<PublisherConfirm>, timeout: Duration) -> Vec<Reply> {
     let mut replies: Vec<Reply> = Vec::with_capacity(confirms.len());
     let mut confirms = confirms.into_iter().rev();
@@ -121,7 +117,7 @@ async fn await_all(confirms: Vec<PublisherConfirm>, timeout: Duration) -> Vec<Re
 }
 
 fn conclude(
-    items: &[Item],
+    rows: &[Row],
     refused: Vec<Option<String>>,
     replies: Vec<Reply>,
     mut failure: Option<lapin::Error>,
@@ -154,12 +150,17 @@ fn conclude(
             answered: answered.collect(),
         };
     }
-    let published: Vec<(&str, Answer)> = items
+    let sent = rows
         .iter()
         .zip(&refused)
-        .filter(|(_, refused)| refused.is_none())
-        .map(|(item, _)| item.row.message_id.as_str())
+        .filter(|(_, refused)| refused.is_none());
+    let published: Vec<Published<'_>> = sent
         .zip(answers.into_iter().flatten())
+        .map(|((row, _), answer)| Published {
+            id: row.id,
+            message_id: &row.message_id,
+            answer,
+        })
         .collect();
     match settle(&published, returned) {
         Ok(verdicts) => {
@@ -170,9 +171,9 @@ fn conclude(
             });
             Outcome::Settled(all.collect())
         }
-        Err(stranger) => Outcome::Lost(format!(
+        Err(unattributed) => Outcome::Lost(format!(
             "a returned message that was not published: {}",
-            stranger.0.message_id
+            unattributed.0.message_id
         )),
     }
 }
@@ -198,7 +199,7 @@ fn worse(known: Option<lapin::Error>, err: lapin::Error) -> lapin::Error {
     known.filter(lapin::Error::is_amqp_error).unwrap_or(err)
 }
 
-/// Tells a closed channel from a lost connection.
+/// Distinguishes a closed channel from a lost connection.
 ///
 /// Protocol errors (501–506, 540, 541) close the connection because of what was sent; 320 and the
 /// rest of the hard ones because of something else.

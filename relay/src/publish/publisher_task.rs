@@ -1,4 +1,4 @@
-//! A lane: one AMQP channel, one batch at a time.
+//! A publisher: one AMQP channel, one batch at a time.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -7,52 +7,18 @@ use std::time::Duration;
 use futures::FutureExt;
 use lapin::Channel;
 use lapin::options::ConfirmSelectOptions;
+use outbox::row::Row;
 use svc_kit::amqp::Channels;
 use tokio::sync::mpsc;
 
+use super::batch::{closed, publish};
+use super::confirms::Outcome;
+use super::spans::Publishing;
 use crate::leadership::lock::Lease;
-use crate::publish::batch::{closed, publish};
-use crate::publish::spans::Publishing;
-use crate::queue::Item;
-use crate::settle::Verdict;
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What became of a batch.
-#[derive(Clone, Debug)]
-pub enum Outcome {
-    /// Every message has its verdict, in the batch's order.
-    Settled(Vec<Verdict>),
-    /// The broker closed the channel, or the connection, because of something in the batch.
-    Closed {
-        /// AMQP reply code.
-        code: u16,
-        /// Code and text.
-        text: String,
-    },
-    /// Some confirms did not come within the time-out; the channel is closed.
-    TimedOut {
-        /// Which were answered, in the batch's order. Their answers are not to be trusted either.
-        answered: Vec<bool>,
-    },
-    /// The connection is gone: every outcome is unknown and nobody is to blame.
-    Lost(String),
-    /// Nothing was published: another relay may hold the lock.
-    LeaseOver,
-}
-
-/// A batch that has come back.
-#[derive(Debug)]
-pub struct Done {
-    /// Which lane had it.
-    pub lane: usize,
-    /// Its rows, in publish order.
-    pub items: Vec<Item>,
-    /// What became of them.
-    pub outcome: Outcome,
-}
-
-/// What every lane of a session shares.
+/// What every publisher of a session shares.
 #[derive(Clone)]
 pub struct Broker {
     /// Of the publishing connection.
@@ -65,21 +31,21 @@ pub struct Broker {
     pub confirm_timeout: Duration,
 }
 
-/// Runs a lane until `batches` is closed. A channel that died is replaced for the next batch.
+/// Runs a publisher until `batches` is closed, and sends its number with each outcome. A channel that died is replaced for the next batch.
 ///
 /// # Errors
 /// When the session no longer listens.
 pub async fn run(
-    lane: usize,
+    publisher: usize,
     broker: Broker,
-    mut batches: mpsc::Receiver<Vec<Item>>,
-    done: mpsc::Sender<Done>,
+    mut batches: mpsc::Receiver<Vec<Row>>,
+    outcomes: mpsc::Sender<(usize, Outcome)>,
 ) -> anyhow::Result<()> {
     let mut channel: Option<Channel> = None;
-    while let Some(items) = batches.recv().await {
+    while let Some(rows) = batches.recv().await {
         // A row that makes us panic is like one that makes the broker close: it goes alone next time.
-        let spans = Publishing::begin(&items);
-        let attempt = attempt(&broker, &mut channel, &items);
+        let spans = Publishing::begin(&rows);
+        let attempt = attempt(&broker, &mut channel, &rows);
         let outcome = AssertUnwindSafe(attempt)
             .catch_unwind()
             .await
@@ -91,18 +57,11 @@ pub async fn run(
         if !matches!(outcome, Outcome::Settled(_) | Outcome::LeaseOver)
             && let Some(dead) = channel.take()
         {
-            // A late confirm must find nobody: its row is somebody else's business from now on.
+            // A late confirm must find nobody: its row is free to go again from now on.
             close(&dead, "batch given up").await;
         }
-        if done
-            .send(Done {
-                lane,
-                items,
-                outcome,
-            })
-            .await
-            .is_err()
-        {
+        drop(rows);
+        if outcomes.send((publisher, outcome)).await.is_err() {
             break;
         }
     }
@@ -118,7 +77,7 @@ pub(crate) async fn close(channel: &Channel, why: &str) {
     drop(tokio::time::timeout(CLOSE_TIMEOUT, closing).await);
 }
 
-async fn attempt(broker: &Broker, channel: &mut Option<Channel>, items: &[Item]) -> Outcome {
+async fn attempt(broker: &Broker, channel: &mut Option<Channel>, rows: &[Row]) -> Outcome {
     if channel.is_none() {
         match open(broker.channels.open(), broker.confirm_timeout).await {
             Ok(opened) => *channel = Some(opened),
@@ -129,7 +88,7 @@ async fn attempt(broker: &Broker, channel: &mut Option<Channel>, items: &[Item])
     match channel {
         Some(channel) => {
             let (frame_max, timeout) = (broker.frame_max, broker.confirm_timeout);
-            publish(channel, items, frame_max, timeout, may_go).await
+            publish(channel, rows, frame_max, timeout, may_go).await
         }
         None => Outcome::Lost("no channel".into()),
     }

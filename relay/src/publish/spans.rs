@@ -2,57 +2,66 @@
 //! row was written in. The header `traceparent` stays the row's: it is the message's creation context
 //! by OpenTelemetry's conventions, which nobody on the way changes.
 
+use outbox::row::Row;
 use serde::Deserialize;
 use svc_kit::trace::{Kind, Span, exports};
 
-use crate::fault::{self, Fault};
-use crate::publish::publisher_task::Outcome;
-use crate::queue::Item;
-use crate::route::Route;
+use super::confirms::{Outcome, Verdict};
 
 /// The spans of a batch in its order; empty, and without any cost, where none are exported.
 pub struct Publishing(Vec<Option<Span>>);
 
 impl Publishing {
     /// The batch is about to go.
-    pub fn begin(items: &[Item]) -> Self {
+    pub fn begin(rows: &[Row]) -> Self {
         match exports() {
-            true => Self(items.iter().map(begin).collect()),
+            true => Self(rows.iter().map(begin).collect()),
             false => Self(Vec::new()),
         }
     }
 
     /// The broker has answered.
     pub fn end(self, outcome: &Outcome) {
-        let alone = self.0.len() == 1;
         for (at, span) in self.0.into_iter().enumerate() {
             let Some(mut span) = span else { continue };
-            match fault::find(outcome, at, alone) {
-                Fault::None => {}
-                Fault::Nobody => span.fail("not confirmed"),
-                Fault::Suspect(text) | Fault::Route(_, text) | Fault::Message(_, text) => {
-                    span.fail(text);
-                }
+            if let Some(why) = failure(outcome, at) {
+                span.fail(why);
             }
         }
     }
 }
 
+/// Why the message at place `at` is not confirmed, if it is not.
+fn failure(outcome: &Outcome, at: usize) -> Option<String> {
+    let text = match outcome {
+        Outcome::Settled(verdicts) => match verdicts.get(at) {
+            Some(Verdict::Confirmed(_)) => return None,
+            Some(Verdict::Returned(text) | Verdict::Invalid(text)) => text,
+            Some(Verdict::Nacked) => "the queue refused it (basic.nack)",
+            None => "not confirmed",
+        },
+        Outcome::Closed { text, .. } => text,
+        Outcome::TimedOut { answered } if answered.get(at) == Some(&false) => {
+            "no confirm within RELAY_CONFIRM_TIMEOUT"
+        }
+        Outcome::TimedOut { .. } | Outcome::Lost(_) | Outcome::LeaseOver => "not confirmed",
+    };
+    Some(text.to_owned())
+}
+
 /// Those that were written outside of any trace have none here either.
-fn begin(item: &Item) -> Option<Span> {
+fn begin(row: &Row) -> Option<Span> {
     let mut span = Span::follow("publish", Kind::Producer, || {
-        traceparent(item.row.headers.as_deref()?)
+        traceparent(row.headers.as_deref()?)
     })?;
-    let route = Route::of(&item.row);
-    let exchange = String::from_utf8_lossy(&route.exchange);
-    let key = String::from_utf8_lossy(&route.routing_key);
+    let exchange = String::from_utf8_lossy(&row.exchange);
+    let key = String::from_utf8_lossy(&row.routing_key);
     span.tell("messaging.system", "rabbitmq");
     span.tell("messaging.operation.name", "publish");
     span.tell("messaging.operation.type", "send");
     span.tell("messaging.destination.name", format!("{exchange}:{key}"));
     span.tell("messaging.rabbitmq.destination.routing_key", key);
-    span.tell("messaging.message.id", item.row.message_id.as_str());
-    span.tell("outbox.source", item.source.name());
+    span.tell("messaging.message.id", row.message_id.as_str());
     Some(span)
 }
 

@@ -4,14 +4,16 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::failure_record::cut;
 use super::later::{Later, Load, Put, Weigh};
-use super::marker_task::{Record, Write};
-use crate::effects::Mark;
+use super::marker_task::MARK_MAX;
+use crate::engine::{Record, Write};
+use crate::publish::confirms::Confirmed;
 
-/// Marks put off; with more of them no new writes are taken, and intake stops behind.
+/// Marks put off; with more of them no new writes are taken, and the engine stops to publish.
 const MARKS_MAX: usize = 8192;
 /// Records put off, in number and in bytes. The row of one that is dropped is tried again by a later
-/// pass.
+/// scan.
 const RECORDS_MAX: usize = 1 << 16;
 const RECORDS_BYTES: usize = 16 << 20;
 /// New writes after which a record that is due has its turn: it may be that new ones never end.
@@ -20,7 +22,7 @@ const NEW_MAX: u32 = 64;
 /// What was put off, and what is new.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    pub(super) marks: Later<Vec<Mark>>,
+    pub(super) marks: Later<Vec<Confirmed>>,
     pub(super) records: Later<Record>,
     /// It is the table that is locked, so no new write could pass either.
     pub(super) table_locked: bool,
@@ -29,7 +31,7 @@ pub(super) struct Backlog {
 }
 
 pub(super) enum Next {
-    Marks(Put<Vec<Mark>>),
+    Marks(Put<Vec<Confirmed>>),
     Record(Put<Record>),
     /// Until then, or until something new comes where that is taken.
     Wait {
@@ -69,8 +71,17 @@ impl Backlog {
     pub(super) fn take(&mut self, write: Write) -> Next {
         self.new = self.new.saturating_add(1);
         match write {
-            Write::Sent(marks) => Next::Marks(Put::new(marks)),
-            Write::Record(record) => Next::Record(Put::new(record)),
+            Write::Sent(mut marks) => {
+                while marks.len() > MARK_MAX {
+                    let rest = marks.split_off(marks.len() - MARK_MAX);
+                    self.marks.put_first(rest);
+                }
+                Next::Marks(Put::new(marks))
+            }
+            Write::Record(mut record) => {
+                record.text = cut(record.text);
+                Next::Record(Put::new(record))
+            }
         }
     }
 
@@ -85,7 +96,7 @@ impl Backlog {
     }
 }
 
-impl Weigh for Vec<Mark> {
+impl Weigh for Vec<Confirmed> {
     fn load(&self) -> Load {
         Load {
             marks: self.len(),
@@ -96,14 +107,14 @@ impl Weigh for Vec<Mark> {
 
 impl Weigh for Record {
     fn load(&self) -> Load {
-        let (failures, samples, row, text) = match self {
-            Self::Failed(failure) => (1, 0, &failure.row, &failure.text),
-            Self::Sample(sample) => (0, 1, &sample.row, &sample.text),
+        let (failures, samples) = match self.is_failure() {
+            true => (1, 0),
+            false => (0, 1),
         };
         Load {
             failures,
             samples,
-            bytes: size_of::<Put<Self>>() + row.message_id.len() + text.len(),
+            bytes: size_of::<Put<Self>>() + self.message_id.len() + self.text.len(),
             marks: 0,
         }
     }
@@ -112,25 +123,46 @@ impl Weigh for Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::effects::Sample;
-    use crate::observe::metrics::Reason;
-    use crate::queue::RowId;
+    use crate::engine::{Reason, Then};
+    use crate::publish::confirms::{Answer, Published, Verdict, settle};
 
-    fn mark(id: u64) -> Mark {
-        let message_id = id.to_string();
-        Mark {
-            id: RowId::new(id, &message_id),
-            message_id,
-        }
+    fn marks(count: u64) -> Vec<Confirmed> {
+        let published = (0..count).map(|id| Published {
+            id,
+            message_id: "m",
+            answer: Answer::Ack,
+        });
+        let verdicts = settle(&published.collect::<Vec<_>>(), Vec::new()).unwrap();
+        let confirmed = verdicts.into_iter().map(|verdict| match verdict {
+            Verdict::Confirmed(confirmed) => confirmed,
+            other => panic!("{other:?}"),
+        });
+        confirmed.collect()
     }
 
     fn record(id: u64, text: usize) -> Record {
-        Record::Sample(Sample {
-            row: mark(id),
+        Record {
+            id,
+            message_id: id.to_string(),
             reason: Reason::Nack,
             text: "x".repeat(text),
-            wait: None,
-        })
+            then: Then::Explain,
+        }
+    }
+
+    #[test]
+    fn more_marks_than_one_statement_takes_are_several() {
+        let mut backlog = Backlog::default();
+        let (sender, mut writes) = mpsc::channel(1);
+        sender
+            .try_send(Write::Sent(marks(2 * MARK_MAX as u64 + 1)))
+            .unwrap();
+        let mut ids = Vec::new();
+        while let Next::Marks(some) = backlog.next(&mut writes, Instant::now()) {
+            assert!(some.what.len() <= MARK_MAX);
+            ids.extend(some.what.iter().map(Confirmed::id));
+        }
+        assert_eq!(ids, (0..=2 * MARK_MAX as u64).collect::<Vec<_>>());
     }
 
     #[test]
@@ -141,7 +173,7 @@ mod tests {
         let (sender, mut writes) = mpsc::channel(1);
         let mut turns = Vec::new();
         for turn in 0..200_u32 {
-            drop(sender.try_send(Write::Sent(vec![mark(9)])));
+            drop(sender.try_send(Write::Sent(marks(1))));
             if matches!(backlog.next(&mut writes, Instant::now()), Next::Record(_)) {
                 turns.push(turn);
             }
@@ -169,7 +201,7 @@ mod tests {
             ..Backlog::default()
         };
         let (sender, mut writes) = mpsc::channel(1);
-        sender.try_send(Write::Sent(vec![mark(9)])).unwrap();
+        sender.try_send(Write::Sent(marks(1))).unwrap();
         let next = backlog.next(&mut writes, Instant::now());
         assert!(matches!(
             next,

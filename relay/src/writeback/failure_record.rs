@@ -1,117 +1,136 @@
-//! Writing a record: a failure or a sample.
+//! Writing what happened to one row beside its mark.
 
 use ::ops::table::Key;
 use ::ops::{Table, bulk};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _, MySqlTransaction};
 
-use super::marker_task::Record;
-use crate::effects::{Failure, Mark, Sample, cut};
-use crate::queue::RowId;
-use crate::schedule::Next;
+use crate::engine::{Record, Then};
 
-/// Writes it. Returns the row if it is no longer on its way then.
+/// `last_error` and `outbox_attempts.error` hold this many characters.
+const ERROR_MAX: usize = 1000;
+
+/// As much of a text as is written. A record may wait for long, and among thousands.
+pub(super) fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(ERROR_MAX) {
+        text.truncate(end);
+        text.shrink_to_fit();
+    }
+    text
+}
+
+/// Writes it, if the row is still pending and the same message.
 pub(super) async fn write(
     connection: &mut MySqlConnection,
     table: &Table,
     record: &Record,
-) -> Result<Vec<RowId>, sqlx::Error> {
+) -> Result<(), sqlx::Error> {
     let mut tx = connection.begin().await?;
-    match record {
-        Record::Failed(failure) => record_failure(&mut tx, table, failure).await?,
-        Record::Sample(sample) => record_sample(&mut tx, table.name(), sample).await?,
+    match record.then {
+        Then::Retry { attempts, after } => {
+            let failure = Failure {
+                status: 1,
+                attempts,
+                delay: i64::try_from(after.as_micros()).ok(),
+            };
+            record_failure(&mut tx, table, record, failure).await?;
+        }
+        Then::Park { attempts } => {
+            let failure = Failure {
+                status: 3,
+                attempts,
+                delay: None,
+            };
+            record_failure(&mut tx, table, record, failure).await?;
+        }
+        Then::Explain => explain(&mut tx, table.name(), record, None).await?,
+        Then::Wait(wait) => {
+            let wait = i64::try_from(wait.as_micros()).ok();
+            explain(&mut tx, table.name(), record, wait).await?;
+        }
     }
-    tx.commit().await?;
-    Ok(record.row().into_iter().collect())
+    tx.commit().await
 }
 
-/// An UPDATE passes over a row of a key of several columns while its INSERT is not visible yet; this
-/// waits for it. True if the row is still pending.
-async fn lock(tx: &mut MySqlTransaction<'_>, table: &str, row: &Mark) -> Result<bool, sqlx::Error> {
-    let statement = format!(
-        "SELECT 1 FROM `{table}` WHERE id = ? AND message_id = ? AND status = 1 FOR UPDATE"
-    );
-    let found: Option<i64> = sqlx::query_scalar(AssertSqlSafe(statement))
-        .bind(row.id.id)
-        .bind(&row.message_id)
-        .fetch_optional(&mut **tx)
-        .await?;
-    Ok(found.is_some())
+/// `last_error` as the operators see it.
+fn error_of(record: &Record) -> String {
+    cut(format!("{}: {}", record.reason.name(), record.text))
 }
 
-async fn record_sample(
+/// Why the row's route breaker is open, and perhaps for how many microseconds the row waits by itself.
+async fn explain(
     tx: &mut MySqlTransaction<'_>,
     table: &str,
-    sample: &Sample,
+    record: &Record,
+    wait: Option<i64>,
 ) -> Result<(), sqlx::Error> {
-    if !lock(tx, table, &sample.row).await? {
-        return Ok(());
-    }
     let statement = format!(
         "UPDATE `{table}` SET last_error = ?, next_attempt_at = \
          COALESCE(UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND, next_attempt_at) \
          WHERE id = ? AND message_id = ? AND status = 1"
     );
-    let wait = sample
-        .wait
-        .and_then(|wait| i64::try_from(wait.as_micros()).ok());
     sqlx::query(AssertSqlSafe(statement))
-        .bind(cut(format!("{}: {}", sample.reason.name(), sample.text)))
+        .bind(error_of(record))
         .bind(wait)
-        .bind(sample.row.id.id)
-        .bind(&sample.row.message_id)
+        .bind(record.id)
+        .bind(&record.message_id)
         .execute(&mut **tx)
         .await?;
     Ok(())
 }
 
+/// What becomes of a row by a failure.
+struct Failure {
+    status: u8,
+    attempts: u32,
+    /// Microseconds to the next attempt.
+    delay: Option<i64>,
+}
+
 async fn record_failure(
     tx: &mut MySqlTransaction<'_>,
     outbox: &Table,
-    failure: &Failure,
+    record: &Record,
+    failure: Failure,
 ) -> Result<(), sqlx::Error> {
-    let (status, delay) = match failure.next {
-        Next::Retry(after) => (1, i64::try_from(after.as_micros()).ok()),
-        Next::Park => (3, None),
-    };
-    let error = cut(format!("{}: {}", failure.reason.name(), failure.text));
+    let error = error_of(record);
     let table = outbox.name();
-    let key = Key::Id(failure.row.id.id);
+    let key = Key::Id(record.id);
     // Before the row is locked, as whoever acts on a bulk does it.
     let bulks = bulk::active(tx, outbox, std::slice::from_ref(&key)).await?;
-    if !lock(tx, table, &failure.row).await? {
-        return Ok(());
-    }
     let statement = format!(
         "UPDATE `{table}` SET status = ?, attempts = ?, last_error = ?, \
          next_attempt_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND \
          WHERE id = ? AND message_id = ? AND status = 1"
     );
-    sqlx::query(AssertSqlSafe(statement))
-        .bind(status)
+    let changed = sqlx::query(AssertSqlSafe(statement))
+        .bind(failure.status)
         .bind(failure.attempts)
         .bind(&error)
-        .bind(delay)
-        .bind(failure.row.id.id)
-        .bind(&failure.row.message_id)
+        .bind(failure.delay)
+        .bind(record.id)
+        .bind(&record.message_id)
         .execute(&mut **tx)
         .await?;
+    if changed.rows_affected() == 0 {
+        return Ok(());
+    }
     let statement = format!(
         "INSERT INTO `{table}_attempts` (outbox_id, message_id, attempt, class, error) \
          VALUES (?, ?, ?, ?, ?)"
     );
     sqlx::query(AssertSqlSafe(statement))
-        .bind(failure.row.id.id)
-        .bind(&failure.row.message_id)
+        .bind(record.id)
+        .bind(&record.message_id)
         .bind(failure.attempts)
-        .bind(failure.reason.name())
+        .bind(record.reason.name())
         .bind(&error)
         .execute(&mut **tx)
         .await?;
     for bulk in bulks {
         bulk::stop(tx, outbox, bulk, ("relay", &error)).await?;
     }
-    if failure.next == Next::Park {
+    if matches!(record.then, Then::Park { .. }) {
         record_parking(tx, &outbox.target(&key), &error).await?;
     }
     Ok(())

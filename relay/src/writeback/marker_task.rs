@@ -1,4 +1,4 @@
-//! Writing down what became of rows: sent, failed, parked, or why a route is closed.
+//! Writing down what became of rows: sent, failed, parked, or why a route breaker is open.
 //!
 //! The marks of sent rows come first: as long as one is missing, its message goes out again after a
 //! new start. A write that is refused waits by itself and is tried again, and keeps no other from
@@ -17,9 +17,10 @@ use super::backlog::{Backlog, Next};
 use super::later::Put;
 use super::{failure_record, sent_mark};
 use crate::config::RowImage;
-use crate::effects::{Failure, Mark, Sample};
-use crate::queue::RowId;
-use crate::source::table::PING_EVERY;
+use crate::engine::{Record, Refused, Then, Write, Written};
+use crate::observe::metrics::Metrics;
+use crate::publish::confirms::Confirmed;
+use crate::source::table::loader::PING_EVERY;
 
 /// Rows in one UPDATE. MariaDB makes a subquery of a list of 1,000 literals; of parameters it does not.
 pub const MARK_MAX: usize = 1024;
@@ -35,82 +36,16 @@ const REST_FACTOR: u32 = 9;
 const REFUSALS_MAX: u32 = 12;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What is to be written.
-#[derive(Debug)]
-pub enum Write {
-    /// These are confirmed. At most [`MARK_MAX`].
-    Sent(Vec<Mark>),
-    /// A failure or a sample.
-    Record(Record),
-}
-
-/// What is written about one row, beside the marks.
-#[derive(Debug)]
-pub enum Record {
-    /// This one failed by its own fault.
-    Failed(Failure),
-    /// This one tells why its route is closed. It stays pending and spends no attempt, but may have to
-    /// wait.
-    Sample(Sample),
-}
-
-/// What has been committed.
-#[derive(Debug, Default)]
-pub struct Written {
-    /// The rows that are no longer on their way; none for a sample that does not wait.
-    pub rows: Vec<RowId>,
-    /// A row whose record is given up: a pass will try it again.
-    pub given_up: Option<RowId>,
-    /// How many of them were confirmed rows that are marked now.
-    pub marked: u64,
-    /// Confirmed rows that were not pending any more, or were another message.
-    pub missed: u64,
-    /// Marks and records that are done with. A record that is put off is: nobody waits for it.
-    pub finished: usize,
-    /// What waits because the database refuses it.
-    pub refused: Refused,
-}
-
-/// What waits to be written because the database refuses it, or somebody holds a lock on it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Refused {
-    /// Confirmed rows without their mark.
-    pub marks: usize,
-    /// Failures.
-    pub failures: usize,
-    /// Reasons of closed routes.
-    pub samples: usize,
-    /// The last refusal.
-    pub why: Arc<str>,
-}
-
-impl Write {
-    /// Marks and records in it.
-    pub fn count(&self) -> usize {
-        match self {
-            Self::Sent(marks) => marks.len(),
-            Self::Record(_) => 1,
-        }
-    }
-}
-
-impl Refused {
-    /// For readiness; `None` when nothing is refused.
-    pub fn detail(&self) -> Option<String> {
-        let Self {
-            marks,
-            failures,
-            samples,
-            why,
-        } = self;
-        let some = marks + failures + samples > 0;
-        some.then(|| {
-            format!(
-                "refused and tried again: {marks} marks of sent rows, {failures} records of \
-                 failures, {samples} reasons of closed routes: {why}"
-            )
-        })
-    }
+/// What the marker works with.
+pub struct Marking {
+    /// The outbox.
+    pub table: Table,
+    /// `RELAY_BINLOG_ROW_IMAGE`.
+    pub image: RowImage,
+    /// Counts marks.
+    pub metrics: Metrics,
+    /// Rung after a failure was recorded.
+    pub failed: Arc<Notify>,
 }
 
 struct Marker {
@@ -122,24 +57,30 @@ struct Marker {
     backlog: Backlog,
     refusals: u32,
     why: Arc<str>,
+    metrics: Metrics,
     failed: Arc<Notify>,
 }
 
-/// Writes until `writes` is closed, reporting each write once it is committed or put off; `failed` is
-/// rung after a failure. What is refused waits by itself and keeps no other from being written; a
-/// locked table keeps all of them, and then no more are taken.
+/// Writes until `writes` is closed, and reports each write once it is committed or put off. What is
+/// refused waits by itself and keeps no other from being written; a locked table keeps all of them, and
+/// then no more are taken.
 ///
 /// # Errors
 /// The connection is lost, or the server takes no writes: the session then starts again.
 pub async fn run(
     mut connection: MySqlConnection,
-    (table, image): (Table, RowImage),
+    marking: Marking,
     mut writes: mpsc::Receiver<Write>,
     written: mpsc::Sender<Written>,
-    failed: Arc<Notify>,
 ) -> anyhow::Result<()> {
     without_annotations(&mut connection).await;
     wait_little_for_locks(&mut connection).await?;
+    let Marking {
+        table,
+        image,
+        metrics,
+        failed,
+    } = marking;
     let mut marker = Marker {
         connection,
         table,
@@ -148,6 +89,7 @@ pub async fn run(
         backlog: Backlog::default(),
         refusals: 0,
         why: "".into(),
+        metrics,
         failed,
     };
     loop {
@@ -191,7 +133,7 @@ impl Marker {
         Ok(next)
     }
 
-    async fn mark(&mut self, put: Put<Vec<Mark>>) -> anyhow::Result<Written> {
+    async fn mark(&mut self, put: Put<Vec<Confirmed>>) -> anyhow::Result<Written> {
         self.backlog.table_locked = false;
         self.use_marks_image().await?;
         let (marks, tries) = (put.what, put.tries);
@@ -204,7 +146,7 @@ impl Marker {
                     // A lock is gone, or a right is back: all of them follow at once.
                     self.merge_marks();
                 }
-                return self.finish(marks, marked, tries).await;
+                return Ok(self.finish(&marks, marked));
             }
             Err(err) => err,
         };
@@ -221,35 +163,20 @@ impl Marker {
         }
     }
 
-    async fn finish(
-        &mut self,
-        mut marks: Vec<Mark>,
-        sent_mark::Marked { rows, left }: sent_mark::Marked,
-        tries: u32,
-    ) -> anyhow::Result<Written> {
-        let mut marked = rows;
-        if !left.is_empty() {
-            let marking = sent_mark::mark_left(&mut self.connection, self.table.name(), &left);
-            match tokio::time::timeout(WRITE_TIMEOUT, marking).await? {
-                Ok(rows) => marked += rows,
-                Err(err) => {
-                    self.refusal(err).await?;
-                    marks.retain(|mark| !left.contains(mark));
-                    self.backlog.marks.put_off(left, tries + 1);
-                }
-            }
-        }
-        Ok(Written {
-            marked,
-            missed: (marks.len() as u64).saturating_sub(marked),
+    /// Fewer rows changed than there are marks: somebody else has changed them, or deleted them.
+    fn finish(&self, marks: &[Confirmed], marked: u64) -> Written {
+        self.metrics.marked.inc_by(marked);
+        let missed = (marks.len() as u64).saturating_sub(marked);
+        self.metrics.unmarked.inc_by(missed);
+        Written {
             finished: marks.len(),
-            rows: marks.iter().map(|mark| mark.id).collect(),
+            rows: marks.iter().map(Confirmed::id).collect(),
             ..Written::default()
-        })
+        }
     }
 
     /// One row among them may be to blame, by a trigger of somebody's: the halves go by themselves.
-    fn put_off_refused(&mut self, mut marks: Vec<Mark>, tries: u32) {
+    fn put_off_refused(&mut self, mut marks: Vec<Confirmed>, tries: u32) {
         if marks.len() == 1 {
             return self.backlog.marks.put_off(marks, tries + 1);
         }
@@ -259,7 +186,11 @@ impl Marker {
     }
 
     /// Those that nobody has locked, and the others when they may be free.
-    async fn mark_unlocked(&mut self, marks: Vec<Mark>, tries: u32) -> anyhow::Result<Written> {
+    async fn mark_unlocked(
+        &mut self,
+        marks: Vec<Confirmed>,
+        tries: u32,
+    ) -> anyhow::Result<Written> {
         let tries = tries + 1;
         let looking = sent_mark::unlocked(&mut self.connection, self.table.name(), &marks);
         let free = match tokio::time::timeout(WRITE_TIMEOUT, looking).await? {
@@ -272,7 +203,7 @@ impl Marker {
         };
         let (free, locked): (Vec<_>, Vec<_>) = marks
             .into_iter()
-            .partition(|mark| free.contains(&mark.id.id));
+            .partition(|mark| free.contains(&mark.id()));
         if !locked.is_empty() {
             self.backlog.marks.put_off_for(locked, tries, LOCKED_AGAIN);
         }
@@ -281,7 +212,7 @@ impl Marker {
         }
         let marking = sent_mark::mark(&mut self.connection, self.table.name(), &free);
         let err = match tokio::time::timeout(WRITE_TIMEOUT, marking).await? {
-            Ok(marked) => return self.finish(free, marked, tries).await,
+            Ok(marked) => return Ok(self.finish(&free, marked)),
             Err(err) => err,
         };
         match self.refusal(err).await? {
@@ -293,9 +224,10 @@ impl Marker {
     }
 
     fn merge_marks(&mut self) {
-        let all: Vec<Mark> = self.backlog.marks.drain().into_iter().flatten().collect();
-        for some in all.chunks(MARK_MAX) {
-            self.backlog.marks.put_first(some.to_vec());
+        let mut all: Vec<Confirmed> = self.backlog.marks.drain().into_iter().flatten().collect();
+        while !all.is_empty() {
+            let some = all.split_off(all.len().saturating_sub(MARK_MAX));
+            self.backlog.marks.put_first(some);
         }
     }
 
@@ -309,15 +241,15 @@ impl Marker {
         }
         let began = Instant::now();
         let err = match tokio::time::timeout(WRITE_TIMEOUT, self.write_record(&what)).await? {
-            Ok(rows) => {
+            Ok(()) => {
                 if tries > 0 {
                     self.backlog.records.all_due();
                 }
-                if matches!(what, Record::Failed(_)) {
+                if what.is_failure() {
                     self.failed.notify_one();
                 }
                 return Ok(Written {
-                    rows,
+                    rows: what.held_row().into_iter().collect(),
                     finished,
                     ..Written::default()
                 });
@@ -331,20 +263,20 @@ impl Marker {
 
     fn keep_record(&mut self, record: Record, tries: u32, finished: usize) -> Written {
         let given_up = if self.backlog.is_full() {
-            record.row()
+            record.held_row()
         } else {
             self.backlog.records.put_off(record, tries);
             None
         };
         Written {
-            given_up,
+            given_up: given_up.into_iter().collect(),
             finished,
             ..Written::default()
         }
     }
 
     /// With full row images, whatever those of the marks are.
-    async fn write_record(&mut self, record: &Record) -> Result<Vec<RowId>, sqlx::Error> {
+    async fn write_record(&mut self, record: &Record) -> Result<(), sqlx::Error> {
         self.use_image(RowImage::Full).await?;
         failure_record::write(&mut self.connection, &self.table, record).await
     }
@@ -404,11 +336,14 @@ impl Marker {
 }
 
 impl Record {
-    pub(super) fn row(&self) -> Option<RowId> {
-        match self {
-            Self::Failed(failure) => Some(failure.row.id),
-            Self::Sample(sample) => sample.wait.map(|_| sample.row.id),
-        }
+    /// The message's own failure, and not the reason of an open route breaker.
+    pub(super) fn is_failure(&self) -> bool {
+        matches!(self.then, Then::Retry { .. } | Then::Park { .. })
+    }
+
+    /// The row, if it is held until this is written.
+    fn held_row(&self) -> Option<u64> {
+        (self.then != Then::Explain).then_some(self.id)
     }
 }
 

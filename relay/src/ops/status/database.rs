@@ -9,13 +9,13 @@ use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
 
 use crate::config::OutboxTable;
-use crate::held::Route;
+use crate::engine::route::Route;
 use crate::in_list::placeholders;
 use crate::leadership::lock::lock_name;
 use crate::observe::canary;
 use crate::observe::metrics::ROWS_COUNTED_MAX;
 use crate::pause::{self, Pause, Pauses};
-use crate::source::table::Queries;
+use crate::source::table::queries::Queries;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pending rows, the oldest first, that are looked at for routes and retries.

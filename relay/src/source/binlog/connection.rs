@@ -12,17 +12,31 @@ use rustls::RootCertStore;
 use secrecy::ExposeSecret;
 use svc_kit::database::{DatabaseUrl, SESSION, Tls};
 
-use super::position::Position;
+use crate::engine::position::Position;
 use crate::leadership::server_identity::{IDENTITY, ServerId};
 
 /// The server sends a heartbeat when there was nothing else for this long.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Both servers' own limit for `max_allowed_packet`; an event may be that large.
-pub(super) const PACKET_MAX: usize = 1 << 30;
-/// For connecting and asking; the first event comes later.
+/// Larger events are not read, since the libraries hold an event whole: the table is scanned instead.
+/// RabbitMQ 4 takes messages of 16 MiB unless set otherwise, and the mark of such a row has it twice.
+pub(super) const EVENT_MAX: usize = 36 << 20;
+/// For connecting and the request; the first event comes later.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connects and asks for the binlog from `from` on, of this server if one is named: the position of
+/// The server does not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer from the database: {0}")]
+pub struct NoAnswer(pub &'static str);
+
+/// Is this the error of an event over [`EVENT_MAX`]? Then nothing more comes from the stream.
+pub(super) fn is_too_large(err: &anyhow::Error) -> bool {
+    err.chain().any(|cause| cause.to_string() == TOO_LARGE)
+}
+
+/// The text that mysql_common has for it. Its error type is not within reach: mysql_async wraps it.
+pub(super) const TOO_LARGE: &str = "Packet is larger than max_allowed_packet";
+
+/// Connects and requests the binlog from `from` on, of this server if one is named: the position of
 /// one means nothing on another.
 ///
 /// # Errors
@@ -52,9 +66,7 @@ pub async fn open(
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
         Ok(stream) => stream,
-        Err(_) => Err(Error::Other(
-            "no answer from the database within 10 s".into(),
-        )),
+        Err(_) => Err(Error::Other(Box::new(NoAnswer("not connected in 10 s")))),
     }
 }
 
@@ -121,7 +133,7 @@ fn options(url: &DatabaseUrl, ssl: Option<SslOpts>) -> Opts {
         .db_name(Some(url.database()))
         .prefer_socket(false)
         .tcp_nodelay(true)
-        .max_allowed_packet(Some(PACKET_MAX))
+        .max_allowed_packet(Some(EVENT_MAX))
         .ssl_opts(ssl)
         .into()
 }

@@ -1,11 +1,8 @@
-//! Looking into events: cheap peeks first, decoding only what is the outbox's. No IO.
+//! Looks into single events. No IO.
 
 use mysql_async::binlog::events::{Event, EventData};
-use outbox::row::Row;
 
-use super::library::Layout;
-use super::row_decoder::Columns;
-use super::transaction::Committed;
+use super::commit_clock::Committed;
 
 /// Table map and row events start with the table id in six bytes, low first.
 pub(super) fn table_id(data: &[u8]) -> Option<u64> {
@@ -71,62 +68,6 @@ pub(super) fn prepared(data: &[u8]) -> Prepared {
     };
     Prepared::Waits(id())
 }
-
-/// The pending rows of one INSERT event, each with whether the table must serve it.
-pub(super) fn decode_rows(
-    event: &Event,
-    map: &dyn Layout,
-    columns: &Columns,
-) -> Result<Vec<(Row, bool)>, String> {
-    if map.columns() != columns.count() {
-        return Err(format!(
-            "the table map has {} columns, the table had {}",
-            map.columns(),
-            columns.count()
-        ));
-    }
-    let mut rows = Vec::new();
-    map.images(event, &mut |image| {
-        let inserted = columns.decode(image)?;
-        if inserted.status == 1 {
-            rows.push((inserted.row, inserted.deferred));
-        }
-        Ok(())
-    })?;
-    Ok(rows)
-}
-
-/// The rows that an UPDATE has made pending again, to be served from the table. The relay's own marks
-/// are told by their first row: one statement changes all of its rows alike.
-pub(super) fn decode_set_back(
-    event: &Event,
-    map: &dyn Layout,
-    columns: &Columns,
-) -> Result<Vec<Row>, String> {
-    let mut rows = Vec::new();
-    let shown = map.changes(event, &mut |before, after| {
-        let was = columns.status(before)?;
-        let inserted = columns.decode(after)?;
-        match (was, inserted.status) {
-            (1, 2) if rows.is_empty() => return Err(MARK.into()),
-            (1, _) => {}
-            (_, 1) if !inserted.deferred => rows.push(Row {
-                payload: Vec::new(),
-                headers: None,
-                ..inserted.row
-            }),
-            _ => {}
-        }
-        Ok(())
-    });
-    match shown {
-        Err(why) if why == MARK => Ok(rows),
-        shown => shown.map(|()| rows),
-    }
-}
-
-/// Ends the look at an UPDATE.
-const MARK: &str = "a mark";
 
 #[cfg(test)]
 mod tests {

@@ -1,16 +1,13 @@
-//! The binlog: connection, events, transactions.
+//! The binlog: which rows have been added.
 
 #[cfg(feature = "mysql-cdc")]
 mod cdc;
+pub mod commit_clock;
 pub mod connection;
 mod event;
-mod images;
-mod json;
 pub mod library;
-pub mod open_transaction;
 pub mod position;
 pub mod reader_task;
 pub mod row_decoder;
 mod statement;
-pub mod tail;
 pub mod transaction;

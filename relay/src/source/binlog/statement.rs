@@ -7,16 +7,23 @@ pub(super) enum Statement<'a> {
     Begin,
     Commit,
     Rollback,
-    /// SAVEPOINT, XA END.
+    /// SAVEPOINT, ROLLBACK TO, XA END. What is rolled back is not in the table, and its ids do no harm.
     Harmless,
     /// With the id as [`super::event::prepared`] gives it, but for upper and lower case.
     XaCommit(&'a [u8]),
     XaRollback(&'a [u8]),
     /// DDL that names no table of the outbox's name, or one of another schema: it can't add rows.
     Foreign,
-    /// Anything else, `ROLLBACK TO` and DML in STATEMENT format among it.
+    /// Anything else, DML in STATEMENT format among it.
     Other,
 }
+
+const HARMLESS: [&[u8]; 4] = [
+    b"SAVEPOINT",
+    b"RELEASE SAVEPOINT",
+    b"ROLLBACK TO",
+    b"XA END",
+];
 
 /// Statements that write rows of no table but the one they name. DML is not here: a trigger or a
 /// stored function it calls may write any table.
@@ -53,7 +60,7 @@ impl<'a> Statement<'a> {
             Self::Commit
         } else if text.eq_ignore_ascii_case(b"ROLLBACK") {
             Self::Rollback
-        } else if starts(b"SAVEPOINT") || starts(b"RELEASE SAVEPOINT") || starts(b"XA END") {
+        } else if HARMLESS.iter().any(|word| starts(word)) {
             Self::Harmless
         } else if starts(b"XA COMMIT") {
             Self::XaCommit(rest(b"XA COMMIT"))
@@ -67,7 +74,7 @@ impl<'a> Statement<'a> {
     }
 }
 
-/// May the statement mean the outbox? Each service of a server may have one under the same name, and
+/// May the statement concern the outbox? Each service of a server may have one under the same name, and
 /// only a text that spells the other's schema reaches it from elsewhere.
 fn names(text: &[u8], default: &[u8], (schema, table): (&[u8], &[u8])) -> bool {
     // Another spelling is possible for these only with quotes or in another character set.
@@ -88,13 +95,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statements_are_told_apart_by_what_they_may_do_to_the_outbox() {
+    fn statements_are_distinguished_by_what_they_may_do_to_the_outbox() {
         let of =
             |text: &'static str| Statement::of(text.as_bytes(), b"orders", (b"orders", b"outbox"));
         assert_eq!(of("BEGIN"), Statement::Begin);
         assert_eq!(of("COMMIT"), Statement::Commit);
         assert_eq!(of("SAVEPOINT `a`"), Statement::Harmless);
-        assert_eq!(of("ROLLBACK TO `a`"), Statement::Other);
+        assert_eq!(of("ROLLBACK TO `a`"), Statement::Harmless);
         assert_eq!(of("XA START X'61',X'',1"), Statement::Begin);
         assert_eq!(
             of("XA COMMIT X'61',X'',1"),
