@@ -10,8 +10,8 @@ use sqlx::{AssertSqlSafe, Connection as _, MySqlPool};
 use svc_kit::database::{Fault, classify};
 
 use crate::in_list::{padded, padded_len, placeholders};
-use crate::mark::{ends_session, wait_little_for_locks};
-use crate::metrics::{Metrics, Skipped};
+use crate::observe::metrics::{Metrics, Skipped};
+use crate::writeback::marker_task::{ends_session, wait_little_for_locks};
 
 /// A page is a few hundred rows by primary key.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -9,7 +9,7 @@ use outbox::row::Row;
 use crate::config::Order;
 use crate::hashed::{HashedMap, HashedSet};
 use crate::held::{Admit, Held, Visit};
-use crate::metrics::Source;
+use crate::observe::metrics::Source;
 use crate::queue::{BatchLimit, Company, Item, Pace, Queue, RowId, key_hash};
 use crate::route::Route;
 use crate::schedule::Schedule;

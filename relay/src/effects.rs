@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::metrics::{Reason, Source};
+use crate::observe::metrics::{Reason, Source};
 use crate::queue::{Item, RowId};
 use crate::schedule::Next;
 

@@ -1,7 +1,7 @@
 //! Whose failure is it: nobody's, the route's or the message's? No IO.
 
-use crate::lane::Outcome;
-use crate::metrics::Reason;
+use crate::observe::metrics::Reason;
+use crate::publish::publisher_task::Outcome;
 use crate::settle::Verdict;
 
 /// Whose fault it is that a message was not confirmed.

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use svc_kit::backoff::Backoff;
 
-use crate::binlog::group::{Committed, Doubt, Group};
-use crate::binlog::position::Position;
-use crate::binlog::stream::Arrival;
 use crate::config::{Mode, Order};
-use crate::metrics::Phase;
+use crate::observe::metrics::Phase;
 use crate::pass::Summary;
 use crate::session::Session;
-use crate::table::Page;
-use crate::tail::{self, BinlogOf, Tail, TailState};
+use crate::source::binlog::position::Position;
+use crate::source::binlog::reader_task::Arrival;
+use crate::source::binlog::tail::{self, BinlogOf, Tail, TailState};
+use crate::source::binlog::transaction::{Committed, Doubt, Group};
+use crate::source::table::Page;
 use crate::wires::End;
 
 /// A tail that does not reach a position that the server has shown is broken: after a RESET the

@@ -12,7 +12,7 @@ use relay::ops::check::{self, State};
 use relay::ops::pause::{Action, PauseArgs, ResumeArgs};
 use relay::ops::replay::ReplayArgs;
 use relay::ops::status::StatusArgs;
-use relay::relay::{CONDITIONS, Relay};
+use relay::supervisor::{CONDITIONS, Relay};
 use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{self, ConfigError, Exit};
 use svc_kit::database::first_contact;

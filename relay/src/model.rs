@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 use outbox::row::Row;
 use proptest::prelude::*;
 
-use crate::binlog::position::Position;
 use crate::config::Order;
 use crate::dispatch::{Dispatch, Head};
 use crate::effects::{Effects, Failure};
-use crate::lane::{Done, Outcome};
 use crate::pass::{Passes, Plan, Progress, Room, Summary};
+use crate::publish::publisher_task::{Done, Outcome};
 use crate::queue::{BatchLimit, Item, PROBE_LANES, RowId, key_hash};
 use crate::route::Route;
 use crate::schedule::{Next, Schedule};
 use crate::settle::Verdict;
-use crate::table::{Ask, Page, PageAsk};
+use crate::source::binlog::position::Position;
+use crate::source::table::{Ask, Page, PageAsk};
 
 mod others;
 

@@ -6,11 +6,11 @@ use anyhow::anyhow;
 use tokio::sync::mpsc;
 
 use crate::effects::Effects;
-use crate::lane::{Done, Outcome};
-use crate::mark::{MARK_MAX, Record, Write, Written};
-use crate::metrics::Source;
+use crate::observe::metrics::Source;
+use crate::publish::publisher_task::{Done, Outcome};
 use crate::session::{MARKS_MAX, Session};
 use crate::wires::Busy;
+use crate::writeback::marker_task::{MARK_MAX, Record, Write, Written};
 
 impl Session<'_> {
     pub(crate) fn feed_lanes(&mut self) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! A pass over the pending rows: the one way to read the table. No IO; [`crate::table`] has the SQL.
+//! A pass over the pending rows: the one way to read the table. No IO; [`crate::source::table`] has the SQL.
 //!
 //! While the tail is on, a page is *verified* before anything of it is sent: the position after the
 //! page was read is waited for, so whatever the tail was about to bring has been brought, and what
@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use outbox::row::Row;
 
-use crate::binlog::position::Position;
 use crate::dispatch::{Dispatch, Head};
 use crate::hashed::HashedSet;
 use crate::queue::RowId;
-use crate::table::{Ask, PAGE, Page, PageAsk};
+use crate::source::binlog::position::Position;
+use crate::source::table::{Ask, PAGE, Page, PageAsk};
 
 /// A pass that sent little rests this many times as long as the database took for it, so that reading
 /// a table full of waiting rows takes a tenth of a core at the most. What the pass waited for, room

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::config::Order;
 use crate::hashed::HashedMap;
-use crate::metrics::Source;
+use crate::observe::metrics::Source;
 
 mod item;
 use item::PROMPT_LANES;

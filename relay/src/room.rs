@@ -1,10 +1,10 @@
 //! How much may be taken in: every row in memory has a place that was free before.
 
 use crate::config::Order;
-use crate::metrics::Source;
+use crate::observe::metrics::Source;
 use crate::pass::Room;
 use crate::session::{MARKS_MAX, Session};
-use crate::table::PAGE;
+use crate::source::table::PAGE;
 
 /// Full batches that may wait while as many as may be are on their way.
 const BATCHES_AHEAD: usize = 2;

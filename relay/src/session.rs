@@ -12,24 +12,24 @@ use svc_kit::database::{Fault, classify};
 use svc_kit::tasks::{Ended, TaskError};
 use tokio::sync::mpsc;
 
-use crate::binlog::stream::Arrival;
-use crate::broker::BrokerNews;
 use crate::config::{Config, Mode};
 use crate::dispatch::Dispatch;
 use crate::effects::Mark;
-use crate::gauges::TailLag;
 use crate::intake::Intake;
 use crate::jam::Jam;
-use crate::lane::Done;
-use crate::lease::{Clock, Leadership};
-use crate::mark::{Record, Refused, Written};
-use crate::metrics::{Metrics, Phase, Source};
+use crate::leadership::lock::{Clock, Leadership};
+use crate::observe::metrics::{Metrics, Phase, Source};
+use crate::observe::row_gauges::TailLag;
 use crate::pass::{Passes, Progress};
-use crate::pauses::{INTAKE, Pauses};
-use crate::table::Answer;
-use crate::tail::{Tail, TailState};
+use crate::pause::{INTAKE, Pauses};
+use crate::publish::connection::BrokerNews;
+use crate::publish::publisher_task::Done;
+use crate::source::binlog::reader_task::Arrival;
+use crate::source::binlog::tail::{Tail, TailState};
+use crate::source::table::Answer;
 use crate::told::Told;
 use crate::wires::{End, Outside, Wires};
+use crate::writeback::marker_task::{Record, Refused, Written};
 
 /// Confirmed rows that wait to be marked, and records; above it nothing new is taken in.
 pub const MARKS_MAX: usize = 8192;

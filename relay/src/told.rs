@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use crate::metrics::Reason;
+use crate::observe::metrics::Reason;
 use crate::queue::RowId;
 use crate::shut::ROUTES_MAX;
 

@@ -8,16 +8,16 @@ use svc_kit::systemd::Systemd;
 use svc_kit::tasks::Tasks;
 use tokio::sync::{mpsc, watch};
 
-use crate::broker::BrokerNews;
-use crate::gauges::TailLag;
-use crate::lane::Done;
-use crate::lease::Leadership;
-use crate::mark::{Write, Written};
-use crate::metrics::Metrics;
-use crate::pauses::Pauses;
+use crate::leadership::lock::Leadership;
+use crate::leadership::server_identity::ServerId;
+use crate::observe::metrics::Metrics;
+use crate::observe::row_gauges::TailLag;
+use crate::pause::Pauses;
+use crate::publish::connection::BrokerNews;
+use crate::publish::publisher_task::Done;
 use crate::queue::Item;
-use crate::server::ServerId;
-use crate::table::{Answer, Ask};
+use crate::source::table::{Answer, Ask};
+use crate::writeback::marker_task::{Write, Written};
 
 /// Why a session ended.
 #[derive(Debug)]

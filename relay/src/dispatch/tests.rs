@@ -2,7 +2,7 @@ use outbox::row::Row;
 use time::macros::datetime;
 
 use super::*;
-use crate::lane::{Done, Outcome};
+use crate::publish::publisher_task::{Done, Outcome};
 use crate::settle::Verdict;
 
 const SCHEDULE: Schedule = Schedule {

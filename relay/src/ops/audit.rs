@@ -20,8 +20,8 @@ use svc_kit::settings::{duration, secret, secret_value};
 use time::PrimitiveDateTime;
 
 use crate::config::{OutboxTable, TableArgs};
+use crate::engine::route::Route;
 use crate::ops::times::time;
-use crate::route::Route;
 use chosen::Chosen;
 use judge::Bounds;
 pub use ledger::Ledger;

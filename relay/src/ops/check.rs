@@ -10,9 +10,9 @@ use svc_kit::database::{Fault, classify};
 use tokio_util::sync::CancellationToken;
 
 use super::preflight;
-use crate::broker;
-use crate::canary::Nest;
 use crate::config::Config;
+use crate::observe::canary::Nest;
+use crate::publish::connection;
 
 /// How bad an unmet condition is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ fn unreachable_database(err: &sqlx::Error) -> Condition {
 }
 
 async fn broker(config: &Config) -> Condition {
-    let link = match broker::connect(&config.amqp, &config.name).await {
+    let link = match connection::connect(&config.amqp, &config.name).await {
         Ok(link) => link,
         Err(err) => {
             return match svc_kit::amqp::classify(&err) {
@@ -151,7 +151,7 @@ async fn broker(config: &Config) -> Condition {
     let Some(exchange) = &config.declare_exchange else {
         return Condition::ok("broker", format!("{}, no exchange to declare", config.amqp));
     };
-    match broker::declare_exchange(&link.connection, exchange).await {
+    match connection::declare_exchange(&link.connection, exchange).await {
         Ok(Ok(())) => Condition::ok("broker", format!("{}, exchange {exchange}", config.amqp)),
         Ok(Err(why)) => Condition::not(
             State::Warning,

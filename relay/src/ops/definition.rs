@@ -6,7 +6,7 @@
 mod look;
 
 use super::check::{Condition, State};
-use crate::config::Mode;
+use crate::engine::Mode;
 pub(super) use look::look;
 
 const NAME: &str = "definition";

@@ -6,9 +6,9 @@ use sqlx::{AssertSqlSafe, Connection as _, MySqlTransaction};
 use svc_kit::boot::ConfigError;
 
 use crate::config::{OutboxTable, TableArgs};
-use crate::held::Route;
+use crate::engine::route::Route;
 use crate::ops::operator;
-use crate::pauses::{self, Pause, Pauses, ROUTES_MAX};
+use crate::pause::{self, Pause, Pauses, ROUTES_MAX};
 
 const EXCHANGE_MAX: usize = 127;
 const ROUTING_KEY_MAX: usize = 255;
@@ -238,7 +238,7 @@ impl Action {
     async fn look(&self, tx: &mut MySqlTransaction<'_>) -> anyhow::Result<Pauses> {
         match Pauses::read(tx, &self.table.name).await {
             Ok(pauses) => Ok(pauses),
-            Err(err) if pauses::is_not_there(&err) => Err(anyhow::Error::new(err).context(format!(
+            Err(err) if pause::is_not_there(&err) => Err(anyhow::Error::new(err).context(format!(
                 "the table {0}_pauses can't be used: run `relay migrate`, and grant SELECT, INSERT \
                  and DELETE on it",
                 self.table.name

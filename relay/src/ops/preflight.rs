@@ -9,12 +9,13 @@ use svc_kit::migrate::foreign;
 
 use super::check::{Condition, State};
 use super::{definition, rights};
-use crate::binlog::connect;
-use crate::binlog::position::position_statement;
-use crate::config::{Config, Mode, OutboxTable, RowImage};
-use crate::mark::wait_little_for_locks;
-use crate::pauses::{self, Pauses};
-use crate::table::Queries;
+use crate::config::{Config, OutboxTable, RowImage};
+use crate::engine::Mode;
+use crate::pause::{self, Pauses};
+use crate::source::binlog::connection;
+use crate::source::binlog::position::position_statement;
+use crate::source::table::queries::Queries;
+use crate::writeback::marker_task::wait_little_for_locks;
 
 /// What the database must offer, for tables and, in cdc mode, for the binlog.
 pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<Condition> {
@@ -42,10 +43,10 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
     if config.row_image == RowImage::Minimal {
         found.push(minimal_marks(connection, &config.table).await);
     }
-    if config.mode == Mode::Cdc {
+    if config.engine.mode == Mode::Cdc {
         found.extend(binlog(connection, &config.table).await);
         #[cfg(feature = "mysql-cdc")]
-        if config.reader == crate::binlog::reader::Reader::MysqlCdc {
+        if config.reader == crate::source::binlog::library::Reader::MysqlCdc {
             found.extend(super::reader::mysql_cdc(connection, &config.table).await);
         }
     }
@@ -55,7 +56,7 @@ pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<
 async fn definition(connection: &mut MySqlConnection, config: &Config) -> Vec<Condition> {
     match definition::look(connection, &config.table.name).await {
         Ok(found) => {
-            let mut conditions = definition::judge(&found, config.mode);
+            let mut conditions = definition::judge(&found, config.engine.mode);
             if !config.canary_interval.is_zero() && found.has_integer_key() {
                 let no_canary = "`aggregate_id` is an integer, and the canary's is a text";
                 let off = "set RELAY_CANARY_INTERVAL=0s";
@@ -151,7 +152,7 @@ async fn pauses(connection: &mut MySqlConnection, table: &OutboxTable) -> Condit
     let name = "pauses";
     match Pauses::read(connection, &table.name).await {
         Ok(_) => Condition::ok(name, format!("{}_pauses", table.name)),
-        Err(err) if pauses::is_not_there(&err) => Condition::not(
+        Err(err) if pause::is_not_there(&err) => Condition::not(
             State::Warning,
             name,
             format!("{err}: nothing can be paused"),
@@ -391,7 +392,7 @@ async fn replication(connection: &mut MySqlConnection, table: &OutboxTable) -> C
         Ok(position) => position,
         Err(err) => return Condition::not(state_of(&err), name, err.to_string(), fix),
     };
-    match connect::try_out(&table.url, &position).await {
+    match connection::try_out(&table.url, &position).await {
         Ok(()) => Condition::ok(name, format!("the binlog can be read, it is at {position}")),
         // The other driver may speak more of them.
         Err(mysql_async::Error::Driver(DriverError::UnknownAuthPlugin { name: plugin })) => {

@@ -7,32 +7,22 @@ use sqlx::mysql::MySqlConnection;
 use svc_kit::database::Tls;
 
 use super::check::{Condition, State};
-use super::preflight::variable;
-use crate::binlog::reader::Reader;
 use crate::config::OutboxTable;
-use crate::table::Queries;
+use crate::source::binlog::library::Reader;
+use crate::source::table::queries::Queries;
 
 const NAME: &str = "mysql_cdc";
 const OTHER: &str = "or RELAY_READER=mysql_async";
 /// For logging in and the first event.
 const TRY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Each of its limits that is met here, and then whether it reads.
+/// Whether it is without the TLS that was meant, and whether it reads.
 pub(super) async fn mysql_cdc(
     connection: &mut MySqlConnection,
     table: &OutboxTable,
 ) -> Vec<Condition> {
-    let mut found: Vec<Condition> = [
-        tls(table),
-        compression(connection).await,
-        columns(connection, table).await,
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    if found.iter().all(|limit| limit.state != State::Wrong) {
-        found.push(reads(connection, table).await);
-    }
+    let mut found: Vec<Condition> = tls(table).into_iter().collect();
+    found.push(reads(connection, table).await);
     found
 }
 
@@ -48,61 +38,12 @@ fn tls(table: &OutboxTable) -> Option<Condition> {
     })
 }
 
-/// MySQL alone has it. MariaDB's `log_bin_compress` is hidden from both readers.
-async fn compression(connection: &mut MySqlConnection) -> Option<Condition> {
-    let value = variable(connection, "binlog_transaction_compression").await;
-    match value {
-        Ok(Some(on)) if on == "1" || on == "ON" => Some(Condition::not(
-            State::Wrong,
-            NAME,
-            "it can't look into compressed transactions (binlog_transaction_compression is ON)",
-            format!("SET GLOBAL binlog_transaction_compression = OFF, {OTHER}"),
-        )),
-        Ok(_) => None,
-        Err(err) => Some(unknown(&err)),
-    }
-}
-
-/// It takes text for UTF-8 and fails at anything else; TEXT and BLOB are bytes to it.
-async fn columns(connection: &mut MySqlConnection, table: &OutboxTable) -> Option<Condition> {
-    let columns: Result<Vec<String>, _> = sqlx::query_scalar(
-        "SELECT CONCAT(COLUMN_NAME, ' ', COLUMN_TYPE, ' ', COALESCE(CHARACTER_SET_NAME, '')) \
-         FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = ? \
-         AND (DATA_TYPE IN ('binary', 'varbinary') OR (DATA_TYPE IN ('char', 'varchar') \
-         AND CHARACTER_SET_NAME NOT IN ('ascii', 'utf8', 'utf8mb3', 'utf8mb4'))) \
-         ORDER BY ORDINAL_POSITION",
-    )
-    .bind(&table.name)
-    .fetch_all(connection)
-    .await;
-    match columns {
-        Ok(columns) if columns.is_empty() => None,
-        Ok(columns) => Some(Condition::not(
-            State::Wrong,
-            NAME,
-            format!(
-                "it reads no text but UTF-8, and there is {}",
-                columns.join(", ")
-            ),
-            format!(
-                "ALTER TABLE {} MODIFY each to CHARACTER SET utf8mb4, or to BLOB, {OTHER}",
-                table.name
-            ),
-        )),
-        Err(err) => Some(unknown(&err)),
-    }
-}
-
-fn unknown(err: &sqlx::Error) -> Condition {
-    Condition::not(State::Wait, NAME, err.to_string(), "see the server's log")
-}
-
 async fn reads(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {
     let first = async {
         let queries = Queries::discover(connection, table).await?;
         let position = queries.position(connection).await?;
-        let mut reading = Reader::MysqlCdc.open(&table.url, &position, None).await?;
-        reading.events.next().await.transpose()
+        let mut events = Reader::MysqlCdc.open(&table.url, &position, None).await?;
+        events.next().await.transpose()
     };
     match tokio::time::timeout(TRY_TIMEOUT, first).await {
         Ok(Ok(Some(_))) => Condition::ok(NAME, "it reads the binlog"),

@@ -23,7 +23,7 @@ use time::PrimitiveDateTime;
 use crate::config::{OutboxTable, TableArgs};
 use crate::ops::operator;
 use crate::ops::times::time;
-use crate::table::Queries;
+use crate::source::table::queries::Queries;
 use filter::{Filter, quoted};
 pub use report::Report;
 use rule::Rule;

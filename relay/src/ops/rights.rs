@@ -8,7 +8,7 @@ use svc_kit::database::{Fault, classify};
 use super::check::{Condition, State};
 use super::preflight::denied;
 use crate::config::OutboxTable;
-use crate::table::Queries;
+use crate::source::table::queries::Queries;
 
 const NAME: &str = "rights";
 /// Somebody's lock on a table is no reason to wait for a day.

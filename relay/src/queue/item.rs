@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use outbox::row::Row;
 
-use crate::metrics::Source;
+use crate::observe::metrics::Source;
 
 /// A row on its way, with what the relay needs to know beside the message itself.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub const PROBE_LANES: usize = PROMPT_LANES + SLOW_LANES;
 impl Item {
     /// Bytes that count against the buffer's bound.
     pub fn bytes(&self) -> usize {
-        crate::binlog::open::memory_of(&self.row)
+        crate::source::binlog::open_transaction::memory_of(&self.row)
     }
 
     /// It goes alone in the whole process.

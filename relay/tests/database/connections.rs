@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use e2e::{Db, Flavor};
 use futures::future::join_all;
 use relay::config::OutboxTable;
-use relay::lease::lock_name;
+use relay::leadership::lock::lock_name;
 use sqlx::MySqlConnection;
 use svc_kit::database::DatabaseUrl;
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use e2e::Db;
 use futures::future::join_all;
 use relay::config::OutboxTable;
-use relay::lease::lock_name;
+use relay::leadership::lock::lock_name;
 use svc_kit::database::DatabaseUrl;
 
 use crate::pair::{Trace, Twin, settled};

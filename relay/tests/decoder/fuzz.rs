@@ -11,10 +11,10 @@ use mysql_async::binlog::BinlogVersion;
 use mysql_async::binlog::events::{Event, FormatDescriptionEvent};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
-use relay::binlog::decode::Columns;
-use relay::binlog::group::{Group, Grouper};
-use relay::binlog::position::Position;
-use relay::binlog::reader::Reader;
+use relay::source::binlog::library::Reader;
+use relay::source::binlog::position::Position;
+use relay::source::binlog::row_decoder::Columns;
+use relay::source::binlog::transaction::{Group, Grouper};
 
 pub(crate) const FIXTURES: [(&str, &[u8]); 2] = [
     ("mariadb", include_bytes!("../decoder/mariadb.events")),

@@ -9,7 +9,7 @@ mod fuzz;
 
 use std::time::Duration;
 
-use relay::binlog::reader::Reader;
+use relay::source::binlog::library::Reader;
 
 /// More than the decoder can need. Beyond it an allocation fails, which ends the process.
 const ADDRESS_SPACE: u64 = 512 << 20;

@@ -5,9 +5,9 @@ use std::cell::Cell;
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, ConnectionProperties};
 use outbox::row::Row;
-use relay::lane::Outcome;
-use relay::metrics::Source;
-use relay::publish::publish;
+use relay::observe::metrics::Source;
+use relay::publish::batch::publish;
+use relay::publish::publisher_task::Outcome;
 use relay::queue::{Company, Item};
 use relay::settle::Verdict;
 

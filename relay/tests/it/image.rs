@@ -3,10 +3,10 @@
 use futures::StreamExt as _;
 use mysql_async::Value;
 use mysql_async::binlog::EventType;
-use relay::binlog::position::Position;
-use relay::binlog::reader::Reader;
 use relay::config::OutboxTable;
-use relay::table::Queries;
+use relay::source::binlog::library::Reader;
+use relay::source::binlog::position::Position;
+use relay::source::table::Queries;
 use svc_kit::database::DatabaseUrl;
 
 use crate::rig::{QUEUE, Rig, SOON};

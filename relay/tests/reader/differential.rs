@@ -7,9 +7,9 @@ use e2e::Flavor;
 use mysql_async::binlog::EventType;
 use mysql_async::binlog::events::Event;
 use outbox::row::Row;
-use relay::binlog::group::Doubt;
-use relay::binlog::position::Position;
-use relay::binlog::reader::Reader;
+use relay::source::binlog::library::Reader;
+use relay::source::binlog::position::Position;
+use relay::source::binlog::transaction::Doubt;
 use sqlx::AssertSqlSafe;
 use time::macros::format_description;
 

@@ -3,8 +3,8 @@
 use e2e::Flavor;
 use e2e::product::Process;
 use futures::StreamExt;
-use relay::binlog::group::Doubt;
-use relay::binlog::reader::Reader;
+use relay::source::binlog::library::Reader;
+use relay::source::binlog::transaction::Doubt;
 use svc_kit::database::DatabaseUrl;
 
 use crate::reading::Outbox;

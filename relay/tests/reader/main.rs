@@ -16,7 +16,7 @@ mod reading;
 mod smoke;
 mod workload;
 
-use relay::binlog::reader::Reader;
+use relay::source::binlog::library::Reader;
 
 #[test]
 fn ten_seconds_of_mutated_events_through_the_second_reader() {

@@ -5,12 +5,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use mysql_async::binlog::events::Event;
 use outbox::row::Row;
-use relay::binlog::decode::Columns;
-use relay::binlog::group::{Committed, Doubt, Grouper};
-use relay::binlog::position::Position;
-use relay::binlog::reader::Reader;
 use relay::config::OutboxTable;
-use relay::table::Queries;
+use relay::source::binlog::library::Reader;
+use relay::source::binlog::position::Position;
+use relay::source::binlog::row_decoder::Columns;
+use relay::source::binlog::transaction::{Committed, Doubt, Grouper};
+use relay::source::table::Queries;
 use svc_kit::database::DatabaseUrl;
 
 use crate::rig::Rig;

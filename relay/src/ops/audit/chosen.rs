@@ -4,7 +4,7 @@ use sqlx::Row as _;
 use sqlx::mysql::MySqlRow;
 use time::PrimitiveDateTime;
 
-use crate::route::Route;
+use crate::engine::route::Route;
 
 /// Everything that a row must be.
 #[derive(Clone, Debug, Default)]

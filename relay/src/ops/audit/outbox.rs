@@ -10,8 +10,8 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::chosen::Chosen;
 use super::walk::{PAGE, READ_TIMEOUT};
-use crate::canary;
 use crate::in_list::{padded, padded_len, placeholders};
+use crate::observe::canary;
 
 /// A row, as far as an audit looks at it.
 #[derive(Clone, Debug)]

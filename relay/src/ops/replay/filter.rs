@@ -5,7 +5,7 @@ use std::fmt;
 use time::PrimitiveDateTime;
 
 use super::read::Head;
-use crate::canary;
+use crate::observe::canary;
 use crate::ops::times::told;
 
 /// Everything that a row must be.
@@ -104,7 +104,7 @@ mod tests {
             key: 1,
             event_type: b"order.placed.v1".to_vec(),
             aggregate_id: b"42".to_vec(),
-            route: crate::route::Route::new(b"x", b"k"),
+            route: crate::engine::route::Route::new(b"x", b"k"),
             written: None,
             sent_at,
         }

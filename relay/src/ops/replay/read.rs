@@ -9,11 +9,11 @@ use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
 use time::PrimitiveDateTime;
 
+use crate::engine::route::Route;
+use crate::hash::key_hash;
 use crate::in_list::{padded, padded_len, placeholders};
-use crate::pauses::{self, Pauses, Watch};
-use crate::queue::key_hash;
-use crate::route::Route;
-use crate::table::Queries;
+use crate::pause::{self, Pauses, Watch};
+use crate::source::table::queries::Queries;
 
 /// Rows of a page; they come without payloads.
 const PAGE: u64 = 1000;
@@ -74,7 +74,7 @@ impl Reader {
         let pauses = match Pauses::read(&mut connection, queries.name()).await {
             Ok(pauses) => pauses,
             // Tables of an older release: nothing can be paused.
-            Err(err) if pauses::is_not_there(&err) => Pauses::default(),
+            Err(err) if pause::is_not_there(&err) => Pauses::default(),
             Err(err) => return Err(err).context("reading what is paused"),
         };
         Ok(Self {
@@ -156,7 +156,7 @@ impl Reader {
         let rows = tokio::time::timeout(READ_TIMEOUT, read)
             .await
             .context("no answer to sent rows")??;
-        Ok(rows.into_iter().map(|(row, _)| row).collect())
+        Ok(rows)
     }
 
     /// What is paused, at most a second old.

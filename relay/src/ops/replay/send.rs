@@ -14,14 +14,12 @@ use uuid::Uuid;
 use super::read::{Head, Reader};
 use super::report::{Report, Stopped};
 use super::{Replay, record};
-use crate::broker::{self, Link};
-use crate::lane::{self, Outcome};
-use crate::metrics::Source;
 use crate::ops::progress::Progress;
-use crate::pauses::Pauses;
-use crate::publish::publish;
-use crate::queue::{Company, Item};
-use crate::settle::Verdict;
+use crate::pause::Pauses;
+use crate::publish::batch::publish;
+use crate::publish::confirms::{Outcome, Verdict};
+use crate::publish::connection::{self, Link};
+use crate::publish::publisher_task;
 
 /// One id for a run, in every message.
 const REPLAY_ID: &str = "x-replay-id";
@@ -76,7 +74,7 @@ pub(super) async fn all(
         after: halt.after,
         go_on: replay.go_on(halt.after),
     });
-    lane::close(&sending.channel, "replayed").await;
+    publisher_task::close(&sending.channel, "replayed").await;
     drop(sending);
     // The messages are out whether this can be written down or not.
     if let Err(err) = record::end(replay, report).await {
@@ -89,14 +87,14 @@ pub(super) async fn all(
 }
 
 async fn open(replay: &Replay, amqp: &Amqp) -> anyhow::Result<(Link, Channel)> {
-    let link = match broker::connect(amqp, &format!("{} replay", replay.name)).await {
+    let link = match connection::connect(amqp, &format!("{} replay", replay.name)).await {
         Ok(link) => link,
         Err(err) => match classify(&err) {
             BrokerFault::Misconfigured(wrong) => return Err(wrong.into()),
             BrokerFault::Away(why) => anyhow::bail!("no way to the broker {amqp}: {why}"),
         },
     };
-    match lane::open(link.connection.create_channel(), replay.confirm_timeout).await {
+    match publisher_task::open(link.connection.create_channel(), replay.confirm_timeout).await {
         Ok(channel) => Ok((link, channel)),
         Err(outcome) => anyhow::bail!("no channel at the broker: {}", words(&outcome)),
     }
@@ -142,8 +140,8 @@ impl Sending<'_> {
             let rows = self.reader.rows(&ids).await?;
             report.gone += (ids.len() - rows.len()) as u64;
             let id = report.replay_id.as_deref().unwrap_or_default();
-            let items: Vec<Item> = rows.into_iter().map(|row| item(row, id)).collect();
-            if let Some(halt) = self.publish(&items, (first, last), report).await? {
+            let rows: Vec<Row> = rows.into_iter().map(|row| with_header(row, id)).collect();
+            if let Some(halt) = self.publish(&rows, (first, last), report).await? {
                 return Ok(Some(halt));
             }
             self.done_upto = last;
@@ -220,17 +218,17 @@ impl Sending<'_> {
 
     async fn publish(
         &mut self,
-        items: &[Item],
+        batch: &[Row],
         (first, last): (u64, u64),
         report: &mut Report,
     ) -> anyhow::Result<Option<Halt>> {
-        if items.is_empty() {
+        if batch.is_empty() {
             return Ok(None);
         }
         let frame_max = self.link.connection.configuration().frame_max();
         let frame_max = usize::try_from(frame_max).context("frame_max")?;
         let timeout = self.replay.confirm_timeout;
-        let publishing = publish(&self.channel, items, frame_max, timeout, || true);
+        let publishing = publish(&self.channel, batch, frame_max, timeout, || true);
         let rows = match first == last {
             true => format!("row {first}"),
             false => format!("one of the rows {first} to {last}"),
@@ -244,19 +242,16 @@ impl Sending<'_> {
             return Ok(Some(self.halt(format!("at {rows}: {}", words(&outcome)))));
         };
         let mut failed = None;
-        for (item, verdict) in items.iter().zip(&verdicts) {
+        for (row, verdict) in batch.iter().zip(&verdicts) {
             match failure(verdict) {
                 None => report.sent += 1,
-                Some(text) => failed = failed.or(Some((item, text))),
+                Some(text) => failed = failed.or(Some((row, text))),
             }
         }
-        Ok(failed.map(|(item, text)| Halt {
-            why: format!(
-                "at row {} (message {}): {text}",
-                item.row.id, item.row.message_id
-            ),
+        Ok(failed.map(|(row, text)| Halt {
+            why: format!("at row {} (message {}): {text}", row.id, row.message_id),
             // Rows of the batch that were sent and are behind it go twice.
-            after: item.row.id - 1,
+            after: row.id - 1,
         }))
     }
 
@@ -279,18 +274,6 @@ fn held(pauses: &Pauses, heads: &[Head]) -> Option<String> {
     })
 }
 
-fn item(row: Row, replay_id: &str) -> Item {
-    Item {
-        row: with_header(row, replay_id),
-        attempts: 0,
-        // One channel, batch after batch: nobody asks for it.
-        key: 0,
-        source: Source::Sweep,
-        committed: None,
-        company: Company::Anyone,
-    }
-}
-
 /// Headers that are not an object are left as they are: the message is refused for them, with the
 /// text that the relay gives.
 fn with_header(mut row: Row, replay_id: &str) -> Row {
@@ -308,7 +291,7 @@ fn with_header(mut row: Row, replay_id: &str) -> Row {
 
 fn failure(verdict: &Verdict) -> Option<String> {
     match verdict {
-        Verdict::Confirmed => None,
+        Verdict::Confirmed(_) => None,
         Verdict::Returned(text) => Some(format!("returned: {text}")),
         Verdict::Nacked => Some("refused by the queue (basic.nack)".into()),
         Verdict::Invalid(problem) => Some(format!("it can't be a message: {problem}")),

@@ -8,14 +8,14 @@ use serde::Serialize;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
 
-use crate::canary;
 use crate::config::OutboxTable;
-use crate::held::Route;
+use crate::engine::route::Route;
 use crate::in_list::placeholders;
-use crate::lease::lock_name;
-use crate::metrics::ROWS_COUNTED_MAX;
-use crate::pauses::{self, Pause, Pauses};
-use crate::table::Queries;
+use crate::leadership::lock::lock_name;
+use crate::observe::canary;
+use crate::observe::metrics::ROWS_COUNTED_MAX;
+use crate::pause::{self, Pause, Pauses};
+use crate::source::table::queries::Queries;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pending rows, the oldest first, that are looked at for routes and retries.
@@ -280,7 +280,7 @@ async fn errors(
 async fn paused(connection: &mut MySqlConnection, table: &str) -> Result<Paused, sqlx::Error> {
     let pauses = match Pauses::read(connection, table).await {
         Ok(pauses) => pauses,
-        Err(err) if pauses::is_not_there(&err) => {
+        Err(err) if pause::is_not_there(&err) => {
             return Ok(Paused {
                 unknown: Some(err.to_string()),
                 ..Paused::default()
