@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ::ops::{Console, Settings, bulk};
 use anyhow::{Context, anyhow};
+use outbox::row::Row;
 use sqlx::Connection as _;
 use sqlx::mysql::MySqlConnection;
 use svc_kit::amqp::{BrokerFault, Channels};
@@ -13,21 +14,26 @@ use svc_kit::tasks::Tasks;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::Relay;
 use crate::cleanup;
+use crate::engine::{LoadQuery, PROBE_PUBLISHERS, PageQuery, Write, Written};
 use crate::leadership::lock::Lease;
 use crate::leadership::server_identity::{self, OtherServer, ServerId, WAIT_TIMEOUT_S};
 use crate::observe::canary;
 use crate::pause::{self, Pauses, Watch};
-use crate::publish::connection::Link;
-use crate::publish::publisher_task::Done;
-use crate::publish::{connection, publisher_task};
-use crate::queue::PROBE_LANES;
-use crate::source::table::{self, Queries};
-use crate::supervisor::Relay;
-use crate::wires::{LANE, LaneHandle, Wires};
-use crate::writeback::marker_task;
+use crate::publish::confirms::Outcome;
+use crate::publish::connection::{self, BrokerNews, Link};
+use crate::publish::publisher_task;
+use crate::source::table::queries::Queries;
+use crate::source::table::{TableNews, loader, page_reader};
+use crate::writeback::marker_task::{self, Marking};
 
-/// For broker, exchange, reader and marker together.
+/// Writes between engine and marker: more than the rows that can be with the broker at once, each of which
+/// may fail.
+const WRITES_MAX: usize = 1 << 18;
+/// The name of every publisher's task.
+const PUBLISHER: &str = "publisher";
+/// For broker, exchange and the connections to the database together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -47,7 +53,7 @@ impl Relay {
     /// The database first: what is paused is shown while the broker is away as well.
     async fn connect(&self, lease: &Lease, server: ServerId) -> Result<Connected, NotConnected> {
         canary::clear_all(&self.config.table).await;
-        let mut reader = self.on_server("table reader", &server).await?;
+        let mut reader = self.on_server("page reader", &server).await?;
         marker_task::wait_little_for_locks(&mut reader)
             .await
             .context("setting the wait for locks")?;
@@ -71,13 +77,14 @@ impl Relay {
         };
         let database = Database {
             reader,
+            loader: self.on_server("row loader", &server).await?,
             marker: self.on_server("marker", &server).await?,
             server,
             pauses,
         };
-        let (wires, channels) = self.wire(lease, link, database).await?;
+        let connected = self.start_tasks(lease, link, database).await?;
         self.readiness.set("database", true, "connected");
-        Ok(Connected { wires, channels })
+        Ok(connected)
     }
 
     /// Connects to the broker and leaves it again. True when it was there.
@@ -214,100 +221,114 @@ impl Relay {
         }
     }
 
-    async fn wire(
+    async fn start_tasks(
         &self,
         lease: &Lease,
         link: Link,
-        database: Database,
-    ) -> anyhow::Result<(Wires, Arc<Channels>)> {
+        mut database: Database,
+    ) -> anyhow::Result<Connected> {
         let config = &self.config;
-        let Database {
-            mut reader,
-            marker,
-            server,
-            pauses,
-        } = database;
-        let queries = Queries::discover(&mut reader, &config.table).await?;
-        let name = config.table.name.clone();
+        let queries = Queries::discover(&mut database.reader, &config.table).await?;
         let frame_max = link.connection.configuration().frame_max();
-        let (news_in, news) = mpsc::channel(16);
-        let channels = Arc::new(link.share(&config.amqp, &config.name, news_in));
-        let broker = publisher_task::Broker {
-            channels: Arc::clone(&channels),
-            frame_max: usize::try_from(frame_max).unwrap_or(0),
-            lease: lease.clone(),
-            confirm_timeout: config.confirm_timeout,
-        };
+        let (broker_in, broker) = mpsc::channel(16);
+        let channels = Arc::new(link.share(&config.amqp, &config.name, broker_in));
         let mut tasks = Tasks::new();
-        let (lanes, done) = start_lanes(&mut tasks, config.lanes, broker);
+        let (publishers, outcomes) = start_publishers(
+            &mut tasks,
+            config.engine.publishers + PROBE_PUBLISHERS,
+            publisher_task::Broker {
+                channels: Arc::clone(&channels),
+                frame_max: usize::try_from(frame_max).unwrap_or(0),
+                lease: lease.clone(),
+                confirm_timeout: config.confirm_timeout,
+            },
+        );
+        let (writes, written) = self.start_marker(&mut tasks, database.marker);
+        let (news_in, table) = mpsc::channel(4);
+        let (loads, loads_out) = mpsc::channel(1);
+        let loading = loader::run(database.loader, queries.clone(), loads_out, news_in.clone());
+        tasks.spawn("row loader", loading);
+        let (pages, pages_out) = mpsc::channel(1);
+        let watch = Watch::new(database.pauses.clone());
+        let reading = page_reader::run(database.reader, queries, watch, pages_out, news_in);
+        tasks.spawn("page reader", reading);
+        self.start_companions(&mut tasks, &channels);
+        Ok(Connected {
+            tasks,
+            publishers,
+            outcomes,
+            writes,
+            written,
+            pages,
+            loads,
+            table,
+            broker,
+            channels,
+            server: database.server,
+            pauses: database.pauses,
+        })
+    }
 
-        let (writes, writes_out) = mpsc::channel(1);
+    fn start_marker(
+        &self,
+        tasks: &mut Tasks,
+        connection: MySqlConnection,
+    ) -> (mpsc::Sender<Write>, mpsc::Receiver<Written>) {
+        let (writes, writes_out) = mpsc::channel(WRITES_MAX);
         let (written_in, written) = mpsc::channel(1);
         let failed = Arc::new(Notify::new());
-        let marker = marker_task::run(
-            marker,
-            (config.table.for_ops(), config.row_image),
-            writes_out,
-            written_in,
-            Arc::clone(&failed),
-        );
+        let marking = Marking {
+            table: self.config.table.for_ops(),
+            image: self.config.row_image,
+            metrics: self.metrics.clone(),
+            failed: Arc::clone(&failed),
+        };
+        let marker = marker_task::run(connection, marking, writes_out, written_in);
         tasks.spawn("marker", marker);
         tasks.spawn("bulks", self.keep_bulks(failed));
+        (writes, written)
+    }
 
-        let (asks, asks_out) = mpsc::channel(1);
-        let (answers_in, answers) = mpsc::channel(1);
-        let watch = Watch::new(pauses.clone());
-        let reader = table::serve(reader, queries, watch, asks_out, answers_in);
-        tasks.spawn("reader", reader);
-
+    /// What a session does beside publishing.
+    fn start_companions(&self, tasks: &mut Tasks, channels: &Arc<Channels>) {
+        let config = &self.config;
         if !config.retention.is_zero() {
             let (pool, metrics) = (config.table.url.pool(1), self.metrics.clone());
+            let name = config.table.name.clone();
             let cleanup = cleanup::run(pool, name, config.retention, metrics);
             tasks.spawn("clean-up", cleanup);
         }
         if self.canary.is_on() {
-            tasks.spawn("canary", self.canary.clone().run(Arc::clone(&channels)));
+            tasks.spawn("canary", self.canary.clone().run(Arc::clone(channels)));
         }
-        let wires = Wires {
-            tasks,
-            lanes,
-            done,
-            writes,
-            written,
-            asks,
-            answers,
-            news,
-            server,
-            pauses,
-        };
-        Ok((wires, channels))
     }
 }
 
-fn start_lanes(
+fn start_publishers(
     tasks: &mut Tasks,
-    working: usize,
+    count: usize,
     broker: publisher_task::Broker,
-) -> (Vec<LaneHandle>, mpsc::Receiver<Done>) {
-    let count = working + PROBE_LANES;
-    let (done_in, done) = mpsc::channel(count);
-    let lanes = (0..count)
+) -> (
+    Vec<mpsc::Sender<Vec<Row>>>,
+    mpsc::Receiver<(usize, Outcome)>,
+) {
+    let (outcomes_in, outcomes) = mpsc::channel(count);
+    let publishers = (0..count)
         .map(|number| {
-            let (batches, inlet) = mpsc::channel(1);
-            let lane = publisher_task::run(number, broker.clone(), inlet, done_in.clone());
-            tasks.spawn(LANE, lane);
-            LaneHandle {
-                batches,
-                busy: None,
-            }
+            let (batches, batches_out) = mpsc::channel(1);
+            let publisher =
+                publisher_task::run(number, broker.clone(), batches_out, outcomes_in.clone());
+            tasks.spawn(PUBLISHER, publisher);
+            batches
         })
         .collect();
-    (lanes, done)
+    (publishers, outcomes)
 }
 
 /// The connections for SQL, where they are, and what is paused there.
 struct Database {
     reader: MySqlConnection,
+    loader: MySqlConnection,
     marker: MySqlConnection,
     server: ServerId,
     pauses: Pauses,
@@ -315,8 +336,44 @@ struct Database {
 
 /// What a session works with.
 pub(crate) struct Connected {
-    pub(crate) wires: Wires,
+    /// One that ends before the session is an error.
+    pub(crate) tasks: Tasks,
+    /// By number. Each takes a batch when it has answered the one before.
+    pub(crate) publishers: Vec<mpsc::Sender<Vec<Row>>>,
+    /// From the publishers, with the number of each.
+    pub(crate) outcomes: mpsc::Receiver<(usize, Outcome)>,
+    /// To the marker.
+    pub(crate) writes: mpsc::Sender<Write>,
+    /// From the marker.
+    pub(crate) written: mpsc::Receiver<Written>,
+    /// To the page reader, one at a time.
+    pub(crate) pages: mpsc::Sender<PageQuery>,
+    /// To the row loader, one at a time.
+    pub(crate) loads: mpsc::Sender<LoadQuery>,
+    /// From page reader and row loader.
+    pub(crate) table: mpsc::Receiver<TableNews>,
+    /// From the broker's connections.
+    pub(crate) broker: mpsc::Receiver<BrokerNews>,
+    /// The channels of the publishing connection.
     pub(crate) channels: Arc<Channels>,
+    /// Where lock and connections are: the binlog must be this server's too.
+    pub(crate) server: ServerId,
+    /// What is paused at the start.
+    pub(crate) pauses: Pauses,
+}
+
+impl Connected {
+    /// Ends the publishers in order: each closes its channel before the connection is closed.
+    pub(crate) async fn end_publishers(&mut self) {
+        let mut running = self.publishers.len();
+        self.publishers.clear();
+        while running > 0 {
+            let Some(ended) = self.tasks.join_next().await else {
+                return;
+            };
+            running -= usize::from(ended.name == PUBLISHER);
+        }
+    }
 }
 
 /// Why there is nothing to work with.

@@ -1,5 +1,6 @@
 //! Which write is next. No IO.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
@@ -26,7 +27,9 @@ pub(super) struct Backlog {
     pub(super) records: Later<Record>,
     /// It is the table that is locked, so no new write could pass either.
     pub(super) table_locked: bool,
-    /// New ones since a record had its turn.
+    new_marks: VecDeque<Confirmed>,
+    new_records: VecDeque<Record>,
+    /// New writes since a record that was put off had its turn.
     new: u32,
 }
 
@@ -43,7 +46,7 @@ pub(super) enum Next {
 }
 
 impl Backlog {
-    /// Marks that are due again, what is new, or a record that is due again.
+    /// Marks that are due again, new marks, a new record, or a record that is due again.
     pub(super) fn next(&mut self, writes: &mut mpsc::Receiver<Write>, now: Instant) -> Next {
         if let Some(marks) = self.marks.pop_due(now) {
             return Next::Marks(marks);
@@ -54,10 +57,14 @@ impl Backlog {
             return Next::Record(record);
         }
         let takes = !self.table_locked && self.marks.load().marks < MARKS_MAX;
-        match takes.then(|| writes.try_recv()) {
-            Some(Ok(write)) => return self.take(write),
-            Some(Err(mpsc::error::TryRecvError::Disconnected)) => return Next::End,
-            Some(Err(mpsc::error::TryRecvError::Empty)) | None => {}
+        if takes {
+            let is_open = self.take_all(writes);
+            if let Some(new) = self.pop_new() {
+                return new;
+            }
+            if !is_open {
+                return Next::End;
+            }
         }
         if let Some(record) = self.pop_record(now) {
             return Next::Record(record);
@@ -68,21 +75,37 @@ impl Backlog {
     }
 
     /// A new one.
-    pub(super) fn take(&mut self, write: Write) -> Next {
-        self.new = self.new.saturating_add(1);
+    pub(super) fn take(&mut self, write: Write) {
         match write {
-            Write::Sent(mut marks) => {
-                while marks.len() > MARK_MAX {
-                    let rest = marks.split_off(marks.len() - MARK_MAX);
-                    self.marks.put_first(rest);
-                }
-                Next::Marks(Put::new(marks))
-            }
+            Write::Sent(marks) => self.new_marks.extend(marks),
             Write::Record(mut record) => {
                 record.text = cut(record.text);
-                Next::Record(Put::new(record))
+                self.new_records.push_back(record);
             }
         }
+    }
+
+    /// What is there. False when nothing will come any more.
+    fn take_all(&mut self, writes: &mut mpsc::Receiver<Write>) -> bool {
+        loop {
+            match writes.try_recv() {
+                Ok(write) => self.take(write),
+                Err(mpsc::error::TryRecvError::Empty) => return true,
+                Err(mpsc::error::TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Marks first: as long as one is missing, its message goes out again after a new start.
+    fn pop_new(&mut self) -> Option<Next> {
+        let next = if self.new_marks.is_empty() {
+            Next::Record(Put::new(self.new_records.pop_front()?))
+        } else {
+            let count = self.new_marks.len().min(MARK_MAX);
+            Next::Marks(Put::new(self.new_marks.drain(..count).collect()))
+        };
+        self.new = self.new.saturating_add(1);
+        Some(next)
     }
 
     fn pop_record(&mut self, now: Instant) -> Option<Put<Record>> {
@@ -151,18 +174,23 @@ mod tests {
     }
 
     #[test]
-    fn more_marks_than_one_statement_takes_are_several() {
+    fn marks_go_before_records_and_as_many_at_once_as_one_statement_takes() {
         let mut backlog = Backlog::default();
-        let (sender, mut writes) = mpsc::channel(1);
-        sender
-            .try_send(Write::Sent(marks(2 * MARK_MAX as u64 + 1)))
-            .unwrap();
-        let mut ids = Vec::new();
-        while let Next::Marks(some) = backlog.next(&mut writes, Instant::now()) {
-            assert!(some.what.len() <= MARK_MAX);
-            ids.extend(some.what.iter().map(Confirmed::id));
+        let (sender, mut writes) = mpsc::channel(3);
+        sender.try_send(Write::Record(record(7, 1))).unwrap();
+        for _ in 0..2 {
+            let some = marks(MARK_MAX as u64 - 1);
+            sender.try_send(Write::Sent(some)).unwrap();
         }
-        assert_eq!(ids, (0..=2 * MARK_MAX as u64).collect::<Vec<_>>());
+        drop(sender);
+        let mut next = || match backlog.next(&mut writes, Instant::now()) {
+            Next::Marks(some) => some.what.len(),
+            Next::Record(_) => 0,
+            Next::Wait { .. } => unreachable!("nothing was put off"),
+            Next::End => usize::MAX,
+        };
+        let turns = std::array::from_fn(|_| next());
+        assert_eq!(turns, [MARK_MAX, MARK_MAX - 2, 0, usize::MAX]);
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Marker {
             return Ok(next);
         }
         match tokio::time::timeout_at(until.into(), writes.recv()).await {
-            Ok(Some(write)) => return Ok(self.backlog.take(write)),
+            Ok(Some(write)) => self.backlog.take(write),
             Ok(None) => return Ok(Next::End),
             Err(_) => tokio::time::timeout(WRITE_TIMEOUT, self.connection.ping()).await??,
         }
