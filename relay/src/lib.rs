@@ -4,9 +4,11 @@
 //! The rooms in the order of the data path; ARCHITECTURE.md describes the whole.
 
 pub mod config;
+pub mod supervisor;
 
 pub mod leadership;
 pub mod pause;
+pub mod session;
 
 pub mod source;
 

@@ -1,8 +1,8 @@
 //! The machine's outer states: Standby, Connecting, a session, and back.
 
-mod connect;
+pub(crate) mod connect;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -19,19 +19,15 @@ use tokio::sync::watch;
 
 use self::connect::{Connected, NotConnected};
 use crate::config::Config;
-use crate::dispatch::Dispatch;
-use crate::hashed::HashedMap;
+use crate::engine::{Lag, Memory, Refused};
 use crate::leadership::lock::{self, Leadership, Lease};
 use crate::leadership::server_identity::ServerId;
 use crate::observe::canary::Canary;
 use crate::observe::metrics::{Metrics, Phase};
-use crate::observe::row_gauges::{self, TailLag};
+use crate::observe::row_gauges;
 use crate::ops::check;
 use crate::pause::{INTAKE, Pauses};
-use crate::queue::RowId;
-use crate::session::{Session, why_ended};
-use crate::wires::{End, Outside, Wires};
-use crate::writeback::marker_task::Refused;
+use crate::session::{End, Outside, Session, why_ended};
 
 /// The named conditions of `/readyz`.
 pub const CONDITIONS: [&str; 5] = ["lease", "database", "broker", "binlog", INTAKE];
@@ -69,7 +65,7 @@ impl Relay {
         readiness: Readiness,
     ) -> anyhow::Result<Self> {
         let metrics = Metrics::register(registry).context("registering metrics")?;
-        metrics.set_mode(config.mode);
+        metrics.set_mode(config.engine.mode);
         readiness.set_role(UNDECIDED);
         Ok(Self {
             canary: Canary::new(&config, &metrics),
@@ -100,7 +96,7 @@ impl Relay {
         }
         let lease = Lease::default();
         let (tell, leadership) = watch::channel(Leadership::Unknown("starting".into()));
-        let (lag, lag_seen) = watch::channel(TailLag::NotTailing);
+        let (lag, lag_seen) = watch::channel(Lag::InTable);
         let mut tasks = Tasks::new();
         let table = self.config.table.clone();
         let metrics = self.metrics.clone();
@@ -144,7 +140,7 @@ impl Relay {
     async fn cycle(&self, lease: &Lease, outside: &mut Outside) -> Exit {
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         let mut first_contact = true;
-        let mut suspects = HashedMap::default();
+        let mut memory = Memory::default();
         loop {
             self.enter(Phase::Standby, outside);
             let server = match self.stand_by(outside, &mut first_contact).await {
@@ -167,13 +163,10 @@ impl Relay {
                     }
                     err.into_text()
                 }
-                Some(Ok(Connected { wires, channels })) => {
+                Some(Ok(connected)) => {
                     first_contact = false;
-                    let why = match self.session(wires, outside, &mut suspects).await {
-                        End::Drained => {
-                            self.say_goodbye(&channels).await;
-                            return Exit::Drained;
-                        }
+                    let why = match self.session(connected, outside, &mut memory).await {
+                        End::Drained => return Exit::Drained,
                         End::CutOff => return Exit::Failed,
                         End::LeaseLost(why) => why,
                         End::GiveUp(why) => {
@@ -231,7 +224,7 @@ impl Relay {
                         self.readiness.set_role(UNDECIDED);
                     }
                 }
-                outside.tell_turn(&self.metrics, &self.readiness);
+                outside.report(Phase::Standby.name(), &self.readiness);
                 if outside.leadership.changed().await.is_err() {
                     return Ok(None);
                 }
@@ -243,8 +236,8 @@ impl Relay {
     async fn back_off(&self, why: &str, wait: Duration, outside: &Outside) {
         tracing::warn!(error = why, retry_in = ?wait, "starting again");
         self.show_unconnected(&format!("starting again: {why}"));
-        outside.tell_turn(&self.metrics, &self.readiness);
-        outside.lag.send_replace(TailLag::NotTailing);
+        outside.report(Phase::Connecting.name(), &self.readiness);
+        outside.lag.send_replace(Lag::InTable);
         outside
             .stop
             .drain
@@ -269,7 +262,7 @@ impl Relay {
             self.readiness.set(INTAKE, false, phase.name());
         }
         self.show_unconnected(phase.name());
-        outside.tell_turn(&self.metrics, &self.readiness);
+        outside.report(phase.name(), &self.readiness);
     }
 
     fn show_unconnected(&self, why: &str) {
@@ -286,32 +279,25 @@ impl Relay {
 
     async fn session(
         &self,
-        wires: Wires,
+        connected: Connected,
         outside: &mut Outside,
-        suspects: &mut HashedMap<RowId, u32>,
+        memory: &mut Memory,
     ) -> End {
-        let Config {
-            order,
-            schedule,
-            lanes,
-            batch,
-            ..
-        } = self.config;
-        let mut dispatch = Dispatch::new(order, schedule, lanes, batch);
-        dispatch.set_suspects(std::mem::take(suspects));
+        let channels = Arc::clone(&connected.channels);
         let mut session = Session::new(
             &self.config,
             &self.metrics,
             &self.readiness,
-            wires,
-            dispatch,
+            connected,
+            std::mem::take(memory),
         );
         let end = session.run(outside).await;
+        let (mut connected, known, pauses) = session.into_parts();
+        *memory = known;
         if matches!(end, End::Drained) {
-            drop(tokio::time::timeout(CLOSE_TIMEOUT, session.wires.end_lanes()).await);
+            drop(tokio::time::timeout(CLOSE_TIMEOUT, connected.end_publishers()).await);
+            self.close_broker(&channels).await;
         }
-        *suspects = session.dispatch.take_suspects();
-        let pauses = std::mem::take(&mut session.pauses);
         let mut last = self
             .last_pauses
             .lock()
@@ -322,7 +308,7 @@ impl Relay {
         end
     }
 
-    async fn say_goodbye(&self, channels: &Channels) {
+    async fn close_broker(&self, channels: &Channels) {
         let closing = async {
             let connection = channels.connection().await;
             connection.close(200, "drained".into()).await

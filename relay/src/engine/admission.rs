@@ -62,6 +62,12 @@ impl Engine {
         waiting >= self.settings.index_bytes / 4 * 3
     }
 
+    /// Half of the rows that may wait could come.
+    pub(super) fn has_room_for_waiting(&self) -> bool {
+        let waiting = self.index.waiting() * ROW_BYTES + self.routes.memory();
+        waiting < self.settings.index_bytes / 8 * 3
+    }
+
     /// Takes a row into the index.
     pub(super) fn admit(
         &mut self,

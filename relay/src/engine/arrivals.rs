@@ -1,6 +1,6 @@
 //! Ids that were reported and whose rows are not read yet, in the order of their commits.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Ids at once; 2 MiB of them.
@@ -34,6 +34,8 @@ pub(super) struct Arrivals {
     ids: VecDeque<Arrival>,
     retry_at: Instant,
     wait: Duration,
+    /// The highest id that was ever read.
+    highest: u64,
     /// A fence: what was reported before it began is visible since it was reported committed.
     fenced: Option<(Instant, Instant)>,
 }
@@ -44,6 +46,7 @@ impl Arrivals {
             ids: VecDeque::new(),
             retry_at: now,
             wait: RETRY_MIN,
+            highest: 0,
             fenced: None,
         }
     }
@@ -81,6 +84,11 @@ impl Arrivals {
         self.fenced = Some((began, now));
     }
 
+    /// A scan begins: this is the highest id in the table.
+    pub(super) fn scan_began(&mut self, highest: u64) {
+        self.highest = highest;
+    }
+
     /// When the first of them may be read.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         (!self.ids.is_empty()).then_some(self.retry_at)
@@ -101,8 +109,9 @@ impl Arrivals {
     /// The first `count` of them were read by a query of `asked_at`, and `is_there` says which are in the
     /// table. Returns those, and keeps the ones that may not be visible yet.
     ///
-    /// Commits become visible in their order: one that is absent while a later one is there has been
-    /// deleted, or was never committed.
+    /// Commits become visible in their order: one that is absent while a later one is visible has been
+    /// deleted. A row that is there says that its commit is visible only if it is new: if its id is above
+    /// all that were ever read.
     pub(super) fn read(
         &mut self,
         count: usize,
@@ -112,8 +121,15 @@ impl Arrivals {
     ) -> Vec<Arrival> {
         let rest = self.ids.split_off(count.min(self.ids.len()));
         let read: Vec<Arrival> = std::mem::replace(&mut self.ids, rest).into();
-        let seen_until = read.iter().rposition(|arrival| is_there(arrival.id));
-        let later = seen_until.map_or(0, |last| last + 1);
+        let mut before = HashSet::new();
+        let mut later = 0;
+        for (place, arrival) in read.iter().enumerate() {
+            let is_first = before.insert(arrival.id);
+            let is_new = matches!(arrival.why, Why::Committed(_)) && arrival.id > self.highest;
+            if is_first && is_new && is_there(arrival.id) {
+                later = place + 1;
+            }
+        }
         let fenced = self.fenced.filter(|(_, done)| *done <= asked_at);
         let mut found = Vec::with_capacity(later);
         let mut kept = Vec::new();
@@ -131,6 +147,9 @@ impl Arrivals {
         } else {
             self.retry_at = now + self.wait;
             self.wait = (self.wait * 2).min(RETRY_MAX);
+        }
+        for arrival in &found {
+            self.highest = self.highest.max(arrival.id);
         }
         for arrival in kept.into_iter().rev() {
             self.ids.push_front(arrival);

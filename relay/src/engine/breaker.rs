@@ -16,6 +16,8 @@ use super::snapshot::{ROUTES_SHOWN, WaitingRoute};
 pub(super) const PROBE_MAX: Duration = Duration::from_secs(10);
 /// Breakers that are open at once. The rows of further routes wait one by one.
 pub(super) const OPEN_MAX: usize = 10_000;
+/// Rows among which a probe is looked for.
+const PROBES_LOOKED_AT: usize = 256;
 /// What a route costs besides its names, in bytes.
 const ROUTE_BYTES: usize = 384;
 
@@ -292,10 +294,12 @@ impl Routes {
             else {
                 return None;
             };
-            // Another one than last time, if there is one: it may be that row's own fault.
-            let last = known.probed;
-            let mut rows = known.blocked.iter().copied();
-            let other = rows.find(|row| Some(*row) != last);
+            // Another one than last time and than those that were nacked, if there is one: it may be
+            // these rows' own fault.
+            let (last, nacked) = (known.probed, &known.nacked);
+            let rows = || known.blocked.iter().copied().take(PROBES_LOOKED_AT);
+            let fresh = rows().find(|row| Some(*row) != last && !nacked.contains(row));
+            let other = fresh.or_else(|| rows().find(|row| Some(*row) != last));
             let probe = other.or(known.blocked.first().copied())?;
             known.blocked.remove(&probe);
             known.probed = Some(probe);

@@ -7,7 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::Engine;
+use super::{Engine, Mode};
 use super::admission::{Admission, By};
 use super::command::{Command, PageQuery, Report};
 use super::event::{BinlogEnd, Page, Read};
@@ -77,6 +77,8 @@ pub(super) struct Scans {
     pub(super) number: u32,
     pub(super) next_at: Instant,
     rest_until: Instant,
+    /// The last scan has left rows for want of room in the index.
+    wants_room: bool,
 }
 
 impl Scans {
@@ -87,6 +89,7 @@ impl Scans {
             number: 0,
             next_at: now,
             rest_until: now,
+            wants_room: false,
         }
     }
 
@@ -132,7 +135,12 @@ impl Engine {
     }
 
     fn next_scan_at(&self) -> Option<Instant> {
-        let rested = self.scans.next_at.max(self.scans.rest_until);
+        // Where there is room again for what the last scan had to leave, the next one need not rest.
+        let rest_until = match self.scans.wants_room && self.has_room_for_waiting() {
+            true => self.scans.next_at.min(self.scans.rest_until),
+            false => self.scans.rest_until,
+        };
+        let rested = self.scans.next_at.max(rest_until);
         match &self.state {
             State::CatchingUp { .. } => Some(self.scans.next_at),
             State::AwaitingBinlog => Some(rested),
@@ -140,7 +148,7 @@ impl Engine {
                 Some(reopen_at.map_or(rested, |reopen| rested.min(reopen.max(self.scans.next_at))))
             }
             State::Tailing if self.overflow.is_empty() => Some(rested),
-            State::Tailing => Some(self.scans.rest_until.min(rested)),
+            State::Tailing => Some(rest_until.min(rested)),
             State::Paused | State::Draining | State::Closing { .. } => None,
         }
     }
@@ -210,6 +218,7 @@ impl Engine {
             _ => (Kind::Whole, false, false),
         };
         self.scans.number = self.scans.number.wrapping_add(1);
+        self.scans.wants_room = false;
         self.overflow.scan_began();
         self.routes.scan_began();
         self.scans.current = Some(Scan {
@@ -263,6 +272,9 @@ impl Engine {
         scan.page = page.rows.into();
         scan.read_at = page.read_at;
         scan.step = Step::Admitting;
+        if is_first {
+            self.arrivals.scan_began(page.upto);
+        }
         if is_first && scan.fence && page.unreadable.is_none() {
             self.arrivals.fenced(scan.began, now);
         }
@@ -270,7 +282,7 @@ impl Engine {
             let deadline = now + STREAM_BROKEN_AFTER;
             scan.step = Step::Verifying { wanted, deadline };
         }
-        if let Some(why) = page.unreadable {
+        if let Some(why) = page.unreadable.filter(|_| self.settings.mode == Mode::Cdc) {
             let timed_out = false;
             return self.binlog_away(BinlogEnd { why, timed_out }, now, out);
         }
@@ -328,6 +340,7 @@ impl Engine {
                     break;
                 }
                 Admission::Left => {
+                    self.scans.wants_room = true;
                     self.overflow_row(&read.head.route.clone(), key, true);
                     scan.page.pop_front();
                 }

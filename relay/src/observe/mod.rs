@@ -3,3 +3,4 @@
 pub mod canary;
 pub mod metrics;
 pub mod row_gauges;
+pub mod show;
