@@ -9,7 +9,7 @@ use e2e::certificates::{Authority, Identity, Validity};
 use e2e::{Clock, DbOptions, Flavor};
 use futures::future::join_all;
 use relay::source::binlog::connection;
-use relay::source::binlog::position::Position;
+use relay::engine::position::Position;
 use sqlx::Row;
 use svc_kit::database::DatabaseUrl;
 

@@ -8,12 +8,13 @@ use e2e::Db;
 use e2e::product::Process;
 use rand::RngExt;
 use relay::leadership::lock::Lease;
-use relay::publish::publisher_task::{self, Broker, Outcome};
+use relay::publish::confirms::Outcome;
+use relay::publish::publisher_task::{self, Broker};
 use sqlx::Executor;
 use svc_kit::amqp::{Amqp, Channels};
 use tokio::sync::mpsc;
 
-use crate::batch::item;
+use crate::batch::row;
 use crate::rig::ops::{readiness, wait_delivered};
 
 use crate::rig::{LATER, QUEUE, Rig, SOON};
@@ -320,7 +321,7 @@ async fn a_suspended_relay_is_replaced_within_10_s_and_publishes_nothing_when_it
 
 /// The check that a relay which wakes up depends on: it may take a while until it is told.
 #[tokio::test]
-async fn a_lane_whose_lease_is_over_publishes_nothing() {
+async fn a_publisher_whose_lease_is_over_publishes_nothing() {
     let rig = Rig::new(e2e::shared::mariadb().await).await;
     let deliveries = rig.consume(QUEUE).await;
     let amqp = Amqp::parse(&rig.vhost.amqp_url).unwrap();
@@ -334,13 +335,14 @@ async fn a_lane_whose_lease_is_over_publishes_nothing() {
         confirm_timeout: SOON,
     };
     let (batches, inlet) = mpsc::channel(1);
-    let (done_in, mut done) = mpsc::channel(1);
-    let lane = svc_kit::tasks::unit(publisher_task::run(0, broker, inlet, done_in));
-    batches.send(vec![item(1)]).await.unwrap();
-    let outcome = done.recv().await.unwrap().outcome;
+    let (outcomes_in, mut outcomes) = mpsc::channel(1);
+    let publisher = publisher_task::run(0, broker, inlet, outcomes_in);
+    let publisher = svc_kit::tasks::unit(publisher);
+    batches.send(vec![row(1)]).await.unwrap();
+    let (_, outcome) = outcomes.recv().await.unwrap();
     assert!(matches!(outcome, Outcome::LeaseOver), "{outcome:?}");
     drop(batches);
-    lane.await.unwrap().unwrap();
+    publisher.await.unwrap().unwrap();
 
     // The queue is first in, first out: nothing came before this.
     let relay = rig.relay();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use e2e::{Rabbit, RabbitOptions};
 use relay::config::OutboxTable;
-use relay::source::table::Queries;
+use relay::source::table::queries::Queries;
 use sqlx::{AssertSqlSafe, Executor as _};
 use svc_kit::database::DatabaseUrl;
 
