@@ -393,7 +393,14 @@ async fn replication(connection: &mut MySqlConnection, table: &OutboxTable) -> C
         Err(err) => return Condition::not(state_of(&err), name, err.to_string(), fix),
     };
     match connection::try_out(&table.url, &position).await {
-        Ok(()) => Condition::ok(name, format!("the binlog can be read, it is at {position}")),
+        Ok(()) => Condition::ok(
+            name,
+            format!(
+                "the binlog can be read, it is at {position}; for an event over {} MiB, of any table, \
+                 the outbox is scanned instead",
+                connection::EVENT_MAX >> 20
+            ),
+        ),
         // The other driver may speak more of them.
         Err(mysql_async::Error::Driver(DriverError::UnknownAuthPlugin { name: plugin })) => {
             let problem = format!(
