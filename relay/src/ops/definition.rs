@@ -12,8 +12,6 @@ pub(super) use look::look;
 const NAME: &str = "definition";
 /// `last_error` holds this many characters of ours.
 const ERROR_CHARACTERS: u64 = 1000;
-/// Character sets whose bytes are those that a SELECT brings as UTF-8.
-const UTF8: [&str; 4] = ["ascii", "utf8", "utf8mb3", "utf8mb4"];
 const TEXTS: [&str; 11] = [
     "char",
     "varchar",
@@ -41,12 +39,10 @@ const WRITTEN: [&str; 5] = [
 /// What a column must be.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Bytes of UTF-8, or bytes.
+    /// Text or bytes, since the relay compares with it.
+    Compared,
+    /// Whatever a SELECT makes a text of, but BINARY, which pads what was written with zeros.
     Text,
-    /// As text, or an integer, which is its decimal text.
-    Key,
-    /// As text, or MySQL's JSON.
-    Document,
     /// An integer that is never negative.
     Unsigned,
     Integer,
@@ -63,7 +59,7 @@ const COLUMNS: [(&str, Kind, bool, &str); 16] = [
     ),
     (
         "message_id",
-        Kind::Text,
+        Kind::Compared,
         false,
         "CHAR(36) CHARACTER SET ascii COLLATE ascii_bin NOT NULL",
     ),
@@ -75,7 +71,7 @@ const COLUMNS: [(&str, Kind, bool, &str); 16] = [
     ),
     (
         "aggregate_id",
-        Kind::Key,
+        Kind::Text,
         false,
         "VARCHAR(128) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL",
     ),
@@ -105,11 +101,11 @@ const COLUMNS: [(&str, Kind, bool, &str); 16] = [
     ),
     (
         "headers",
-        Kind::Document,
+        Kind::Text,
         true,
         "TEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL",
     ),
-    ("payload", Kind::Document, false, "LONGBLOB NOT NULL"),
+    ("payload", Kind::Text, false, "LONGBLOB NOT NULL"),
     (
         "status",
         Kind::Integer,
@@ -157,14 +153,11 @@ pub(super) struct Column {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Definition {
     table: String,
-    versioned: bool,
     columns: Vec<Column>,
     /// Columns of the primary key.
     primary: Vec<String>,
     /// Columns of each other unique index.
     unique: Vec<Vec<String>>,
-    /// Unique indexes that MariaDB keeps by a hidden column.
-    hashed: Vec<String>,
     /// As `name (BEFORE INSERT)`.
     triggers: Vec<String>,
     /// CHECK constraints, each with its clause.
@@ -178,8 +171,6 @@ pub(super) struct Definition {
 /// A difference that does harm.
 struct Finding {
     state: State,
-    /// Only where the binlog is read.
-    binlog: bool,
     detail: String,
     fix: String,
 }
@@ -187,9 +178,8 @@ struct Finding {
 /// Every difference that does harm in this mode; one condition that is met where there is none.
 pub(super) fn judge(definition: &Definition, mode: Mode) -> Vec<Condition> {
     let found: Vec<Condition> = definition
-        .findings()
+        .findings(mode)
         .into_iter()
-        .filter(|finding| mode == Mode::Cdc || !finding.binlog)
         .map(|finding| Condition::not(finding.state, NAME, finding.detail, finding.fix))
         .collect();
     if found.is_empty() {
@@ -205,7 +195,7 @@ impl Definition {
         key.is_some_and(|column| INTEGERS.contains(&column.data_type.as_str()))
     }
 
-    fn findings(&self) -> Vec<Finding> {
+    fn findings(&self, mode: Mode) -> Vec<Finding> {
         let mut found = Vec::new();
         for (name, kind, nullable, own) in COLUMNS {
             let Some(column) = self.columns.iter().find(|column| column.is(name)) else {
@@ -216,11 +206,10 @@ impl Definition {
             found.extend(self.null(column, nullable, own));
             found.extend(self.by_default(column, own));
         }
-        found.extend(
-            self.columns
-                .iter()
-                .filter_map(|column| self.unreadable(column)),
-        );
+        if mode == Mode::Cdc {
+            let columns = self.columns.iter();
+            found.extend(columns.filter_map(|column| self.unreadable(column)));
+        }
         found.extend(self.further());
         found.extend(self.keys());
         found.extend(self.surroundings());
@@ -246,7 +235,6 @@ impl Definition {
         self.alter(&format!("MODIFY `{}` {own}", column.name))
     }
 
-    /// Type and character set.
     fn type_of(&self, column: &Column, kind: Kind, own: &str) -> Option<Finding> {
         let Column {
             name,
@@ -256,35 +244,16 @@ impl Definition {
         } = column;
         let is = |types: &[&str]| types.contains(&data_type.as_str());
         let fits = match kind {
-            Kind::Text => is(&TEXTS),
-            Kind::Key => is(&TEXTS) || is(&INTEGERS) && !column_type.contains("zerofill"),
-            Kind::Document => is(&TEXTS) || data_type == "json",
+            Kind::Compared => is(&TEXTS),
+            Kind::Text => data_type != "binary",
             Kind::Unsigned => is(&INTEGERS) && column_type.contains("unsigned"),
             Kind::Integer => is(&INTEGERS),
             Kind::Time => is(&TIMES),
         };
-        if !fits {
-            return Some(Finding {
-                state: State::Wrong,
-                // A SELECT makes texts of whatever it is; a message id is compared as well.
-                binlog: matches!(kind, Kind::Text | Kind::Key | Kind::Document)
-                    && name != "message_id",
-                detail: format!("`{name}` is {column_type}, which the relay can't decode"),
-                fix: self.alter(&format!("MODIFY `{name}` {own}")),
-            });
-        }
-        let charset = column
-            .charset
-            .as_deref()
-            .filter(|charset| !UTF8.contains(charset) && !column.is("last_error"))?;
-        Some(Finding {
+        (!fits).then(|| Finding {
             state: State::Wrong,
-            binlog: true,
-            detail: format!(
-                "`{name}` is in the character set {charset}: the binlog has other bytes than a SELECT, \
-                 so that one key or route is two"
-            ),
-            fix: self.modify(column, own),
+            detail: format!("`{name}` is {column_type}, which the relay can't read"),
+            fix: self.alter(&format!("MODIFY `{name}` {own}")),
         })
     }
 
@@ -294,7 +263,6 @@ impl Definition {
         let wrong = |detail: String| {
             Some(Finding {
                 state: State::Wrong,
-                binlog: false,
                 detail,
                 fix: self.alter(&format!("MODIFY `{name}` {own}")),
             })
@@ -323,7 +291,6 @@ impl Definition {
         if column.is("last_error") && narrow {
             return Some(Finding {
                 state: State::Warning,
-                binlog: false,
                 detail: format!(
                     "`{name}` is in the character set {}: a failure's text with other characters \
                      can't be recorded",
@@ -338,7 +305,7 @@ impl Definition {
     fn null(&self, column: &Column, may: bool, own: &str) -> Option<Finding> {
         let name = &column.name;
         let detail = match (column.nullable, may) {
-            (true, false) => format!("`{name}` may be NULL, and one such row stops every pass"),
+            (true, false) => format!("`{name}` may be NULL, and one such row stops every scan"),
             (false, true) if WRITTEN.contains(&name.as_str()) => {
                 format!("`{name}` can't be NULL, which says that a row was never tried")
             }
@@ -346,7 +313,6 @@ impl Definition {
         };
         Some(Finding {
             state: State::Wrong,
-            binlog: false,
             detail,
             fix: self.modify(column, own),
         })
@@ -389,7 +355,6 @@ impl Definition {
         };
         Some(Finding {
             state: State::Warning,
-            binlog: false,
             detail,
             fix: self.alter(&format!("MODIFY `{}` {own}", column.name)),
         })
@@ -400,19 +365,16 @@ impl Definition {
         let Column {
             name, column_type, ..
         } = column;
-        let what = if column_type.contains("COMPRESSED") {
-            "is compressed by the server"
-        } else if column_type.contains("mariadb-5.3") {
-            "has the format of MariaDB 5.3"
-        } else {
+        if !column_type.contains("mariadb-5.3") {
             return None;
-        };
+        }
         let plain = column_type.split(" /*").next().unwrap_or(column_type);
         let null = if column.nullable { "NULL" } else { "NOT NULL" };
         Some(Finding {
             state: State::Wrong,
-            binlog: true,
-            detail: format!("`{name}` {what}, and no row of the table can be decoded"),
+            detail: format!(
+                "`{name}` has the format of MariaDB 5.3, and no id in the binlog can be decoded"
+            ),
             fix: self.alter(&format!("MODIFY `{name}` {plain} {null}")),
         })
     }
@@ -430,7 +392,6 @@ impl Definition {
         let first = needed.first()?;
         Some(Finding {
             state: State::Warning,
-            binlog: false,
             detail: format!(
                 "{} must be given by every INSERT: a message that is edited, and the canary, do not",
                 needed.join(", ")
@@ -441,13 +402,8 @@ impl Definition {
 
     fn keys(&self) -> Vec<Finding> {
         let mut found = Vec::new();
-        let mut add = |state, binlog, detail: String, fix: String| {
-            found.push(Finding {
-                state,
-                binlog,
-                detail,
-                fix,
-            });
+        let mut add = |state, detail: String, fix: String| {
+            found.push(Finding { state, detail, fix });
         };
         let is =
             |column: Option<&String>, name| column.is_some_and(|c| c.eq_ignore_ascii_case(name));
@@ -459,7 +415,6 @@ impl Definition {
             };
             add(
                 State::Wrong,
-                false,
                 "`id` is not the first column of the primary key: a mark reads the whole table"
                     .into(),
                 self.alter(&format!("{drop}ADD PRIMARY KEY (`id`)")),
@@ -469,29 +424,10 @@ impl Definition {
         if !self.unique.iter().any(alone) && !alone(&self.primary) {
             add(
                 State::Warning,
-                false,
                 "`message_id` has no unique index: one id may be two messages, and the second is dropped \
                  by the consumer's inbox"
                     .into(),
                 self.alter("ADD UNIQUE KEY `outbox_message_id` (`message_id`)"),
-            );
-        }
-        for index in &self.hashed {
-            add(
-                State::Wrong,
-                true,
-                format!(
-                    "the unique index `{index}` has a hidden column, and no row can be decoded"
-                ),
-                self.alter(&format!("DROP INDEX `{index}`")),
-            );
-        }
-        if self.versioned {
-            add(
-                State::Wrong,
-                true,
-                "the table has SYSTEM VERSIONING: its hidden columns let no row be decoded".into(),
-                self.alter("DROP SYSTEM VERSIONING"),
             );
         }
         found
@@ -501,7 +437,6 @@ impl Definition {
     fn surroundings(&self) -> Vec<Finding> {
         let warning = |detail: String, fix: String| Finding {
             state: State::Warning,
-            binlog: false,
             detail,
             fix,
         };

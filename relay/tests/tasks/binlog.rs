@@ -1,9 +1,11 @@
+use e2e::Flavor;
 use relay::engine::position::Position;
 use relay::leadership::server_identity::ServerId;
 use relay::source::binlog::library::Reader;
 use relay::source::binlog::reader_task::{BinlogGone, BinlogNews, BinlogOf, BinlogStream};
 use relay::source::binlog::transaction::Doubt;
 
+use crate::rig::servers::{OwnDb, flavors};
 use crate::rig::{LATER, Rig};
 use crate::{Outbox, ids};
 
@@ -130,11 +132,16 @@ async fn a_position_that_is_not_there_ends_the_stream_and_so_does_another_server
 /// The driver holds an event whole, so one of any table that is this large is not read at all.
 #[tokio::test]
 async fn an_event_that_is_too_large_is_a_doubt() {
-    let Some(db) = e2e::shared::mysql().await else {
-        return;
-    };
-    let rig = Rig::new(db).await;
-    let mut outbox = Outbox::of(&rig).await;
+    // A server of its own: such an event disturbs every relay of a server.
+    for flavor in flavors().await {
+        let db = OwnDb::start(flavor, &["--max-allowed-packet=64M"]).await;
+        let rig = db.rig().await;
+        too_large(&rig).await;
+    }
+}
+
+async fn too_large(rig: &Rig) {
+    let mut outbox = Outbox::of(rig).await;
     rig.sql("CREATE TABLE others (id INT PRIMARY KEY, data LONGBLOB)")
         .await;
     let from = outbox
@@ -158,3 +165,61 @@ async fn an_event_that_is_too_large_is_a_doubt() {
     let gone = tokio::time::timeout(LATER, stream.next(true, false)).await;
     assert!(matches!(gone.unwrap(), Err(BinlogGone::Ended(_))));
 }
+
+/// Definitions with columns of many types before the id; the last ones are MariaDB's alone.
+const DEFINITIONS: [&str; 12] = [
+    "MODIFY id INT UNSIGNED NOT NULL AUTO_INCREMENT, MODIFY status INT NOT NULL DEFAULT 1",
+    "MODIFY aggregate_id VARCHAR(64) CHARACTER SET latin1 NOT NULL",
+    "MODIFY payload JSON NOT NULL FIRST, MODIFY headers JSON NULL FIRST",
+    "MODIFY created_at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6) FIRST",
+    "MODIFY payload LONGBLOB NOT NULL FIRST, ADD COLUMN tenant INT INVISIBLE DEFAULT 7 FIRST",
+    "ADD COLUMN total INT GENERATED ALWAYS AS (attempts + 1) VIRTUAL FIRST",
+    "ADD COLUMN total INT GENERATED ALWAYS AS (attempts + 1) STORED FIRST",
+    "ADD COLUMN kind ENUM('a', 'b') NOT NULL DEFAULT 'a' FIRST, \
+     ADD COLUMN flags SET('x', 'y') DEFAULT 'x' FIRST, ADD COLUMN price DECIMAL(20, 6) DEFAULT 1 FIRST, \
+     ADD COLUMN b BIT(11) DEFAULT 3 FIRST, ADD COLUMN note CHAR(200) DEFAULT 'ü' FIRST",
+    "ADD COLUMN note BLOB FIRST, ADD UNIQUE KEY note (note)",
+    "ADD SYSTEM VERSIONING",
+    "MODIFY payload LONGBLOB NOT NULL COMPRESSED FIRST, \
+     ADD COLUMN note VARCHAR(300) COMPRESSED DEFAULT '----------------------------------------' FIRST",
+    "ADD COLUMN u UUID DEFAULT UUID() FIRST, ADD COLUMN i INET6 DEFAULT '::1' FIRST",
+];
+/// How many of them are MariaDB's alone.
+const MARIADB_ALONE: usize = 4;
+
+#[tokio::test]
+async fn ids_come_by_the_binlog_under_every_definition_and_with_minimal_images() {
+    for db in e2e::shared::databases().await {
+        let rig = Rig::new(db).await;
+        rig.sql("CREATE TABLE spare LIKE outbox").await;
+        let mut writer = rig.pool.acquire().await.unwrap();
+        let alone = match db.flavor() {
+            Flavor::MariaDb => 0,
+            Flavor::MySql => MARIADB_ALONE,
+        };
+        for change in &DEFINITIONS[..DEFINITIONS.len() - alone] {
+            rig.sql("DROP TABLE outbox").await;
+            rig.sql("CREATE TABLE outbox LIKE spare").await;
+            rig.sql(&format!("ALTER TABLE outbox {change}")).await;
+            let mut outbox = Outbox::of(&rig).await;
+            let from = outbox.queries.position(&mut outbox.connection).await;
+            let mut stream = open(&outbox, from.unwrap());
+            assert!(matches!(next(&mut stream).await, BinlogNews::Opened));
+            for image in ["FULL", "MINIMAL"] {
+                let before = ids(&rig).await.len();
+                let set = format!("SET SESSION binlog_row_image = '{image}'");
+                for statement in [&*set, TWO_ROWS] {
+                    let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(statement));
+                    statement.execute(&mut *writer).await.unwrap();
+                }
+                let found = committed(&mut stream).await;
+                assert_eq!(found, ids(&rig).await[before..], "{image}: {change}");
+            }
+        }
+    }
+}
+
+const TWO_ROWS: &str = "INSERT INTO outbox \
+    (message_id, aggregate_type, aggregate_id, event_type, routing_key, headers, payload) VALUES \
+    (UUID(), 'order', '42', 't', 'order.pay', '{\"a\": \"b\"}', '{}'), \
+    (UUID(), 'order', '42', 't', 'order.pay', NULL, CONCAT('\"', REPEAT('x', 300), '\"'))";

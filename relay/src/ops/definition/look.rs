@@ -11,8 +11,8 @@ const COLUMNS: &str = "SELECT CAST(COLUMN_NAME AS CHAR), LOWER(CAST(DATA_TYPE AS
     CAST(COLUMN_DEFAULT AS CHAR), CAST(EXTRA AS CHAR), CAST(CHARACTER_MAXIMUM_LENGTH AS UNSIGNED) \
     FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = ? \
     ORDER BY ORDINAL_POSITION";
-const INDEXES: &str = "SELECT CAST(INDEX_NAME AS CHAR), CAST(COLUMN_NAME AS CHAR), \
-    CAST(INDEX_TYPE AS CHAR) FROM information_schema.STATISTICS \
+const INDEXES: &str = "SELECT CAST(INDEX_NAME AS CHAR), CAST(COLUMN_NAME AS CHAR) \
+    FROM information_schema.STATISTICS \
     WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = ? AND NON_UNIQUE = 0 \
     ORDER BY INDEX_NAME, SEQ_IN_INDEX";
 const TRIGGERS: &str = "SELECT CONCAT(TRIGGER_NAME, ' (', ACTION_TIMING, ' ', EVENT_MANIPULATION, ')'), '' \
@@ -34,13 +34,6 @@ pub(in crate::ops) async fn look(
     connection: &mut MySqlConnection,
     table: &str,
 ) -> Result<Definition, sqlx::Error> {
-    let kind: Option<String> = sqlx::query_scalar(
-        "SELECT CAST(TABLE_TYPE AS CHAR) FROM information_schema.TABLES \
-         WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = ?",
-    )
-    .bind(table)
-    .fetch_optional(&mut *connection)
-    .await?;
     let rows = of(connection, COLUMNS, table).await?;
     let columns: Result<Vec<Column>, sqlx::Error> = rows.iter().map(column).collect();
     let attempts = of(connection, COLUMNS, &format!("{table}_attempts")).await?;
@@ -48,7 +41,6 @@ pub(in crate::ops) async fn look(
     let attempts = attempts?.into_iter().find(|column| column.is("message_id"));
     let mut definition = Definition {
         table: table.to_owned(),
-        versioned: kind.is_some_and(|kind| kind == "SYSTEM VERSIONED"),
         columns: columns?,
         triggers: firsts(connection, TRIGGERS, table).await?,
         referring: firsts(connection, REFERRING, table).await?,
@@ -90,7 +82,7 @@ async fn indexes(
 ) -> Result<(), sqlx::Error> {
     let mut last = String::new();
     for row in of(connection, INDEXES, &definition.table).await? {
-        let (index, kind): (String, String) = (row.try_get(0)?, row.try_get(2)?);
+        let index: String = row.try_get(0)?;
         // An expression is no column.
         let column: String = row.try_get::<Option<String>, _>(1)?.unwrap_or_default();
         if index == "PRIMARY" {
@@ -99,9 +91,6 @@ async fn indexes(
         }
         if index != last {
             definition.unique.push(Vec::new());
-            if kind == "HASH" {
-                definition.hashed.push(index.clone());
-            }
         }
         if let Some(columns) = definition.unique.last_mut() {
             columns.push(column);

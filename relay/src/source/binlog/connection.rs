@@ -19,7 +19,7 @@ use crate::leadership::server_identity::{IDENTITY, ServerId};
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Larger events are not read, since the libraries hold an event whole: the table is scanned instead.
 /// RabbitMQ 4 takes messages of 16 MiB unless set otherwise, and the mark of such a row has it twice.
-pub(super) const EVENT_MAX: usize = 36 << 20;
+pub const EVENT_MAX: usize = 36 << 20;
 /// For connecting and the request; the first event comes later.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
