@@ -232,7 +232,10 @@ impl<'a> Session<'a> {
         for _ in 0..TRANSACTIONS_AT_ONCE {
             let Some(news) = next else { break };
             match news {
-                BinlogNews::Opened => self.feed(Event::BinlogOpened),
+                BinlogNews::Opened => {
+                    tracing::info!("tailing the binlog");
+                    self.feed(Event::BinlogOpened);
+                }
                 BinlogNews::Doubt(doubt) => {
                     self.show.doubt(&doubt);
                     self.feed(Event::Doubt);

@@ -342,11 +342,19 @@ impl Engine {
             return;
         };
         self.attribution.forget(id);
-        self.scans.row_has_gone(id);
+        self.has_changed(id);
         if entry.again {
             self.arrivals.again(id, now);
         }
         self.promote(entry.key, now);
+    }
+
+    /// A row is not what it was: what was queried before and is answered later says nothing of it.
+    pub(super) fn has_changed(&mut self, id: u64) {
+        self.scans.row_has_changed(id);
+        if let Some(loading) = &mut self.loading {
+            loading.changed.insert(id);
+        }
     }
 
     /// Breakers have closed: the rows that waited for them go.

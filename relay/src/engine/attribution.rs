@@ -392,6 +392,7 @@ impl Engine {
     }
 
     fn resume_failed(&mut self, id: u64, now: Instant) {
+        self.has_changed(id);
         let Some(entry) = self.index.get_mut(id) else {
             return;
         };

@@ -13,7 +13,7 @@ use super::route::Route;
 use super::snapshot::{ROUTES_SHOWN, WaitingRoute};
 
 /// Longest wait between two probes of a route; `RELAY_BACKOFF_MAX` may make it shorter.
-pub(super) const PROBE_MAX: Duration = Duration::from_secs(10);
+pub const PROBE_MAX: Duration = Duration::from_secs(10);
 /// Breakers that are open at once. The rows of further routes wait one by one.
 pub(super) const OPEN_MAX: usize = 10_000;
 /// Rows among which a probe is looked for.

@@ -24,6 +24,8 @@ pub(super) struct Loading {
     pub(super) arrivals: usize,
     ready: Vec<u64>,
     asked_at: Instant,
+    /// Rows that have changed since: what is read of them may be older.
+    pub(super) changed: BTreeSet<u64>,
 }
 
 impl Engine {
@@ -79,6 +81,7 @@ impl Engine {
             arrivals,
             ready,
             asked_at,
+            changed: BTreeSet::new(),
         });
         out.push(Command::Load(LoadQuery { ids, bytes: room }));
     }
@@ -161,6 +164,10 @@ impl Engine {
             let Some(read) = reads.remove(&arrival.id) else {
                 continue;
             };
+            if loading.changed.contains(&arrival.id) {
+                self.arrivals.again(arrival.id, now);
+                continue;
+            }
             let by = match arrival.why {
                 Why::Committed(at) => By::Binlog(at),
                 Why::Swept | Why::Again => By::Look,

@@ -4,7 +4,7 @@
 //! [`Command`]s; it never fails and never waits. [``session``] executes the commands, and the
 //! simulator (`make simulate`) does so in a world of its own.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use outbox::row::Row;
@@ -45,6 +45,7 @@ pub use snapshot::{Lag, ROUTES_SHOWN, Snapshot, StateName, WaitingRoute};
 
 use self::arrivals::{ARRIVALS_MAX, Arrivals};
 use self::attribution::Attribution;
+pub use self::breaker::PROBE_MAX;
 use self::breaker::Routes;
 use self::index::{Index, ROW_BYTES, Stage};
 use self::load::Loading;
@@ -53,6 +54,7 @@ use self::ready_queue::{Batch, ReadyQueue};
 use self::retry::{Jitter, Retry};
 use self::scan::Scans;
 use self::state::{Binlog, State, Stream};
+pub use self::write_ledger::UNWRITTEN_MAX;
 use self::write_ledger::WriteLedger;
 
 /// Whose order is kept.
@@ -300,17 +302,22 @@ impl Engine {
             return;
         }
         for publisher in 0..self.queue.publishers() {
-            let mut stale = Vec::new();
+            let (mut chosen, mut stale) = (HashSet::new(), Vec::new());
             let (index, routes) = (&self.index, &self.routes);
             let batch = self.queue.next_batch(publisher, |id| {
+                // One that was held back and has come again is in the line twice.
+                if chosen.contains(&id) {
+                    return false;
+                }
                 let may_go = index.get(id).is_some_and(|entry| {
                     entry.stage == Stage::Loaded
                         && index.head(entry.key) == Some(id)
                         && !index.is_out(entry.key)
                         && routes.takes(entry.route, id)
                 });
-                if !may_go {
-                    stale.push(id);
+                match may_go {
+                    true => drop(chosen.insert(id)),
+                    false => stale.push(id),
                 }
                 may_go
             });

@@ -4,42 +4,42 @@ use std::time::Duration;
 
 /// `RELAY_BACKOFF_MIN`, `RELAY_BACKOFF_MAX` and `RELAY_MAX_ATTEMPTS`.
 #[derive(Clone, Copy, Debug)]
-pub struct Retry {
+pub(super) struct Retry {
     /// Wait after the first failure.
-    pub min: Duration,
+    pub(super) min: Duration,
     /// Longest wait.
-    pub max: Duration,
+    pub(super) max: Duration,
     /// Attempts after which a message is parked, at least 1.
-    pub attempts_max: u32,
+    pub(super) attempts_max: u32,
 }
 
 impl Retry {
     /// The wait after `failures` failures in a row: doubled each time up to the maximum, of which
     /// `jitter` (0..1) takes away up to a half so that what failed together does not retry together.
-    pub fn delay(&self, failures: u32, jitter: f64) -> Duration {
+    pub(super) fn delay(&self, failures: u32, jitter: f64) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         let full = self.min.saturating_mul(1 << doublings).min(self.max);
         full.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
     }
 
     /// Is the `attempts`-th failed attempt the last one?
-    pub fn parks(&self, attempts: u32) -> bool {
+    pub(super) fn parks(&self, attempts: u32) -> bool {
         attempts >= self.attempts_max
     }
 }
 
 /// Where jitter comes from: splitmix64 from a seed, so that a run can be repeated.
 #[derive(Clone, Debug)]
-pub struct Jitter(u64);
+pub(super) struct Jitter(u64);
 
 impl Jitter {
     /// From a seed.
-    pub fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// A number of 0..1.
-    pub fn next(&mut self) -> f64 {
+    pub(super) fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -11,6 +11,7 @@ use super::{Engine, Mode};
 use super::admission::{Admission, By};
 use super::command::{Command, PageQuery, Report};
 use super::event::{BinlogEnd, Page, Read};
+use super::index::Stage;
 use super::position::Position;
 use super::state::{Binlog, State};
 
@@ -50,6 +51,9 @@ enum Step {
 #[derive(Debug)]
 struct Scan {
     kind: Kind,
+    /// It ends as soon as the index has no room: it is made between two others, when there is room again
+    /// for rows that the last one had to leave.
+    fills: bool,
     fence: bool,
     positions: bool,
     began: Instant,
@@ -64,8 +68,9 @@ struct Scan {
     is_last_page: bool,
     /// New rows.
     found: usize,
-    /// Rows that have left the index since the page at hand was queried: it may still show them.
-    gone: HashSet<u64>,
+    /// Rows that have left the index, or whose failure was written, since the page at hand was queried: it
+    /// may show them as they were.
+    changed: HashSet<u64>,
 }
 
 /// Scans, one after the other.
@@ -102,9 +107,9 @@ impl Scans {
         self.current = None;
     }
 
-    pub(super) fn row_has_gone(&mut self, id: u64) {
+    pub(super) fn row_has_changed(&mut self, id: u64) {
         if let Some(scan) = &mut self.current {
-            scan.gone.insert(id);
+            scan.changed.insert(id);
         }
     }
 
@@ -135,12 +140,18 @@ impl Engine {
     }
 
     fn next_scan_at(&self) -> Option<Instant> {
-        // Where there is room again for what the last scan had to leave, the next one need not rest.
-        let rest_until = match self.scans.wants_room && self.has_room_for_waiting() {
-            true => self.scans.next_at.min(self.scans.rest_until),
-            false => self.scans.rest_until,
-        };
-        let rested = self.scans.next_at.max(rest_until);
+        let whole = self.next_whole_scan_at()?;
+        Some(if self.may_fill() { self.handled_at.min(whole) } else { whole })
+    }
+
+    /// Is there room again for what the last scan had to leave?
+    fn may_fill(&self) -> bool {
+        let catches_up = matches!(self.state, State::CatchingUp { .. });
+        self.scans.wants_room && !catches_up && self.has_room_for_waiting()
+    }
+
+    fn next_whole_scan_at(&self) -> Option<Instant> {
+        let rested = self.scans.next_at.max(self.scans.rest_until);
         match &self.state {
             State::CatchingUp { .. } => Some(self.scans.next_at),
             State::AwaitingBinlog => Some(rested),
@@ -148,7 +159,7 @@ impl Engine {
                 Some(reopen_at.map_or(rested, |reopen| rested.min(reopen.max(self.scans.next_at))))
             }
             State::Tailing if self.overflow.is_empty() => Some(rested),
-            State::Tailing => Some(rest_until.min(rested)),
+            State::Tailing => Some(self.scans.rest_until.min(rested)),
             State::Paused | State::Draining | State::Closing { .. } => None,
         }
     }
@@ -209,10 +220,11 @@ impl Engine {
             let why = self.why.clone();
             self.enter(State::CatchingUp { binlog }, &why, now);
         }
+        let fills = self.next_whole_scan_at().is_some_and(|at| now < at);
         let (kind, fence, positions) = match self.state {
             State::CatchingUp { .. } => (Kind::Whole, true, true),
             State::Tailing => {
-                let fence = !self.overflow.is_empty() || !self.arrivals.is_empty();
+                let fence = !fills && (!self.overflow.is_empty() || !self.arrivals.is_empty());
                 (Kind::Sweep, fence, true)
             }
             _ => (Kind::Whole, false, false),
@@ -220,9 +232,12 @@ impl Engine {
         self.scans.number = self.scans.number.wrapping_add(1);
         self.scans.wants_room = false;
         self.overflow.scan_began();
-        self.routes.scan_began();
+        if !fills {
+            self.routes.scan_began();
+        }
         self.scans.current = Some(Scan {
             kind,
+            fills,
             fence,
             positions,
             began: now,
@@ -235,7 +250,7 @@ impl Engine {
             upto: None,
             is_last_page: false,
             found: 0,
-            gone: HashSet::new(),
+            changed: HashSet::new(),
         });
         self.read_page(now, out);
     }
@@ -247,7 +262,7 @@ impl Engine {
         };
         scan.step = Step::Reading;
         scan.asked_at = now;
-        scan.gone.clear();
+        scan.changed.clear();
         self.scans.is_reading = true;
         out.push(Command::ReadPage(PageQuery {
             after: scan.after,
@@ -317,14 +332,17 @@ impl Engine {
         let mut has_room = true;
         while let Some(read) = scan.page.front() {
             let id = read.head.id;
+            if scan.changed.contains(&id) {
+                if let Some(entry) = self.index.get_mut(id) {
+                    entry.seen = self.scans.number;
+                }
+                scan.page.pop_front();
+                continue;
+            }
             if self.index.get(id).is_some() {
                 if let Some(read) = scan.page.pop_front() {
                     self.meet(read, scan.read_at, now);
                 }
-                continue;
-            }
-            if scan.gone.contains(&id) {
-                scan.page.pop_front();
                 continue;
             }
             let key = self.key_of(&read.head);
@@ -341,8 +359,13 @@ impl Engine {
                 }
                 Admission::Left => {
                     self.scans.wants_room = true;
-                    self.overflow_row(&read.head.route.clone(), key, true);
-                    scan.page.pop_front();
+                    if scan.fills {
+                        scan.page.clear();
+                        scan.is_last_page = true;
+                    } else {
+                        self.overflow_row(&read.head.route.clone(), key, true);
+                        scan.page.pop_front();
+                    }
                 }
                 Admission::Admitted => {
                     scan.found += 1;
@@ -364,10 +387,14 @@ impl Engine {
             return;
         };
         entry.seen = number;
-        if entry.stage.is_idle() {
-            self.refresh(&read.head, read_at, now);
-        } else if entry.tag != read.head.tag {
-            entry.again = true;
+        let is_another = entry.tag != read.head.tag;
+        match entry.stage {
+            stage if stage.is_idle() => self.refresh(&read.head, read_at, now),
+            Stage::Loading | Stage::Loaded if is_another => {
+                self.move_to(read.head.id, Stage::Waiting);
+                self.refresh(&read.head, read_at, now);
+            }
+            _ => entry.again |= is_another,
         }
     }
 
@@ -375,6 +402,9 @@ impl Engine {
         let Some(scan) = self.scans.current.take() else {
             return;
         };
+        if scan.fills {
+            return;
+        }
         // Without a stream nothing could overtake, so no fence is needed to know what is level.
         if scan.fence || !self.state.is_streaming() {
             self.overflow.scan_ended();

@@ -8,7 +8,7 @@ use super::event::{Refused, Written};
 use crate::publish::confirms::Confirmed;
 
 /// Confirmed rows and records that wait to be written; above it nothing new is published.
-pub(super) const UNWRITTEN_MAX: usize = 8192;
+pub const UNWRITTEN_MAX: usize = 8192;
 /// Rows in one UPDATE. MariaDB makes a subquery of a list of 1,000 literals; of parameters it does not.
 pub(super) const MARKS_MAX: usize = 1024;
 /// Marks are collected for so long: with one UPDATE a row the marks cost the database more than all else
