@@ -2,9 +2,7 @@
 
 use pay_svc::config::{Cli, Command, MigrateArgs, RunArgs};
 use svc_kit::boot::{self, Exit};
-use svc_kit::database::first_contact;
 use svc_kit::{migrate, signals, telemetry};
-use tokio_util::sync::CancellationToken;
 
 /// Messages are large at times, and glibc keeps what they took: this one gives it back within seconds. Its
 /// settings are in `.cargo/config.toml`.
@@ -35,17 +33,7 @@ fn run(args: &RunArgs) -> anyhow::Result<Exit> {
 
 fn apply_migrations(args: &MigrateArgs) -> anyhow::Result<Exit> {
     telemetry::init(args.log.log_format);
-    let sets = pay_svc::migrations();
-    if args.print {
-        migrate::print(&sets, &mut std::io::stdout().lock())?;
-        return Ok(Exit::Drained);
-    }
-    let url = args.database.resolve()?;
-    let applied = boot::block_on(async {
-        // A database that is still starting is waited for, as `run` does.
-        first_contact(&url, &CancellationToken::new()).await?;
-        anyhow::Ok(migrate::run(&url, &sets).await?)
-    })?;
-    tracing::info!(new = ?applied.new, already = applied.already, "migrated");
-    Ok(Exit::Drained)
+    migrate::command(&pay_svc::migrations(), args.print, || {
+        args.database.resolve()
+    })
 }

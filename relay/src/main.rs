@@ -15,10 +15,8 @@ use relay::ops::status::StatusArgs;
 use relay::relay::{CONDITIONS, Relay};
 use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{self, ConfigError, Exit};
-use svc_kit::database::first_contact;
 use svc_kit::systemd::Systemd;
 use svc_kit::{migrate, signals, telemetry};
-use tokio_util::sync::CancellationToken;
 
 /// A message is a dozen small allocations that one thread makes and another frees, which glibc is slow at:
 /// a third of the relay's processor time. This one is fast at it and gives memory back once a backlog is
@@ -224,18 +222,6 @@ fn act(
 
 fn migrate(table: &TableArgs, print: bool) -> anyhow::Result<Exit> {
     telemetry::init(table.log_format);
-    let name = table.checked_name()?;
-    let sets = [OutboxTable::set(name)];
-    if print {
-        migrate::print(&sets, &mut std::io::stdout().lock())?;
-        return Ok(Exit::Drained);
-    }
-    let table = table.resolve()?;
-    let applied = boot::block_on(async {
-        // A database that is still starting is waited for, as `run` does.
-        first_contact(&table.url, &CancellationToken::new()).await?;
-        anyhow::Ok(migrate::run(&table.url, &sets).await?)
-    })?;
-    tracing::info!(new = ?applied.new, already = applied.already, "migrated");
-    Ok(Exit::Drained)
+    let sets = [OutboxTable::set(table.checked_name()?)];
+    migrate::command(&sets, print, || Ok(table.resolve()?.url))
 }
