@@ -5,7 +5,6 @@ use sqlx::mysql::MySqlRow;
 use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _, Transaction};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::act::By;
 use crate::console::{Console, unit};
 use crate::error::Error;
 use crate::row::{text, time};
@@ -19,6 +18,17 @@ const TARGET_MAX: usize = 1000;
 /// `operator_actions.actor` and `operator_actions.action`, in characters.
 const ACTOR_MAX: usize = 64;
 const ACTION_MAX: usize = 32;
+/// `operator_actions.reason`, in characters.
+pub const REASON_MAX: usize = 1000;
+
+/// Who acts, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct By {
+    /// 1 to 64 characters.
+    pub actor: String,
+    /// 1 to 1,000 characters; to discard needs one.
+    pub reason: Option<String>,
+}
 
 /// An action to be written, beside who and why.
 #[derive(Clone, Debug)]
@@ -98,6 +108,41 @@ pub struct Actions {
     pub actions: Vec<Action>,
     /// Where the next page begins; `null`: there is none.
     pub next: Option<u64>,
+}
+
+impl By {
+    /// Checks and trims.
+    ///
+    /// # Errors
+    /// Texts that are empty or too long.
+    pub fn checked(&self) -> Result<Self, Error> {
+        let reason = match self.reason.as_deref().map(str::trim) {
+            None | Some("") => None,
+            Some(text) => Some(within("reason", text, REASON_MAX)?),
+        };
+        Ok(Self {
+            actor: within("actor", self.actor.trim(), ACTOR_MAX)?,
+            reason,
+        })
+    }
+
+    pub(crate) fn with_reason(&self) -> Result<Self, Error> {
+        let by = self.checked()?;
+        match by.reason {
+            Some(_) => Ok(by),
+            None => Err(Error::invalid("reason", "must be given")),
+        }
+    }
+}
+
+fn within(field: &'static str, text: &str, max: usize) -> Result<String, Error> {
+    if (1..=max).contains(&text.chars().count()) {
+        return Ok(text.to_owned());
+    }
+    Err(Error::invalid(
+        field,
+        format!("is not 1 to {max} characters"),
+    ))
 }
 
 impl Console {

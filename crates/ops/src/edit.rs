@@ -10,8 +10,8 @@ use sqlx::{MySql, QueryBuilder, Row as _, Transaction};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::act::{By, Outcome, begin};
-use crate::audit::{self, Entry};
+use crate::act::{Outcome, begin};
+use crate::audit::{self, By, Entry};
 use crate::console::{Console, again, unit};
 use crate::error::Error;
 use crate::filter::State;

@@ -29,7 +29,8 @@ mod csv;
 mod payload;
 mod statement;
 
-pub use act::{By, Outcome};
+pub use act::Outcome;
+pub use audit::By;
 pub use console::{Console, ConsoleArgs, Settings};
 pub use error::Error;
 pub use filter::{Filter, Order, PageAsk, State};

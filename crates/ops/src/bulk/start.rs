@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::{MySql, QueryBuilder, Transaction};
 
 use super::{Plan, ROWS_MAX};
-use crate::act::{By, begin};
-use crate::audit::{self, Entry};
+use crate::act::begin;
+use crate::audit::{self, By, Entry};
 use crate::console::{Console, unit};
 use crate::error::Error;
 use crate::filter::State;

@@ -1,6 +1,5 @@
 //! Carrying a verb out and printing what came of it.
 
-use std::fmt::Display;
 use std::io::{Read as _, Write as _};
 
 use serde::Serialize;
@@ -11,12 +10,13 @@ use svc_kit::telemetry;
 use super::Source;
 use super::args::{BulkVerb, EditArgs, RetryArgs, StartArgs, Verb, With};
 use super::screen::Screen;
-use crate::act::{By, Outcome};
+use crate::act::Outcome;
+use crate::audit::By;
 use crate::bulk::{BulkAct, BulkOutcome, Plan};
 use crate::console::{Console, Settings};
 use crate::edit::Edit;
 use crate::error::Error;
-use crate::filter::{Filter, State};
+use crate::filter::Filter;
 
 /// Carries a verb out.
 ///
@@ -263,12 +263,4 @@ fn bulk_act<S: Source>(
         };
         Ok((print(&outcome, with.json), exit))
     })
-}
-
-/// `name: text`, for states.
-pub(super) fn state(state: State, name: impl Display) -> String {
-    match state.name() == name.to_string() {
-        true => name.to_string(),
-        false => format!("{} ({name})", state.name()),
-    }
 }

@@ -19,7 +19,7 @@ use svc_kit::http::Problem;
 use svc_kit::ops::{Person, Role};
 use utoipa::ToSchema;
 
-use crate::act::By;
+use crate::audit::By;
 use crate::console::Console;
 use crate::error::Error;
 use crate::page;

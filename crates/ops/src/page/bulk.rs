@@ -17,7 +17,7 @@ use super::notice::Notice;
 use super::session::Visitor;
 use super::show;
 use super::view::Asked;
-use crate::act::By;
+use crate::audit::By;
 use crate::bulk::{Bulk, BulkAct, BulkOutcome, Plan, Progress, ROWS_MAX};
 use crate::error::Error;
 use crate::table::Table;

@@ -15,7 +15,8 @@ use super::notice::Notice;
 use super::session::Visitor;
 use super::show;
 use super::view::{Asked, FilterView, RowView, told};
-use crate::act::{By, Outcome};
+use crate::act::Outcome;
+use crate::audit::By;
 use crate::error::Error;
 use crate::filter::PageAsk;
 
