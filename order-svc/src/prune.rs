@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use outbox::statement::placeholders;
 use sqlx::{AssertSqlSafe, MySqlPool};
 use svc_kit::database::{Fault, classify};
 use tokio_util::sync::CancellationToken;
 
-use crate::batch::rows;
 use crate::metrics::Metrics;
 
 /// Keys that are looked at, and deleted, together.
@@ -174,7 +174,7 @@ async fn delete_all(pool: &MySqlPool, keys: &[Vec<u8>], kept_for: i64) -> Result
     let sql = format!(
         "DELETE FROM idempotency_keys WHERE idempotency_key IN ({}) AND (created_at IS NULL \
          OR created_at < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND)",
-        rows("?", keys.len())
+        placeholders(keys.len(), "?")
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for key in keys {

@@ -7,7 +7,6 @@ use prometheus::Registry;
 use sqlx::MySqlPool;
 use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{ConfigError, Exit};
-use svc_kit::migrate::Set;
 use svc_kit::signals::Shutdown;
 use svc_kit::tasks::Tasks;
 use tokio::net::TcpListener;
@@ -33,15 +32,6 @@ pub struct Service {
     admin: Admin,
     app: Router,
     committers: Vec<Committer>,
-}
-
-/// The migrations this service applies: its own, and those of the outbox in its database.
-#[must_use]
-pub fn migrations() -> Vec<Set> {
-    vec![
-        Set::new("outbox", outbox::migrations()),
-        Set::new("orders", sqlx::migrate!("../migrations/orders")),
-    ]
 }
 
 /// Binds both listeners. The database is not needed yet.

@@ -5,11 +5,11 @@
 
 use std::time::{Duration, Instant};
 
+use outbox::statement::{padded, padded_len, placeholders};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _, MySqlPool};
 use svc_kit::database::{Fault, classify};
 
-use crate::in_list::{padded, padded_len, placeholders};
 use crate::mark::{ends_session, wait_little_for_locks};
 use crate::metrics::{Metrics, Skipped};
 

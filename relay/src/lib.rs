@@ -3,6 +3,8 @@
 //!
 //! The modules in the order of the data path; ARCHITECTURE.md tells the whole.
 
+use outbox::statement as in_list;
+
 pub mod config;
 mod connect;
 pub mod lease;
@@ -47,6 +49,5 @@ mod model;
 pub mod canary;
 pub mod cleanup;
 pub mod gauges;
-pub mod in_list;
 pub mod metrics;
 pub mod ops;

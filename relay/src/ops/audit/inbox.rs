@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use outbox::row::InboxStatus;
+use outbox::statement::{padded, padded_len, placeholders};
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::chosen::Chosen;
 use super::walk::{PAGE, READ_TIMEOUT};
-use crate::in_list::{padded, padded_len, placeholders};
 
 /// A row, as far as an audit looks at it.
 #[derive(Clone, Debug)]

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use outbox::row::{OutboxStatus, Row};
+use outbox::statement::{padded, padded_len, placeholders};
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
 use time::PrimitiveDateTime;
 
-use crate::in_list::{padded, padded_len, placeholders};
 use crate::pauses::{self, Pauses, Watch};
 use crate::queue::key_hash;
 use crate::route::Route;

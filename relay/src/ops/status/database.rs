@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context;
+use outbox::statement::placeholders;
 use serde::Serialize;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
@@ -11,7 +12,6 @@ use sqlx::{AssertSqlSafe, Row as _};
 use crate::canary;
 use crate::config::OutboxTable;
 use crate::held::Route;
-use crate::in_list::placeholders;
 use crate::lease::lock_name;
 use crate::metrics::ROWS_COUNTED_MAX;
 use crate::pauses::{self, Pause, Pauses};
