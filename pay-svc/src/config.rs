@@ -188,7 +188,7 @@ impl ops::cli::Source for ParkedArgs {
     }
 
     fn sets(&self) -> Result<Vec<Set>, ConfigError> {
-        Ok(crate::service::migrations())
+        Ok(crate::migrations())
     }
 }
 

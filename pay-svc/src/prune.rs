@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outbox::row::InboxStatus;
+use outbox::statement::placeholders;
 use sqlx::{AssertSqlSafe, Connection as _, MySql, MySqlPool, Transaction};
 use svc_kit::database::{Fault, classify};
 use time::PrimitiveDateTime;
 use time::macros::datetime;
 use tokio_util::sync::CancellationToken;
 
-use crate::claim::placeholders;
 use crate::database::{Database, retire_if_read_only};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Skipped};
 
 /// Messages that are looked at together.
 const PAGE: usize = 500;
@@ -113,15 +113,6 @@ pub struct Round {
     skipped: Skipped,
     /// Messages in one delete, at most: fewer after one that took too long.
     at_once: usize,
-}
-
-/// Messages that are left behind, by why.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Skipped {
-    /// No time of theirs is usable.
-    pub no_time: u64,
-    /// The database refuses to delete them, by a foreign key or a trigger.
-    pub refused: u64,
 }
 
 impl Default for Round {
@@ -372,7 +363,7 @@ async fn lock(
     let sql = format!(
         "SELECT message_id FROM inbox FORCE INDEX (PRIMARY) WHERE message_id IN ({}) \
          AND status = ? FOR UPDATE SKIP LOCKED",
-        placeholders(ids.len())
+        placeholders(ids.len(), "?")
     );
     let mut query = sqlx::query_scalar(AssertSqlSafe(sql));
     for id in ids {
@@ -389,7 +380,7 @@ async fn delete_attempts(
     let sql = format!(
         "SELECT id FROM inbox_attempts FORCE INDEX (inbox_attempts_message_id) \
          WHERE message_id IN ({}) LIMIT {ATTEMPTS_MAX}",
-        placeholders(ids.len())
+        placeholders(ids.len(), "?")
     );
     let mut query = sqlx::query_scalar(AssertSqlSafe(sql));
     for id in ids {
@@ -399,7 +390,7 @@ async fn delete_attempts(
     if !attempts.is_empty() {
         let sql = format!(
             "DELETE FROM inbox_attempts WHERE id IN ({})",
-            placeholders(attempts.len())
+            placeholders(attempts.len(), "?")
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
         for attempt in &attempts {
@@ -416,7 +407,7 @@ async fn delete_messages(
 ) -> Result<u64, sqlx::Error> {
     let sql = format!(
         "DELETE FROM inbox WHERE message_id IN ({})",
-        placeholders(ids.len())
+        placeholders(ids.len(), "?")
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for id in ids {

@@ -7,7 +7,6 @@ use axum::Router;
 use prometheus::Registry;
 use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{ConfigError, Exit};
-use svc_kit::migrate::Set;
 use svc_kit::signals::Shutdown;
 use svc_kit::tasks::Tasks;
 use tokio::net::TcpListener;
@@ -37,15 +36,6 @@ pub struct Service {
     addr: SocketAddr,
     admin: Admin,
     app: Router,
-}
-
-/// The migrations this service applies.
-#[must_use]
-pub fn migrations() -> Vec<Set> {
-    vec![Set::new(
-        "payments",
-        sqlx::migrate!("../migrations/payments"),
-    )]
 }
 
 /// Binds both listeners, with the provider the settings name. Neither the database nor the broker is
