@@ -12,10 +12,13 @@ use axum::routing::{get, post};
 use prometheus::Registry;
 use serde::{Deserialize, Serialize};
 use sqlx::MySqlPool;
+use svc_kit::http::openapi::document;
 use svc_kit::http::{
-    Problem, database_problem, http_metrics, in_own_task_within, internal, unavailable, whole_body,
+    Problem, database_problem, http_metrics, in_own_task_within, internal, malformed_json,
+    media_type, method_not_allowed, not_json, nothing_here, unavailable, whole_body,
 };
 use time::OffsetDateTime;
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use crate::batch::{Placed, Wanted};
@@ -65,31 +68,30 @@ pub fn router(api: Api, registry: &Registry) -> Router {
         .route("/orders", post(place_order))
         .route("/orders/{id}", get(find_order))
         .route("/buy", post(buy))
-        .route("/openapi.json", get(openapi::document))
-        .method_not_allowed_fallback(async || {
-            let status = StatusCode::METHOD_NOT_ALLOWED;
-            Problem::new(
-                status,
-                "method_not_allowed",
-                "The path does not take this method",
-            )
-        })
-        .fallback(async || {
-            Problem::new(
-                StatusCode::NOT_FOUND,
-                "not_found",
-                "There is nothing at this path",
-            )
-        })
+        .route("/openapi.json", get(document::<Contract>))
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(measured)
         .with_state(api)
 }
 
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "order-svc",
+        description = "Takes orders. An order and the message that tells of it are one transaction."
+    ),
+    paths(place_order, find_order, buy),
+    components(schemas(Problem))
+)]
+struct Contract;
+
 /// Places an order.
 #[utoipa::path(
     post,
     path = "/orders",
+    tag = "http",
     params(
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 128,
          pattern = "^[!-~]+$", description = "The same key and order get the same answer"),
@@ -118,6 +120,7 @@ pub(crate) async fn place_order(
 #[utoipa::path(
     post,
     path = "/buy",
+    tag = "http",
     params(
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 128,
          pattern = "^[!-~]+$", description = "The same key and order get the same answer"),
@@ -147,21 +150,14 @@ pub(crate) async fn buy(
 }
 
 fn read(headers: &HeaderMap, body: &[u8]) -> Result<OrderRequest, Problem> {
-    if !is_json(headers) {
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return Err(Problem::new(
-            status,
-            "not_json",
-            "The body must be application/json",
-        ));
+    let media_type = media_type(headers);
+    let is_json = media_type == "application/json"
+        || (media_type.starts_with("application/") && media_type.ends_with("+json"));
+    if !is_json {
+        return Err(not_json());
     }
     OrderRequest::parse(body).map_err(|err| match err {
-        RequestError::Malformed(detail) => Problem::new(
-            StatusCode::BAD_REQUEST,
-            "malformed_json",
-            "The body is not valid JSON",
-        )
-        .detail(detail),
+        RequestError::Malformed(detail) => malformed_json(detail),
         RequestError::Invalid(errors) => errors.into_iter().fold(
             Problem::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
@@ -245,6 +241,7 @@ fn created(receipt: String) -> Response {
 #[utoipa::path(
     get,
     path = "/orders/{id}",
+    tag = "http",
     params(("id" = String, Path, format = "uuid")),
     responses(
         (status = 200, description = "The order", body = openapi::Order),
@@ -297,23 +294,6 @@ impl<'a> View<'a> {
             delivery: delivery.name(),
         }
     }
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-    else {
-        return false;
-    };
-    let essence = value
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
-    essence == "application/json"
-        || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {

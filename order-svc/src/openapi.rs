@@ -1,27 +1,7 @@
-//! `/openapi.json`: the API as a document for programs.
+//! What `/openapi.json` says of requests and answers.
 
-use axum::Json;
-use utoipa::openapi::OpenApi as Document;
-use utoipa::{IntoResponses, OpenApi, ToSchema};
-
-use crate::http;
-
-/// The document.
-pub async fn document() -> Json<Document> {
-    // An OpenApi value is built from constants; there is nothing to wait for, but axum asks.
-    std::future::ready(Json(Contract::openapi())).await
-}
-
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "order-svc",
-        description = "Takes orders. An order and the message that tells of it are one transaction."
-    ),
-    paths(http::place_order, http::find_order, http::buy),
-    components(schemas(OrderRequest, Receipt, Order, Problem, FieldError))
-)]
-struct Contract;
+use svc_kit::http::Problem;
+use utoipa::{IntoResponses, ToSchema};
 
 /// What a client asks for.
 #[derive(ToSchema)]
@@ -98,29 +78,29 @@ enum Delivery {
 pub(crate) enum PlaceRefusals {
     /// The body is not JSON or was cut off, or the Idempotency-Key can't be used
     #[response(status = 400, content_type = "application/problem+json")]
-    Malformed(#[to_schema] Problem),
+    Malformed(Problem),
     /// Another method than the path takes
     #[response(status = 405, content_type = "application/problem+json")]
-    Method(#[to_schema] Problem),
+    Method(Problem),
     /// The body did not arrive in time
     #[response(status = 408, content_type = "application/problem+json")]
-    Slow(#[to_schema] Problem),
+    Slow(Problem),
     /// The body is over 64 KiB
     #[response(status = 413, content_type = "application/problem+json")]
-    Long(#[to_schema] Problem),
+    Long(Problem),
     /// The body is not said to be JSON
     #[response(status = 415, content_type = "application/problem+json")]
-    NotJson(#[to_schema] Problem),
+    NotJson(Problem),
     /// The order is not valid, or the Idempotency-Key belongs to another request
     #[response(status = 422, content_type = "application/problem+json")]
-    Invalid(#[to_schema] Problem),
+    Invalid(Problem),
     /// The order was refused for a reason that is in the service's log
     #[response(status = 500, content_type = "application/problem+json")]
-    Internal(#[to_schema] Problem),
+    Internal(Problem),
     /// The database can't be used, or too many orders are waiting
     #[response(status = 503, content_type = "application/problem+json",
                headers(("Retry-After" = u32, description = "Seconds")))]
-    Unavailable(#[to_schema] Problem),
+    Unavailable(Problem),
 }
 
 /// What the answer to a question for an order may be instead of 200.
@@ -132,40 +112,15 @@ pub(crate) enum PlaceRefusals {
 pub(crate) enum FindRefusals {
     /// There is no such order
     #[response(status = 404, content_type = "application/problem+json")]
-    Unknown(#[to_schema] Problem),
+    Unknown(Problem),
     /// Another method than the path takes
     #[response(status = 405, content_type = "application/problem+json")]
-    Method(#[to_schema] Problem),
+    Method(Problem),
     /// The reason is in the service's log
     #[response(status = 500, content_type = "application/problem+json")]
-    Internal(#[to_schema] Problem),
+    Internal(Problem),
     /// The database can't be used
     #[response(status = 503, content_type = "application/problem+json",
                headers(("Retry-After" = u32, description = "Seconds")))]
-    Unavailable(#[to_schema] Problem),
-}
-
-/// RFC 9457; `code` is stable.
-#[derive(ToSchema)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; svc_kit::http has the value"
-)]
-pub(crate) struct Problem {
-    title: String,
-    status: u16,
-    code: String,
-    detail: Option<String>,
-    errors: Option<Vec<FieldError>>,
-}
-
-/// One wrong member.
-#[derive(ToSchema)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; svc_kit::http has the value"
-)]
-struct FieldError {
-    field: String,
-    detail: String,
+    Unavailable(Problem),
 }

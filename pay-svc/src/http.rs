@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -15,13 +14,17 @@ use outbox::message::{MessageId, Received};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{FromRow, MySqlPool};
-use svc_kit::http::{Problem, database_problem, in_own_task, unavailable, whole_body};
+use svc_kit::http::openapi::{Bearer, Unavailable, document};
+use svc_kit::http::{
+    Problem, database_problem, in_own_task, malformed_json, media_type, method_not_allowed,
+    not_json, nothing_here, unavailable, whole_body,
+};
 use svc_kit::ops::{Role, Tokens};
 use time::OffsetDateTime;
 use time::format_description::StaticFormatDescription;
 use time::macros::format_description;
 use tokio::sync::Semaphore;
-use utoipa::ToSchema;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use crate::openapi;
@@ -58,25 +61,22 @@ pub fn router(api: Api) -> Router {
     Router::new()
         .route("/payments/{order_id}", get(find_payment))
         .route("/pay", post(put_in))
-        .route("/openapi.json", get(openapi::document))
-        .method_not_allowed_fallback(async || {
-            let status = StatusCode::METHOD_NOT_ALLOWED;
-            Problem::new(
-                status,
-                "method_not_allowed",
-                "The path does not take this method",
-            )
-        })
-        .fallback(async || {
-            Problem::new(
-                StatusCode::NOT_FOUND,
-                "not_found",
-                "There is nothing at this path",
-            )
-        })
+        .route("/openapi.json", get(document::<Contract>))
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(api)
 }
+
+const BEARER: Bearer = Bearer("operator");
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "pay-svc", description = "Pays each placed order once."),
+    paths(find_payment, put_in),
+    modifiers(&BEARER)
+)]
+struct Contract;
 
 /// A payment.
 #[derive(Debug, Serialize, ToSchema)]
@@ -116,15 +116,15 @@ struct PaymentRow {
 #[utoipa::path(
     get,
     path = "/payments/{order_id}",
+    tag = "http",
     params(("order_id" = String, Path, format = "uuid")),
     responses(
         (status = 200, description = "The payment", body = Payment),
         (status = 404, description = "The order is not paid (yet)",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
         (status = 500, description = "A mistake of this program; its log tells",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ),
 )]
 pub(crate) async fn find_payment(
@@ -200,6 +200,7 @@ pub struct Taken {
 #[utoipa::path(
     post,
     path = "/pay",
+    tag = "http",
     request_body = openapi::PutIn,
     responses(
         (status = 202, description = "Stored, to be worked on", body = Taken),
@@ -207,11 +208,10 @@ pub struct Taken {
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's (403), \
          too slow (408), the id is known with another body, which is stored and parked (409), too \
          long (413), not JSON (415), invalid (422), too many wrong tokens (429)",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
         (status = 500, description = "A mistake of this program; its log tells",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ),
     security(("operator" = [])),
 )]
@@ -241,19 +241,8 @@ async fn take_in(api: Api, request: Request) -> Result<Response, Problem> {
 }
 
 fn read(headers: &HeaderMap, body: &[u8]) -> Result<Received, Problem> {
-    let content_type = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let essence = content_type
-        .and_then(|value| value.split(';').next())
-        .unwrap_or_default();
-    if !essence.trim().eq_ignore_ascii_case("application/json") {
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return Err(Problem::new(
-            status,
-            "not_json",
-            "The body must be application/json",
-        ));
+    if media_type(headers) != "application/json" {
+        return Err(not_json());
     }
     let invalid = || {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
@@ -263,12 +252,7 @@ fn read(headers: &HeaderMap, body: &[u8]) -> Result<Received, Problem> {
         if err.is_data() {
             return invalid().detail(err.to_string());
         }
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            "malformed_json",
-            "The body is not valid JSON",
-        )
-        .detail(err.to_string())
+        malformed_json(err.to_string())
     })?;
     let message_id = MessageId::parse(message.message_id.as_bytes())
         .map_err(|err| invalid().error("message_id", err.to_string()))?;

@@ -5,9 +5,10 @@ use axum::extract::State;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, LINK};
 use axum::http::{HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
+use svc_kit::http::Problem;
+use svc_kit::http::openapi::Unavailable;
 
 use super::Refusal;
-use super::openapi;
 use super::request;
 use crate::audit::{ActionFilter, Actions};
 use crate::console::Console;
@@ -17,9 +18,8 @@ use crate::console::Console;
     responses(
         (status = 200, description = "A page", body = Actions),
         (status = "4XX", description = "Invalid query (400, 422), no token (401)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn list(
     State(console): State<Console>,
@@ -34,9 +34,8 @@ pub(super) async fn list(
     responses(
         (status = 200, description = "A page", body = String, content_type = "text/csv"),
         (status = "4XX", description = "Invalid query (400, 422), no token (401)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn csv(State(console): State<Console>, uri: Uri) -> Result<Response, Refusal> {
     let filter: ActionFilter = request::query(&uri, |_| true)?;

@@ -5,11 +5,11 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use svc_kit::http::Problem;
+use svc_kit::http::openapi::Unavailable;
 use svc_kit::ops::Person;
 use svc_kit::tasks;
 use utoipa::ToSchema;
 
-use super::openapi;
 use super::request::{self, Body, Part};
 use super::{Refusal, by};
 use crate::bulk::{Bulk, BulkAct, BulkOutcome, Plan};
@@ -47,9 +47,8 @@ pub(super) struct Begun {
         (status = 202, description = "Begun", body = Begun),
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's (403), \
          too long (413), not JSON (415), invalid (422)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn start(
     State(console): State<Console>,
@@ -69,9 +68,8 @@ pub(super) async fn start(
     responses(
         (status = 200, description = "The bulks", body = Vec<Bulk>),
         (status = "4XX", description = "No token (401)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn list(State(console): State<Console>) -> Answer<Vec<Bulk>> {
     Ok(Json(console.bulks().await?))
@@ -83,9 +81,8 @@ pub(super) async fn list(State(console): State<Console>) -> Answer<Vec<Bulk>> {
     responses(
         (status = 200, description = "The bulk", body = Bulk),
         (status = "4XX", description = "No token (401), no such bulk (404)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn show(State(console): State<Console>, id: Part) -> Answer<Bulk> {
     let bulk = console.bulk(number(id)?).await?;
@@ -150,9 +147,8 @@ macro_rules! on_a_bulk {
                 (status = "4XX", description = "Malformed (400), no token (401), not an \
                  operator's (403), no such bulk (404), in another state (409), too long (413), not \
                  JSON (415), invalid (422)",
-                 body = openapi::Problem, content_type = "application/problem+json"),
-                (status = 503, description = "The database can't be used; see Retry-After",
-                 body = openapi::Problem, content_type = "application/problem+json"),
+                 body = Problem, content_type = "application/problem+json"),
+                Unavailable,
             ), security(("token" = [])))]
         pub(super) async fn $name(
             State(console): State<Console>,

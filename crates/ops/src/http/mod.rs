@@ -3,7 +3,6 @@
 
 mod actions;
 mod bulks;
-mod openapi;
 mod request;
 mod rows;
 
@@ -15,9 +14,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::{Extension, Json, Router};
 use serde::Serialize;
-use svc_kit::http::Problem;
+use svc_kit::http::openapi::{Bearer, document};
+use svc_kit::http::{Problem, method_not_allowed, nothing_here};
 use svc_kit::ops::{Person, Role};
-use utoipa::ToSchema;
+use utoipa::{OpenApi, ToSchema};
 
 use crate::audit::By;
 use crate::console::Console;
@@ -40,7 +40,7 @@ pub fn router(console: &Console) -> Router {
 
 fn api(console: &Console) -> Router {
     Router::new()
-        .route("/ops/openapi.json", get(openapi::document))
+        .route("/ops/openapi.json", get(document::<Contract>))
         .route("/ops/api/me", get(me))
         .route("/ops/api/rows", get(rows::list))
         .route("/ops/api/groups", get(rows::groups))
@@ -65,15 +65,46 @@ fn api(console: &Console) -> Router {
                 .route("/ops/api/rows/{key}/edit", post(rows::edit))
                 .layer(DefaultBodyLimit::max(EDIT_BODY_MAX)),
         )
-        .route("/ops/api", any(nothing))
-        .route("/ops/api/{*rest}", any(nothing))
-        .method_not_allowed_fallback(async || {
-            let title = "The path does not take this method";
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", title)
-        })
+        .route("/ops/api", any(nothing_here))
+        .route("/ops/api/{*rest}", any(nothing_here))
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(console.clone(), admit))
         .with_state(console.clone())
 }
+
+const BEARER: Bearer = Bearer("token");
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "ops",
+        description = "What an operator does with rows that need a person."
+    ),
+    paths(
+        me,
+        rows::list,
+        rows::groups,
+        rows::detail,
+        rows::retry_one,
+        rows::discard_one,
+        rows::restore_one,
+        rows::note,
+        rows::edit,
+        rows::retry,
+        rows::discard,
+        rows::restore,
+        bulks::list,
+        bulks::start,
+        bulks::show,
+        bulks::pause,
+        bulks::resume,
+        bulks::cancel,
+        actions::list,
+        actions::csv
+    ),
+    modifiers(&BEARER)
+)]
+struct Contract;
 
 /// Who may come in: whoever has a token may look, an operator may act.
 async fn admit(State(console): State<Console>, mut request: Request, next: Next) -> Response {
@@ -129,7 +160,7 @@ struct Me {
 #[utoipa::path(get, path = "/ops/api/me", tag = "who",
     responses(
         (status = 200, description = "The person", body = Me),
-        (status = "4XX", description = "No token (401)", body = openapi::Problem,
+        (status = "4XX", description = "No token (401)", body = Problem,
          content_type = "application/problem+json"),
     ), security(("token" = [])))]
 async fn me(State(console): State<Console>, Extension(person): Extension<Person>) -> Json<Me> {
@@ -155,9 +186,4 @@ fn by(person: &Person, reason: Option<String>) -> By {
 async fn off() -> Problem {
     let title = "/ops is off; OPS_TOKENS turns it on";
     std::future::ready(Problem::new(StatusCode::NOT_FOUND, "ops_off", title)).await
-}
-
-async fn nothing() -> Problem {
-    let title = "There is nothing at this path";
-    std::future::ready(Problem::new(StatusCode::NOT_FOUND, "not_found", title)).await
 }

@@ -5,10 +5,10 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use svc_kit::http::Problem;
+use svc_kit::http::openapi::Unavailable;
 use svc_kit::ops::Person;
 use utoipa::ToSchema;
 
-use super::openapi;
 use super::request::{self, Body, Part};
 use super::{Refusal, by};
 use crate::act::Outcome;
@@ -63,9 +63,8 @@ pub(super) struct EditRequest {
     responses(
         (status = 200, description = "A page", body = Page),
         (status = "4XX", description = "Invalid query (400, 422), no token (401)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn list(State(console): State<Console>, uri: Uri) -> Answer<Page> {
     let (filter, ask) = request::list(&uri)?;
@@ -77,9 +76,8 @@ pub(super) async fn list(State(console): State<Console>, uri: Uri) -> Answer<Pag
     responses(
         (status = 200, description = "The groups", body = Groups),
         (status = "4XX", description = "Invalid query (400, 422), no token (401)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn groups(State(console): State<Console>, uri: Uri) -> Answer<Groups> {
     let filter: Filter = request::query(&uri, |_| true)?;
@@ -92,9 +90,8 @@ pub(super) async fn groups(State(console): State<Console>, uri: Uri) -> Answer<G
     responses(
         (status = 200, description = "The row", body = Detail),
         (status = "4XX", description = "No token (401), no such row (404)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn detail(State(console): State<Console>, key: Part) -> Answer<Detail> {
     let detail = console.detail(&request::key(key)?).await?;
@@ -168,9 +165,8 @@ macro_rules! on_one_row {
                 (status = "4XX", description = "Malformed (400), no token (401), not an \
                  operator's (403), no such row (404), in another state (409), too long (413), not \
                  JSON (415), invalid (422)",
-                 body = openapi::Problem, content_type = "application/problem+json"),
-                (status = 503, description = "The database can't be used; see Retry-After",
-                 body = openapi::Problem, content_type = "application/problem+json"),
+                 body = Problem, content_type = "application/problem+json"),
+                Unavailable,
             ), security(("token" = [])))]
         pub(super) async fn $name(
             State(console): State<Console>,
@@ -194,9 +190,8 @@ macro_rules! on_several_rows {
                         (status = 200, description = "What became of each", body = Outcomes),
                         (status = "4XX", description = "Malformed (400), no token (401), not an \
                  operator's (403), too long (413), not JSON (415), invalid (422)",
-                         body = openapi::Problem, content_type = "application/problem+json"),
-                        (status = 503, description = "The database can't be used; see Retry-After",
-                         body = openapi::Problem, content_type = "application/problem+json"),
+                         body = Problem, content_type = "application/problem+json"),
+                        Unavailable,
                     ), security(("token" = [])))]
         pub(super) async fn $name(
             State(console): State<Console>,
@@ -251,9 +246,8 @@ on_several_rows!(
         (status = 200, description = "Written", body = Outcome),
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's (403), \
          no such row (404), too long (413), not JSON (415), invalid (422)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn note(
     State(console): State<Console>,
@@ -274,9 +268,8 @@ pub(super) async fn note(
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's or \
          editing is off (403), no such row (404), in another state (409), too long (413), not JSON \
          (415), invalid (422)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         body = Problem, content_type = "application/problem+json"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn edit(
     State(console): State<Console>,
