@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use serde::Serialize;
 use sqlx::{Connection as _, MySql, MySqlConnection, QueryBuilder, Row as _, Transaction};
 use time::PrimitiveDateTime;
-use utoipa::ToSchema;
 
 use crate::audit::{self, By, Entry, Last};
 use crate::console::{Console, again, unit};
@@ -22,7 +21,8 @@ pub const KEYS_MAX: usize = 500;
 const LOCK_WAIT_S: u32 = 5;
 
 /// What became of one row.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 #[serde(tag = "outcome", rename_all = "lowercase")]
 pub enum Outcome {
     /// Done.

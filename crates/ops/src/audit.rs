@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 use sqlx::mysql::MySqlRow;
 use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _, Transaction};
-use utoipa::{IntoParams, ToSchema};
 
 use crate::console::{Console, unit};
 use crate::error::Error;
@@ -44,7 +43,8 @@ pub struct Entry {
 }
 
 /// Who acted last on a row.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Last {
     /// Who.
     pub actor: String,
@@ -55,7 +55,8 @@ pub struct Last {
 }
 
 /// An action as it was written.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Action {
     /// Grows.
     pub id: u64,
@@ -76,25 +77,29 @@ pub struct Action {
 }
 
 /// Which actions, the newest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[cfg_attr(feature = "console", derive(utoipa::IntoParams))]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
+#[cfg_attr(feature = "console", into_params(parameter_in = Query))]
 pub struct ActionFilter {
     /// By this person
     #[arg(long)]
-    #[param(max_length = 64)]
+    #[cfg_attr(feature = "console", param(max_length = 64))]
     pub actor: Option<String>,
     /// Of this kind, e.g. discard
     #[arg(long)]
-    #[param(max_length = 32)]
+    #[cfg_attr(feature = "console", param(max_length = 32))]
     pub action: Option<String>,
     /// On this row or bulk
     #[arg(long)]
-    #[param(max_length = 1000)]
+    #[cfg_attr(feature = "console", param(max_length = 1000))]
     pub target: Option<String>,
     /// Actions of a page, 1 to 10000
     #[arg(long, default_value = "100", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    #[param(minimum = 1, maximum = 10_000, default = 100)]
+    #[cfg_attr(
+        feature = "console",
+        param(minimum = 1, maximum = 10_000, default = 100)
+    )]
     pub limit: Option<u32>,
     /// Where to go on: `next` of the page before
     #[arg(long, value_name = "ID")]
@@ -102,7 +107,8 @@ pub struct ActionFilter {
 }
 
 /// A page of the audit.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Actions {
     /// The newest first.
     pub actions: Vec<Action>,

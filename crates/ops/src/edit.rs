@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use outbox::{Event, MessageId, Received, WriteError};
 use serde::{Deserialize, Serialize};
 use sqlx::{MySql, QueryBuilder, Row as _, Transaction};
-use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::act::{Outcome, begin};
@@ -20,7 +19,8 @@ use crate::statement::push_key;
 use crate::table::{Key, Table};
 
 /// What is to be different in the new message; what is not given stays.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Edit {
     /// AMQP `type`.
@@ -39,7 +39,8 @@ pub struct Edit {
 }
 
 /// What came of an edit.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Edited {
     /// What became of the original: discarded, unless somebody else acted.
     pub original: Outcome,

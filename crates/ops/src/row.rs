@@ -6,7 +6,6 @@ use sqlx::mysql::MySqlRow;
 use time::format_description::StaticFormatDescription;
 use time::macros::{datetime, format_description};
 use time::{Duration, PrimitiveDateTime};
-use utoipa::ToSchema;
 
 use crate::filter::State;
 use crate::table::{Key, Table};
@@ -16,7 +15,8 @@ const MICROSECONDS: StaticFormatDescription =
 const EPOCH: PrimitiveDateTime = datetime!(1970-01-01 0:00);
 
 /// A row of the outbox or the inbox. Times are UTC, RFC 3339 with microseconds.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Row {
     /// Names the row in this API: the outbox's id, the inbox's message id.
     pub key: String,
@@ -58,7 +58,8 @@ pub struct Row {
 }
 
 /// A page of a list.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Page {
     /// The rows.
     pub rows: Vec<Row>,

@@ -287,7 +287,10 @@ fn siblings_that_name_each_other_are_a_cycle_wherever_the_item_is_named_from() {
 fn parents_comments_strings_and_tests_make_no_cycle() {
     let lib = ("lib.rs", "mod a; mod b;");
     let a = ("a.rs", "mod below; pub struct A; use below::Below;");
-    let below = ("a/below.rs", "use super::A; use crate::b; pub struct Below;");
+    let below = (
+        "a/below.rs",
+        "use super::A; use crate::b; pub struct Below;",
+    );
     let b = (
         "b.rs",
         "//! [`crate::a::A`]\n// use crate::a::A;\n/* crate::a::A */ \
