@@ -48,6 +48,6 @@ mod model;
 
 pub mod canary;
 pub mod cleanup;
+pub mod commands;
 pub mod gauges;
 pub mod metrics;
-pub mod ops;

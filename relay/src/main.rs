@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use prometheus::Registry;
+use relay::commands;
+use relay::commands::audit::AuditArgs;
+use relay::commands::check::{self, State};
+use relay::commands::pause::{Action, PauseArgs, ResumeArgs};
+use relay::commands::replay::ReplayArgs;
+use relay::commands::status::StatusArgs;
 use relay::config::{OutboxTable, RunArgs, TableArgs};
-use relay::ops;
-use relay::ops::audit::AuditArgs;
-use relay::ops::check::{self, State};
-use relay::ops::pause::{Action, PauseArgs, ResumeArgs};
-use relay::ops::replay::ReplayArgs;
-use relay::ops::status::StatusArgs;
 use relay::relay::{CONDITIONS, Relay};
 use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{self, ConfigError, Exit};
@@ -148,7 +148,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<Exit> {
         // Status reads alone, and says itself of a database that does not answer.
         match table.check_own().await {
             Err(err) if err.is::<ConfigError>() => Err(err),
-            Ok(()) | Err(_) => Ok(ops::status::ask(&table, admin).await),
+            Ok(()) | Err(_) => Ok(commands::status::ask(&table, admin).await),
         }
     })?;
     let mut out = std::io::stdout().lock();

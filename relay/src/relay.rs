@@ -16,6 +16,7 @@ use svc_kit::tasks::Tasks;
 use tokio::sync::watch;
 
 use crate::canary::Canary;
+use crate::commands::check;
 use crate::config::Config;
 use crate::connect::{Connected, NotConnected};
 use crate::dispatch::Dispatch;
@@ -24,7 +25,6 @@ use crate::hashed::HashedMap;
 use crate::lease::{self, Leadership, Lease};
 use crate::mark::Refused;
 use crate::metrics::{Metrics, Phase};
-use crate::ops::check;
 use crate::pauses::{INTAKE, Pauses};
 use crate::queue::RowId;
 use crate::server::ServerId;

@@ -20,9 +20,9 @@ use svc_kit::settings::duration;
 use svc_kit::signals::Shutdown;
 use time::PrimitiveDateTime;
 
+use crate::commands::operator;
+use crate::commands::times::time;
 use crate::config::{OutboxTable, TableArgs};
-use crate::ops::operator;
-use crate::ops::times::time;
 use crate::table::Queries;
 use filter::{Filter, quoted};
 pub use report::Report;

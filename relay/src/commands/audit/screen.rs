@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::judge::Kind;
 use super::ledger::{Ledger, Listed};
-use crate::ops::times::told_duration;
+use crate::commands::times::told_duration;
 
 impl fmt::Display for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,8 +7,8 @@ use svc_kit::signals::Shutdown;
 
 use super::Replay;
 use super::read::{Head, Reader};
-use crate::ops::progress::Progress;
-use crate::ops::times::told;
+use crate::commands::progress::Progress;
+use crate::commands::times::told;
 
 /// Rows shown of a dry run.
 const SHOWN_MAX: usize = 10;

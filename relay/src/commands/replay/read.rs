@@ -98,7 +98,7 @@ impl Reader {
         let Some(written) = head.written else {
             return Duration::MAX;
         };
-        crate::ops::times::between(written, now).saturating_add(then.elapsed())
+        crate::commands::times::between(written, now).saturating_add(then.elapsed())
     }
 
     /// The sent rows behind `after`.

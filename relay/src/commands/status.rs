@@ -11,9 +11,9 @@ use clap::Args;
 use serde::Serialize;
 use svc_kit::boot::ConfigError;
 
+use crate::commands::status::database::Database;
+use crate::commands::status::live::Live;
 use crate::config::{OutboxTable, TableArgs};
-use crate::ops::status::database::Database;
-use crate::ops::status::live::Live;
 
 /// `relay status`.
 #[derive(Args, Debug)]

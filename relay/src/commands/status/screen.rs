@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::ops::status::database::{Database, OLDEST_LOOKED_AT, Rows};
-use crate::ops::status::live::Live;
-use crate::ops::status::{Answer, Status};
+use crate::commands::status::database::{Database, OLDEST_LOOKED_AT, Rows};
+use crate::commands::status::live::Live;
+use crate::commands::status::{Answer, Status};
 
 /// Routes and pauses that a screen has room for.
 const SHOWN: usize = 10;

@@ -13,7 +13,7 @@ use super::inbox::{Inbox, InboxRow};
 use super::judge::judge;
 use super::ledger::Ledger;
 use super::outbox::{Outbox, OutboxRow};
-use crate::ops::progress::Progress;
+use crate::commands::progress::Progress;
 
 /// Rows read at once.
 pub(super) const PAGE: usize = 1000;

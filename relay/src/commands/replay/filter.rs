@@ -6,7 +6,7 @@ use time::PrimitiveDateTime;
 
 use super::read::Head;
 use crate::canary;
-use crate::ops::times::told;
+use crate::commands::times::told;
 
 /// Everything that a row must be.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use svc_kit::boot::ConfigError;
 
-use crate::ops::times::told_duration;
+use crate::commands::times::told_duration;
 
 /// `age + RELAY_REPLAY_MARGIN <= RELAY_INBOX_RETENTION`.
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! What an operator asks the relay.
+//! The commands of the program besides `run`.
 
 pub mod audit;
 pub mod check;

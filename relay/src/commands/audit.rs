@@ -19,8 +19,8 @@ use svc_kit::database::DatabaseUrl;
 use svc_kit::settings::{duration, secret, secret_value};
 use time::PrimitiveDateTime;
 
+use crate::commands::times::time;
 use crate::config::{OutboxTable, TableArgs};
-use crate::ops::times::time;
 use crate::route::Route;
 use chosen::Chosen;
 use judge::Bounds;

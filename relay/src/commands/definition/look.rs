@@ -30,7 +30,7 @@ const REFERRING: &str = "SELECT DISTINCT CONCAT(TABLE_SCHEMA, '.', TABLE_NAME), 
 ///
 /// # Errors
 /// The database's.
-pub(in crate::ops) async fn look(
+pub(in crate::commands) async fn look(
     connection: &mut MySqlConnection,
     table: &str,
 ) -> Result<Definition, sqlx::Error> {

@@ -5,9 +5,9 @@ use clap::Args;
 use sqlx::{AssertSqlSafe, Connection as _, MySqlTransaction};
 use svc_kit::boot::ConfigError;
 
+use crate::commands::operator;
 use crate::config::{OutboxTable, TableArgs};
 use crate::held::Route;
-use crate::ops::operator;
 use crate::pauses::{self, Pause, Pauses, ROUTES_MAX};
 
 const EXCHANGE_MAX: usize = 127;
