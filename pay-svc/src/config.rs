@@ -10,7 +10,7 @@ use svc_kit::amqp::{Amqp, AmqpArgs};
 use svc_kit::boot::ConfigError;
 use svc_kit::database::DatabaseUrl;
 use svc_kit::migrate::Set;
-use svc_kit::ops::Tokens;
+use svc_kit::operators::Tokens;
 use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
 use svc_kit::telemetry::{LogArgs, LogFormat};
 

@@ -19,7 +19,7 @@ use svc_kit::http::{
     Problem, database_problem, in_own_task, malformed_json, media_type, method_not_allowed,
     not_json, nothing_here, unavailable, whole_body,
 };
-use svc_kit::ops::{Role, Tokens};
+use svc_kit::operators::{Role, Tokens};
 use time::OffsetDateTime;
 use time::format_description::StaticFormatDescription;
 use time::macros::format_description;

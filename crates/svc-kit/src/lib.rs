@@ -23,4 +23,4 @@ pub mod migrate;
 
 pub mod admin;
 pub mod http;
-pub mod ops;
+pub mod operators;

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::boot::ConfigError;
 use crate::database::DatabaseUrl;
-use crate::ops::Tokens;
+use crate::operators::Tokens;
 
 /// `DATABASE_URL` or `DATABASE_URL_FILE`.
 #[derive(Clone, Debug, clap::Args)]

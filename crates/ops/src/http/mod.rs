@@ -16,7 +16,7 @@ use axum::{Extension, Json, Router};
 use serde::Serialize;
 use svc_kit::http::openapi::{Bearer, document};
 use svc_kit::http::{Problem, method_not_allowed, nothing_here};
-use svc_kit::ops::{Person, Role};
+use svc_kit::operators::{Person, Role};
 use utoipa::{OpenApi, ToSchema};
 
 use crate::audit::By;

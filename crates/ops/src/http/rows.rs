@@ -6,7 +6,7 @@ use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use svc_kit::http::Problem;
 use svc_kit::http::openapi::Unavailable;
-use svc_kit::ops::Person;
+use svc_kit::operators::Person;
 use utoipa::ToSchema;
 
 use super::request::{self, Body, Part};
