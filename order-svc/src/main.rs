@@ -1,14 +1,14 @@
 //! The program: settings and logging first, then the runtime.
 
-use order_svc::config::{Cli, Command, MigrateArgs, RunArgs};
+use order_svc::config::{Cli, Command, RunArgs};
 use svc_kit::boot::{self, Exit};
-use svc_kit::{migrate, signals, telemetry};
+use svc_kit::{signals, telemetry};
 
 fn main() -> Exit {
     boot::install_crypto();
     let done = match boot::parse_args::<Cli>().command {
         Command::Run(args) => run(&args),
-        Command::Migrate(args) => apply_migrations(&args),
+        Command::Migrate(args) => args.run(&order_svc::migrations()),
     };
     boot::conclude("order-svc", done)
 }
@@ -19,12 +19,5 @@ fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     boot::block_on(async {
         let shutdown = signals::listen(config.drain_timeout)?;
         order_svc::build(config).await?.run(shutdown).await
-    })
-}
-
-fn apply_migrations(args: &MigrateArgs) -> anyhow::Result<Exit> {
-    telemetry::init(args.log.log_format);
-    migrate::command(&order_svc::migrations(), args.print, || {
-        args.database.resolve()
     })
 }

@@ -52,10 +52,7 @@ pub async fn build(config: Config) -> Result<Service, ConfigError> {
         },
         &registry,
     );
-    let listener = TcpListener::bind(config.listen_addr)
-        .await
-        .map_err(|err| cannot_bind(&err))?;
-    let addr = listener.local_addr().map_err(|err| cannot_bind(&err))?;
+    let (listener, addr) = svc_kit::http::bind(config.listen_addr).await?;
     let admin = Admin::bind(
         config.admin_addr,
         readiness.clone(),
@@ -133,12 +130,4 @@ impl Service {
         drop(admin);
         exit
     }
-}
-
-fn cannot_bind(err: &std::io::Error) -> ConfigError {
-    ConfigError::new(
-        "LISTEN_ADDR",
-        format!("can't be bound: {err}"),
-        "choose a free address",
-    )
 }

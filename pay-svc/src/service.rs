@@ -77,10 +77,7 @@ pub async fn build_with(
         tokens: config.tokens.clone(),
         places: Arc::new(Semaphore::new(http::BODIES_MAX)),
     });
-    let listener = TcpListener::bind(config.listen_addr)
-        .await
-        .map_err(|err| cannot_bind(&err))?;
-    let addr = listener.local_addr().map_err(|err| cannot_bind(&err))?;
+    let (listener, addr) = svc_kit::http::bind(config.listen_addr).await?;
     let console = console(&config);
     let admin = Admin::bind(
         config.admin_addr,
@@ -212,12 +209,4 @@ impl Service {
         };
         (self.config.workers > 1).then_some(handover)
     }
-}
-
-fn cannot_bind(err: &std::io::Error) -> ConfigError {
-    ConfigError::new(
-        "LISTEN_ADDR",
-        format!("can't be bound: {err}"),
-        "choose a free address",
-    )
 }

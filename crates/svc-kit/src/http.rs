@@ -15,4 +15,4 @@ pub use refusal::{
     database_problem, in_own_task, in_own_task_within, internal, malformed_json,
     method_not_allowed, not_json, nothing_here, unavailable, unreadable,
 };
-pub use serve::{peer, serve};
+pub use serve::{bind, peer, serve};

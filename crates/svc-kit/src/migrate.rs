@@ -11,12 +11,37 @@ use tokio_util::sync::CancellationToken;
 
 use crate::boot::{ConfigError, Exit, block_on};
 use crate::database::{DatabaseUrl, first_contact};
+use crate::settings::DatabaseArgs;
+use crate::telemetry::{self, LogArgs};
 
 mod own;
 pub use own::{check_own, foreign, until_own};
 
 /// Longest wait for another process that migrates the same set, in seconds.
 const LOCK_SECONDS: u32 = 60;
+
+/// The settings of the command `migrate`.
+#[derive(Debug, clap::Args)]
+pub struct MigrateArgs {
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// Print the SQL instead of running it
+    #[arg(long)]
+    print: bool,
+}
+
+impl MigrateArgs {
+    /// Prints the SQL of these sets, or applies what is missing of them.
+    ///
+    /// # Errors
+    /// As [`command`].
+    pub fn run(&self, sets: &[Set]) -> anyhow::Result<Exit> {
+        telemetry::init(self.log.log_format);
+        command(sets, self.print, || self.database.resolve())
+    }
+}
 
 /// Migrations that are applied together, with a tracking table of their own: `_{name}_migrations`.
 #[derive(Debug)]
