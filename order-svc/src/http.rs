@@ -12,7 +12,7 @@ use axum::routing::{get, post};
 use prometheus::Registry;
 use serde::{Deserialize, Serialize};
 use sqlx::MySqlPool;
-use svc_kit::http::openapi::document;
+use svc_kit::http::openapi::{Problems, document};
 use svc_kit::http::{
     Problem, database_problem, http_metrics, in_own_task_within, internal, malformed_json,
     media_type, method_not_allowed, not_json, nothing_here, unavailable, whole_body,
@@ -83,7 +83,7 @@ pub fn router(api: Api, registry: &Registry) -> Router {
         description = "Takes orders. An order and the message that tells of it are one transaction."
     ),
     paths(place_order, find_order, buy),
-    components(schemas(Problem))
+    modifiers(&Problems)
 )]
 struct Contract;
 
@@ -92,13 +92,7 @@ struct Contract;
     post,
     path = "/orders",
     tag = "http",
-    params(
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 128,
-         pattern = "^[!-~]+$", description = "The same key and order get the same answer"),
-        ("traceparent" = Option<String>, Header,
-         description = "W3C Trace Context: carried on in the message; what is not valid is ignored"),
-        ("tracestate" = Option<String>, Header, description = "Carried on with it"),
-    ),
+    params(openapi::PlaceHeaders),
     request_body = openapi::OrderRequest,
     responses(
         (status = 201, description = "Placed, or placed before with this key",
@@ -121,13 +115,7 @@ pub(crate) async fn place_order(
     post,
     path = "/buy",
     tag = "http",
-    params(
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 128,
-         pattern = "^[!-~]+$", description = "The same key and order get the same answer"),
-        ("traceparent" = Option<String>, Header,
-         description = "W3C Trace Context: carried on in the message; what is not valid is ignored"),
-        ("tracestate" = Option<String>, Header, description = "Carried on with it"),
-    ),
+    params(openapi::PlaceHeaders),
     request_body = Option<openapi::OrderRequest>,
     responses(
         (status = 201, description = "Placed, or placed before with this key",

@@ -1,7 +1,6 @@
 //! What `/openapi.json` says of requests and answers.
 
-use svc_kit::http::Problem;
-use utoipa::{IntoResponses, ToSchema};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 /// What a client asks for.
 #[derive(ToSchema)]
@@ -71,56 +70,69 @@ enum Delivery {
 
 /// What the answer to an order may be instead of 201.
 #[derive(IntoResponses)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; http answers with a Problem"
-)]
+#[expect(dead_code, reason = "a description for the document")]
 pub(crate) enum PlaceRefusals {
     /// The body is not JSON or was cut off, or the Idempotency-Key can't be used
-    #[response(status = 400, content_type = "application/problem+json")]
-    Malformed(Problem),
+    #[response(status = 400)]
+    Malformed,
     /// Another method than the path takes
-    #[response(status = 405, content_type = "application/problem+json")]
-    Method(Problem),
+    #[response(status = 405)]
+    Method,
     /// The body did not arrive in time
-    #[response(status = 408, content_type = "application/problem+json")]
-    Slow(Problem),
+    #[response(status = 408)]
+    Slow,
     /// The body is over 64 KiB
-    #[response(status = 413, content_type = "application/problem+json")]
-    Long(Problem),
+    #[response(status = 413)]
+    Long,
     /// The body is not said to be JSON
-    #[response(status = 415, content_type = "application/problem+json")]
-    NotJson(Problem),
+    #[response(status = 415)]
+    NotJson,
     /// The order is not valid, or the Idempotency-Key belongs to another request
-    #[response(status = 422, content_type = "application/problem+json")]
-    Invalid(Problem),
+    #[response(status = 422)]
+    Invalid,
     /// The order was refused for a reason that is in the service's log
-    #[response(status = 500, content_type = "application/problem+json")]
-    Internal(Problem),
+    #[response(status = 500)]
+    Internal,
     /// The database can't be used, or too many orders are waiting
-    #[response(status = 503, content_type = "application/problem+json",
+    #[response(status = 503,
                headers(("Retry-After" = u32, description = "Seconds")))]
-    Unavailable(Problem),
+    Unavailable,
 }
 
 /// What the answer to a question for an order may be instead of 200.
 #[derive(IntoResponses)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; http answers with a Problem"
-)]
+#[expect(dead_code, reason = "a description for the document")]
 pub(crate) enum FindRefusals {
     /// There is no such order
-    #[response(status = 404, content_type = "application/problem+json")]
-    Unknown(Problem),
+    #[response(status = 404)]
+    Unknown,
     /// Another method than the path takes
-    #[response(status = 405, content_type = "application/problem+json")]
-    Method(Problem),
+    #[response(status = 405)]
+    Method,
     /// The reason is in the service's log
-    #[response(status = 500, content_type = "application/problem+json")]
-    Internal(Problem),
+    #[response(status = 500)]
+    Internal,
     /// The database can't be used
-    #[response(status = 503, content_type = "application/problem+json",
+    #[response(status = 503,
                headers(("Retry-After" = u32, description = "Seconds")))]
-    Unavailable(Problem),
+    Unavailable,
+}
+
+/// What a client may say of an order in headers.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "a description for the document")]
+pub(crate) struct PlaceHeaders {
+    /// The same key and order get the same answer
+    #[param(
+        rename = "Idempotency-Key",
+        min_length = 1,
+        max_length = 128,
+        pattern = "^[!-~]+$"
+    )]
+    idempotency_key: Option<String>,
+    /// W3C Trace Context: carried on in the message; what is not valid is ignored
+    traceparent: Option<String>,
+    /// Carried on with it
+    tracestate: Option<String>,
 }

@@ -14,7 +14,7 @@ use outbox::message::{MessageId, Received};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{FromRow, MySqlPool};
-use svc_kit::http::openapi::{Bearer, Unavailable, document};
+use svc_kit::http::openapi::{Bearer, Problems, Unavailable, document};
 use svc_kit::http::{
     Problem, database_problem, in_own_task, malformed_json, media_type, method_not_allowed,
     not_json, nothing_here, unavailable, whole_body,
@@ -74,7 +74,7 @@ const BEARER: Bearer = Bearer("operator");
 #[openapi(
     info(title = "pay-svc", description = "Pays each placed order once."),
     paths(find_payment, put_in),
-    modifiers(&BEARER)
+    modifiers(&BEARER, &Problems)
 )]
 struct Contract;
 
@@ -120,10 +120,8 @@ struct PaymentRow {
     params(("order_id" = String, Path, format = "uuid")),
     responses(
         (status = 200, description = "The payment", body = Payment),
-        (status = 404, description = "The order is not paid (yet)",
-         body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "A mistake of this program; its log tells",
-         body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "The order is not paid (yet)"),
+        (status = 500, description = "A mistake of this program; its log tells"),
         Unavailable,
     ),
 )]
@@ -207,10 +205,8 @@ pub struct Taken {
         (status = 200, description = "Known already; counted", body = Taken),
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's (403), \
          too slow (408), the id is known with another body, which is stored and parked (409), too \
-         long (413), not JSON (415), invalid (422), too many wrong tokens (429)",
-         body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "A mistake of this program; its log tells",
-         body = Problem, content_type = "application/problem+json"),
+         long (413), not JSON (415), invalid (422), too many wrong tokens (429)"),
+        (status = 500, description = "A mistake of this program; its log tells"),
         Unavailable,
     ),
     security(("operator" = [])),

@@ -14,8 +14,9 @@ const LOOK_MAX: u32 = 10_000;
 pub const LIMIT_MAX: u32 = 10_000;
 /// `target` in characters.
 const TARGET_MAX: usize = 1000;
-/// `operator_actions.actor` and `operator_actions.action`, in characters.
-const ACTOR_MAX: usize = 64;
+/// `operator_actions.actor`, in characters.
+pub const ACTOR_MAX: usize = 64;
+/// `operator_actions.action`, in characters.
 const ACTION_MAX: usize = 32;
 /// `operator_actions.reason`, in characters.
 pub const REASON_MAX: usize = 1000;

@@ -1,11 +1,7 @@
 //! Who acts and why, as `operator_actions` holds it.
 
+use ::ops::audit::{ACTOR_MAX, REASON_MAX};
 use svc_kit::boot::ConfigError;
-
-/// `operator_actions.actor` holds this many characters.
-const ACTOR_MAX: usize = 64;
-/// `reason`, there and beside a pause.
-const REASON_MAX: usize = 1000;
 
 /// Who acts: as named, else the user and the machine.
 pub(super) fn actor(by: Option<&str>) -> Result<String, ConfigError> {

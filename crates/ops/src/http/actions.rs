@@ -5,7 +5,6 @@ use axum::extract::State;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, LINK};
 use axum::http::{HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
-use svc_kit::http::Problem;
 use svc_kit::http::openapi::Unavailable;
 
 use super::Refusal;
@@ -17,8 +16,7 @@ use crate::console::Console;
 #[utoipa::path(get, path = "/ops/api/actions", tag = "audit", params(ActionFilter),
     responses(
         (status = 200, description = "A page", body = Actions),
-        (status = "4XX", description = "Invalid query (400, 422), no token (401)",
-         body = Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "Invalid query (400, 422), no token (401)"),
         Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn list(
@@ -33,8 +31,7 @@ pub(super) async fn list(
 #[utoipa::path(get, path = "/ops/api/actions.csv", tag = "audit", params(ActionFilter),
     responses(
         (status = 200, description = "A page", body = String, content_type = "text/csv"),
-        (status = "4XX", description = "Invalid query (400, 422), no token (401)",
-         body = Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "Invalid query (400, 422), no token (401)"),
         Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn csv(State(console): State<Console>, uri: Uri) -> Result<Response, Refusal> {

@@ -14,12 +14,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::{Extension, Json, Router};
 use serde::Serialize;
-use svc_kit::http::openapi::{Bearer, document};
+use svc_kit::http::openapi::{Bearer, Problems, document};
 use svc_kit::http::{Problem, method_not_allowed, nothing_here};
 use svc_kit::operators::{Person, Role};
 use utoipa::{OpenApi, ToSchema};
 
-use crate::audit::By;
+use crate::audit::{By, Last};
 use crate::console::Console;
 use crate::error::Error;
 use crate::page;
@@ -102,7 +102,7 @@ const BEARER: Bearer = Bearer("token");
         actions::list,
         actions::csv
     ),
-    modifiers(&BEARER)
+    modifiers(&BEARER, &Problems)
 )]
 struct Contract;
 
@@ -160,8 +160,7 @@ struct Me {
 #[utoipa::path(get, path = "/ops/api/me", tag = "who",
     responses(
         (status = 200, description = "The person", body = Me),
-        (status = "4XX", description = "No token (401)", body = Problem,
-         content_type = "application/problem+json"),
+        (status = "4XX", description = "No token (401)"),
     ), security(("token" = [])))]
 async fn me(State(console): State<Console>, Extension(person): Extension<Person>) -> Json<Me> {
     std::future::ready(Json(Me {
@@ -181,6 +180,24 @@ fn by(person: &Person, reason: Option<String>) -> By {
         actor: person.name.clone(),
         reason,
     }
+}
+
+/// 409: what it is, and who acted on it last.
+fn conflict(title: &'static str, now: &str, why: Option<&str>, last: Option<Last>) -> Problem {
+    let mut detail = format!("it is {now}");
+    if let Some(why) = why {
+        detail.push_str(&format!(": {why}"));
+    }
+    let mut problem = Problem::new(StatusCode::CONFLICT, "conflict", title).error("state", now);
+    if let Some(Last { actor, action, at }) = last {
+        let at = at.unwrap_or_default();
+        detail.push_str(&format!("; last {action:?} by {actor} at {at}"));
+        problem = problem
+            .error("actor", actor)
+            .error("action", action)
+            .error("at", at);
+    }
+    problem.detail(detail)
 }
 
 async fn off() -> Problem {
