@@ -166,7 +166,7 @@ async fn answer(api: Api, headers: &HeaderMap, request: OrderRequest) -> Result<
     if let Some(commit) = commit {
         commit.end();
     }
-    let answer = told(placed);
+    let answer = respond(placed);
     if let Some(span) = span {
         trace::answered(
             span,
@@ -178,7 +178,7 @@ async fn answer(api: Api, headers: &HeaderMap, request: OrderRequest) -> Result<
     answer
 }
 
-fn told(placed: Result<Placed, NotPlaced>) -> Result<Response, Problem> {
+fn respond(placed: Result<Placed, NotPlaced>) -> Result<Response, Problem> {
     match placed {
         Ok(Placed::New(receipt) | Placed::Again(receipt)) => Ok(created(receipt)),
         Ok(Placed::KeyReused) => Err(Problem::new(

@@ -158,7 +158,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<Exit> {
     } else {
         write!(out, "{status}")?;
     }
-    Ok(match status.database.told() {
+    Ok(match status.database.answer() {
         Some(_) => Exit::Drained,
         None => Exit::Failed,
     })

@@ -259,8 +259,8 @@ impl Bulk {
 
 impl Progress {
     /// For the audit: `rows 100, waiting 90, done 10`.
-    fn told(&self) -> String {
-        let mut told = format!("rows {}", self.rows);
+    fn summary(&self) -> String {
+        let mut text = format!("rows {}", self.rows);
         for (name, count) in [
             ("waiting", self.waiting),
             ("trying", self.trying),
@@ -271,10 +271,10 @@ impl Progress {
             ("gone", self.gone),
         ] {
             if count > 0 {
-                told.push_str(&format!(", {name} {count}"));
+                text.push_str(&format!(", {name} {count}"));
             }
         }
-        told
+        text
     }
 }
 
@@ -335,7 +335,7 @@ fn bulk_of(row: &MySqlRow) -> Result<Bulk, sqlx::Error> {
         followed: state != BulkState::Filling && (held || !state.holds_back()),
         actor: text(row, 2)?.unwrap_or_default(),
         reason: text(row, 3)?,
-        filter: serde_json::from_str::<Filter>(&filter).map_or(filter, |filter| filter.told()),
+        filter: serde_json::from_str::<Filter>(&filter).map_or(filter, |filter| filter.summary()),
         canary: row.try_get(5)?,
         canary_wait: Duration::from_micros(row.try_get(6)?).as_secs_f64(),
         rate: match interval {

@@ -1,6 +1,6 @@
 //! Edit and retry: a new message with another id, and the original kept, discarded.
 
-mod told;
+mod changes;
 
 use std::collections::BTreeMap;
 
@@ -143,7 +143,7 @@ async fn transaction(
         key: new,
         message_id,
     } = written;
-    let changed = told::changed(&given);
+    let changed = changes::changed(&given);
     let entries = [
         Entry {
             action: "edit",

@@ -181,8 +181,8 @@ impl Filter {
 
     /// For the audit and for people: `state=parked class=too_large`.
     #[must_use]
-    pub fn told(&self) -> String {
-        let mut told = format!("state={}", self.state.name());
+    pub fn summary(&self) -> String {
+        let mut text = format!("state={}", self.state.name());
         let number = |n: Option<u64>| n.map(|n| n.to_string());
         for (name, value) in [
             ("class", self.class.clone()),
@@ -196,10 +196,10 @@ impl Filter {
             ("text", self.text.clone()),
         ] {
             if let Some(value) = value {
-                told.push_str(&format!(" {name}={value:?}"));
+                text.push_str(&format!(" {name}={value:?}"));
             }
         }
-        told
+        text
     }
 }
 

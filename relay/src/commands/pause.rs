@@ -211,7 +211,7 @@ impl Action {
         self.audit(&mut tx, "resume", (&pause.to_string(), "running"))
             .await?;
         tx.commit().await?;
-        let told = format!(
+        let text = format!(
             "{} is resumed; a relay that runs sends what has waited, in order, within 2 s",
             self.what()
         );
@@ -220,8 +220,8 @@ impl Action {
             Some(route) => drop(pauses.routes.remove(route)),
         }
         Ok(match still(&pauses) {
-            Some(still) => format!("{told}\n{still}"),
-            None => told,
+            Some(still) => format!("{text}\n{still}"),
+            None => text,
         })
     }
 

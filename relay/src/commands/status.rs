@@ -41,15 +41,15 @@ pub struct Status {
     pub relay: Answer<Live>,
 }
 
-/// What somebody who was asked has said.
+/// The answer of the database, or of the relay.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Answer<T> {
-    /// This.
-    Told(Box<T>),
-    /// Nothing, and why.
+    /// It answered.
+    Answered(Box<T>),
+    /// It did not answer, and why.
     CouldNotAsk {
-        /// Of the one who was asked.
+        /// What was queried.
         address: String,
         /// Why there is no answer.
         error: String,
@@ -59,7 +59,7 @@ pub enum Answer<T> {
 impl<T> Answer<T> {
     fn of(address: impl ToString, answer: anyhow::Result<T>) -> Self {
         match answer {
-            Ok(told) => Self::Told(Box::new(told)),
+            Ok(answer) => Self::Answered(Box::new(answer)),
             Err(err) => Self::CouldNotAsk {
                 address: address.to_string(),
                 error: format!("{err:#}"),
@@ -68,9 +68,9 @@ impl<T> Answer<T> {
     }
 
     /// The answer, if there is one.
-    pub fn told(&self) -> Option<&T> {
+    pub fn answer(&self) -> Option<&T> {
         match self {
-            Self::Told(told) => Some(told),
+            Self::Answered(answer) => Some(answer),
             Self::CouldNotAsk { .. } => None,
         }
     }

@@ -14,7 +14,7 @@ pub(super) fn time(text: &str) -> Result<PrimitiveDateTime, String> {
 }
 
 /// A time of the database, which holds UTC.
-pub(super) fn told(time: PrimitiveDateTime) -> String {
+pub(super) fn rfc3339(time: PrimitiveDateTime) -> String {
     let formatted = time.assume_utc().format(&Rfc3339);
     formatted.unwrap_or_else(|_| time.to_string())
 }
@@ -25,7 +25,7 @@ pub(super) fn between(earlier: PrimitiveDateTime, later: PrimitiveDateTime) -> D
 }
 
 /// `30d 4h`, without what is under a second.
-pub(super) fn told_duration(duration: Duration) -> String {
+pub(super) fn in_words(duration: Duration) -> String {
     humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
 }
 
@@ -43,7 +43,7 @@ mod tests {
             let says = time(wrong).unwrap_err();
             assert!(says.contains("2026-01-31T12:00:00Z"), "{wrong}: {says}");
         }
-        assert_eq!(told(noon), "2026-01-31T12:00:00Z");
+        assert_eq!(rfc3339(noon), "2026-01-31T12:00:00Z");
     }
 
     #[test]
@@ -51,6 +51,6 @@ mod tests {
         let (early, late) = (datetime!(2026-01-31 12:00), datetime!(2026-01-31 12:01));
         assert_eq!(between(early, late), Duration::from_mins(1));
         assert_eq!(between(late, early), Duration::ZERO);
-        assert_eq!(told_duration(between(early, late)), "1m");
+        assert_eq!(in_words(between(early, late)), "1m");
     }
 }

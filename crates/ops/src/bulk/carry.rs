@@ -227,7 +227,7 @@ async fn turn(
         action,
         target: table.bulk_target(id),
         before: Some(state.name().to_owned()),
-        after: Some(counts.told()),
+        after: Some(counts.summary()),
     };
     audit::write(&mut tx, &by, &[entry]).await?;
     tx.commit().await

@@ -39,10 +39,10 @@ impl Chosen {
     }
 
     /// For the ledger; `None`: everything.
-    pub(super) fn told(&self) -> Option<String> {
-        let mut told = Vec::new();
-        told.extend(self.event_type.as_ref().map(|t| format!("type {t}")));
-        told.extend(self.route.as_ref().map(|r| format!("route {r}")));
-        (!told.is_empty()).then(|| told.join(", "))
+    pub(super) fn text(&self) -> Option<String> {
+        let mut parts = Vec::new();
+        parts.extend(self.event_type.as_ref().map(|t| format!("type {t}")));
+        parts.extend(self.route.as_ref().map(|r| format!("route {r}")));
+        (!parts.is_empty()).then(|| parts.join(", "))
     }
 }

@@ -77,7 +77,7 @@ impl Ledger {
         Self {
             outbox: format!("{}.{}", audit.table.url.database(), audit.table.name),
             inbox: format!("{}.inbox", audit.inbox.database()),
-            only: audit.chosen.told(),
+            only: audit.chosen.text(),
             balances: false,
             counts: Counts::default(),
             rows: Vec::new(),

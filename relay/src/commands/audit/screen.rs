@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::judge::Kind;
 use super::ledger::{Ledger, Listed};
-use crate::commands::times::told_duration;
+use crate::commands::times::in_words;
 
 impl fmt::Display for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -89,6 +89,6 @@ impl fmt::Display for Listed {
             write!(f, "key {key:?}  ")?;
         }
         let late = if self.late { "LATE, " } else { "" };
-        write!(f, "{late}{} old: {}", told_duration(age), self.why)
+        write!(f, "{late}{} old: {}", in_words(age), self.why)
     }
 }

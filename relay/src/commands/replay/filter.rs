@@ -6,7 +6,7 @@ use time::PrimitiveDateTime;
 
 use super::read::Head;
 use crate::canary;
-use crate::commands::times::told;
+use crate::commands::times::rfc3339;
 
 /// Everything that a row must be.
 #[derive(Clone, Debug)]
@@ -44,8 +44,8 @@ impl Filter {
     pub(super) fn go_on(&self, after: u64) -> String {
         let mut command = format!(
             "relay replay --from {} --to {} --after {after}",
-            told(self.from),
-            told(self.to)
+            rfc3339(self.from),
+            rfc3339(self.to)
         );
         for (flag, value) in [("--type", &self.event_type), ("--key", &self.key)] {
             if let Some(value) = value {
@@ -68,7 +68,12 @@ pub(super) fn quoted(text: &str) -> String {
 /// As an operator reads it.
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sent_at from {} to {}", told(self.from), told(self.to))?;
+        write!(
+            f,
+            "sent_at from {} to {}",
+            rfc3339(self.from),
+            rfc3339(self.to)
+        )?;
         if let Some(event_type) = &self.event_type {
             write!(f, ", type {event_type:?}")?;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use svc_kit::boot::ConfigError;
 
-use crate::commands::times::told_duration;
+use crate::commands::times::in_words;
 
 /// `age + RELAY_REPLAY_MARGIN <= RELAY_INBOX_RETENTION`.
 #[derive(Clone, Copy, Debug)]
@@ -23,8 +23,8 @@ impl Rule {
                 "RELAY_REPLAY_MARGIN",
                 format!(
                     "{} is not shorter than RELAY_INBOX_RETENTION ({})",
-                    told_duration(margin),
-                    told_duration(retention)
+                    in_words(margin),
+                    in_words(retention)
                 ),
                 "make it shorter, or RELAY_INBOX_RETENTION and the consumer's PAY_RETENTION longer",
             ));
@@ -47,10 +47,10 @@ impl Rule {
              queue (RELAY_REPLAY_MARGIN) <= RELAY_INBOX_RETENTION. The oldest: {} + {} = {}, more \
              than {}. Choose a later --from; or, where the consumer's PAY_RETENTION is longer than \
              that, set RELAY_INBOX_RETENTION to it, and never to more than it",
-            told_duration(oldest),
-            told_duration(margin),
-            told_duration(oldest.saturating_add(margin)),
-            told_duration(retention),
+            in_words(oldest),
+            in_words(margin),
+            in_words(oldest.saturating_add(margin)),
+            in_words(retention),
         )
     }
 }

@@ -191,7 +191,7 @@ impl Sending<'_> {
     /// Waits for the rate, for whoever has paused the relay or one of these routes, and for a broker
     /// that blocks. False when a signal came first.
     async fn may_go(&mut self, heads: &[Head]) -> anyhow::Result<bool> {
-        let mut told = None;
+        let mut reported = None;
         loop {
             let blocked = self.link.connection.status().blocked();
             let held = match held(self.reader.pauses().await?, heads) {
@@ -199,9 +199,9 @@ impl Sending<'_> {
                 held => held,
             };
             let Some(why) = held else { break };
-            if told.as_ref() != Some(&why) {
+            if reported.as_ref() != Some(&why) {
                 tracing::warn!(%why, "the replay waits");
-                told = Some(why);
+                reported = Some(why);
             }
             if !self.rest(Instant::now() + LOOK_EVERY).await {
                 return Ok(false);

@@ -8,7 +8,7 @@ use svc_kit::signals::Shutdown;
 use super::Replay;
 use super::read::{Head, Reader};
 use crate::commands::progress::Progress;
-use crate::commands::times::told;
+use crate::commands::times::rfc3339;
 
 /// Rows shown of a dry run.
 const SHOWN_MAX: usize = 10;
@@ -51,7 +51,7 @@ impl From<&Head> for Shown {
             message_id: head.message_id.clone(),
             event_type: text(&head.event_type),
             key: text(&head.aggregate_id),
-            sent_at: head.sent_at.map(told),
+            sent_at: head.sent_at.map(rfc3339),
         }
     }
 }

@@ -248,11 +248,11 @@ async fn routes(
     routes.truncate(ROUTES_SHOWN);
     let samples: Vec<u64> = routes.iter().filter_map(|(_, sample)| *sample).collect();
     let texts = errors(connection, table, &samples).await?;
-    let told = routes.into_iter().map(|(mut route, sample)| {
+    let described = routes.into_iter().map(|(mut route, sample)| {
         route.last_error = sample.and_then(|id| texts.get(&id).cloned());
         route
     });
-    Ok((retrying, told.collect()))
+    Ok((retrying, described.collect()))
 }
 
 async fn errors(

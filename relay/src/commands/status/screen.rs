@@ -13,7 +13,7 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         line(f, "outbox", &self.outbox)?;
         match &self.database {
-            Answer::Told(database) => database.fmt(f)?,
+            Answer::Answered(database) => database.fmt(f)?,
             Answer::CouldNotAsk { address, error } => {
                 line(
                     f,
@@ -24,7 +24,7 @@ impl fmt::Display for Status {
             }
         }
         match &self.relay {
-            Answer::Told(live) => live.fmt(f)?,
+            Answer::Answered(live) => live.fmt(f)?,
             Answer::CouldNotAsk { address, error } => {
                 line(f, "relay", format!("{address} COULD NOT BE ASKED: {error}"))?;
                 line(
@@ -38,8 +38,8 @@ impl fmt::Display for Status {
     }
 }
 
-fn line(f: &mut fmt::Formatter<'_>, what: &str, told: impl fmt::Display) -> fmt::Result {
-    writeln!(f, "{what:<10}{told}")
+fn line(f: &mut fmt::Formatter<'_>, what: &str, text: impl fmt::Display) -> fmt::Result {
+    writeln!(f, "{what:<10}{text}")
 }
 
 impl fmt::Display for Database {
@@ -70,13 +70,13 @@ impl fmt::Display for Database {
             line(f, "paused", format!("unknown: {why}"))?;
         }
         if let Some(pause) = &self.paused.relay {
-            let told = format!("by {} since {}: {}", pause.by, pause.since, pause.reason);
-            line(f, "paused", format!("THE WHOLE RELAY {told}"))?;
+            let text = format!("by {} since {}: {}", pause.by, pause.since, pause.reason);
+            line(f, "paused", format!("THE WHOLE RELAY {text}"))?;
         }
         for route in self.paused.routes.iter().take(SHOWN) {
             let (exchange, key, pause) = (&route.exchange, &route.routing_key, &route.paused);
-            let told = format!("by {} since {}: {}", pause.by, pause.since, pause.reason);
-            line(f, "paused", format!("route {exchange:?} {key:?} {told}"))?;
+            let text = format!("by {} since {}: {}", pause.by, pause.since, pause.reason);
+            line(f, "paused", format!("route {exchange:?} {key:?} {text}"))?;
         }
         more(f, self.paused.routes.len())
     }
@@ -133,10 +133,10 @@ impl fmt::Display for Live {
 impl Status {
     /// The relay counts what waits; without one, what the database shows of it.
     fn waiting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let database = self.database.told();
+        let database = self.database.answer();
         let known = database.map_or(&[][..], |database| &database.routes);
         let mut waiting: Vec<(&str, &str, String)> = Vec::new();
-        if let Some(live) = self.relay.told().filter(|live| live.role == "active") {
+        if let Some(live) = self.relay.answer().filter(|live| live.role == "active") {
             for route in live.waiting.iter().filter(|route| route.rows > 0.0) {
                 let rows = match route.rows {
                     1.0 => "1 row".to_owned(),

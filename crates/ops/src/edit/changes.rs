@@ -8,20 +8,20 @@ use super::Edit;
 const TEXT_MAX: usize = 4_000;
 
 /// What an edit asked for, for the audit: small texts as they are, of the payload its length and
-/// digest, by which it can be told from others.
+/// digest, by which it differs from others.
 pub(super) fn changed(edit: &Edit) -> String {
-    let mut told = Vec::new();
+    let mut parts = Vec::new();
     for (name, value) in [
         ("type", &edit.event_type),
         ("exchange", &edit.exchange),
         ("routing_key", &edit.routing_key),
         ("content_type", &edit.content_type),
     ] {
-        told.extend(value.as_ref().map(|value| format!("{name} {value:?}")));
+        parts.extend(value.as_ref().map(|value| format!("{name} {value:?}")));
     }
     if let Some(headers) = &edit.headers {
         let names: Vec<&str> = headers.keys().map(String::as_str).collect();
-        told.push(format!("headers {names:?}"));
+        parts.push(format!("headers {names:?}"));
     }
     if let Some(payload) = &edit.payload {
         let digest: String = Sha256::digest(payload)
@@ -29,14 +29,14 @@ pub(super) fn changed(edit: &Edit) -> String {
             .take(8)
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        told.push(format!(
+        parts.push(format!(
             "payload {} bytes, SHA-256 {digest}…",
             payload.len()
         ));
     }
-    match told.is_empty() {
+    match parts.is_empty() {
         true => "nothing changed".to_owned(),
-        false => format!("changed {}", told.join(", "))
+        false => format!("changed {}", parts.join(", "))
             .chars()
             .take(TEXT_MAX)
             .collect(),
