@@ -49,7 +49,7 @@ impl Wanted {
         };
         let key = key.map(digest);
         Self {
-            receipt: order.receipt(),
+            receipt: order.receipt().json(),
             order,
             key,
             trace,

@@ -25,7 +25,7 @@ use crate::batch::{Placed, Wanted};
 use crate::commit::{NotPlaced, Orders};
 use crate::idempotency::{BadKey, IdempotencyKey};
 use crate::openapi;
-use crate::order::{Order, rfc3339};
+use crate::order::{Order, Receipt};
 use crate::place::{self, Found};
 use crate::request::{OrderRequest, RequestError};
 use crate::trace::{self, Trace};
@@ -255,33 +255,20 @@ pub(crate) async fn find_order(
     let found = in_own_task_within(times.request, work)
         .await?
         .map_err(|err| database_problem(&err))?;
-    found
-        .map(|found| axum::Json(View::of(&found)).into_response())
-        .ok_or_else(unknown)
+    let Found { order, delivery } = found.ok_or_else(unknown)?;
+    let view = View {
+        receipt: order.receipt(),
+        delivery: delivery.name(),
+    };
+    Ok(axum::Json(view).into_response())
 }
 
 /// The body of `GET /orders/{id}`.
 #[derive(Serialize)]
 struct View<'a> {
-    order_id: String,
-    message_id: String,
     #[serde(flatten)]
-    request: &'a OrderRequest,
-    placed_at: String,
+    receipt: Receipt<'a>,
     delivery: &'static str,
-}
-
-impl<'a> View<'a> {
-    fn of(found: &'a Found) -> Self {
-        let Found { order, delivery } = found;
-        Self {
-            order_id: order.order_id.to_string(),
-            message_id: order.message_id().to_string(),
-            request: &order.request,
-            placed_at: rfc3339(order.placed_at),
-            delivery: delivery.name(),
-        }
-    }
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {

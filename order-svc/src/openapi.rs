@@ -1,14 +1,15 @@
 //! What `/openapi.json` says of requests and answers.
 
+#![expect(
+    dead_code,
+    reason = "descriptions for the document; the values are in other modules"
+)]
+
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 /// What a client asks for.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; request::OrderRequest is the value"
-)]
 pub(crate) struct OrderRequest {
     #[schema(min_length = 1, max_length = 64, example = "c-17")]
     customer_id: String,
@@ -23,10 +24,6 @@ pub(crate) struct OrderRequest {
 
 /// A placed order.
 #[derive(ToSchema)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; order::Order is the value"
-)]
 pub(crate) struct Receipt {
     #[schema(format = "uuid")]
     order_id: String,
@@ -44,10 +41,6 @@ pub(crate) struct Receipt {
 
 /// A placed order, and how far its message has come.
 #[derive(ToSchema)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; place::Found is the value"
-)]
 pub(crate) struct Order {
     #[schema(inline)]
     #[serde(flatten)]
@@ -57,10 +50,6 @@ pub(crate) struct Order {
 
 #[derive(ToSchema)]
 #[schema(rename_all = "lowercase")]
-#[expect(
-    dead_code,
-    reason = "a description for the document; outbox::row has the value"
-)]
 enum Delivery {
     Pending,
     Sent,
@@ -70,7 +59,6 @@ enum Delivery {
 
 /// What the answer to an order may be instead of 201.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "a description for the document")]
 pub(crate) enum PlaceRefusals {
     /// The body is not JSON or was cut off, or the Idempotency-Key can't be used
     #[response(status = 400)]
@@ -101,7 +89,6 @@ pub(crate) enum PlaceRefusals {
 
 /// What the answer to a question for an order may be instead of 200.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "a description for the document")]
 pub(crate) enum FindRefusals {
     /// There is no such order
     #[response(status = 404)]
@@ -121,7 +108,6 @@ pub(crate) enum FindRefusals {
 /// What a client may say of an order in headers.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "a description for the document")]
 pub(crate) struct PlaceHeaders {
     /// The same key and order get the same answer
     #[param(

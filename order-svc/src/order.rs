@@ -69,24 +69,33 @@ impl Order {
         serde_json::to_vec(&payload).expect("a struct of strings and integers is JSON")
     }
 
-    /// The body of the 201 that answers the request.
+    /// The order as clients see it.
     #[must_use]
-    pub fn receipt(&self) -> String {
-        #[derive(Serialize)]
-        struct Receipt<'a> {
-            order_id: String,
-            message_id: String,
-            #[serde(flatten)]
-            request: &'a OrderRequest,
-            placed_at: String,
-        }
-        let receipt = Receipt {
+    pub fn receipt(&self) -> Receipt<'_> {
+        Receipt {
             order_id: self.order_id.to_string(),
             message_id: self.message_id().to_string(),
             request: &self.request,
             placed_at: rfc3339(self.placed_at),
-        };
-        serde_json::to_string(&receipt).expect("a struct of strings and integers is JSON")
+        }
+    }
+}
+
+/// An order as clients see it: the body of the 201 that answers the request.
+#[derive(Debug, Serialize)]
+pub struct Receipt<'a> {
+    order_id: String,
+    message_id: String,
+    #[serde(flatten)]
+    request: &'a OrderRequest,
+    placed_at: String,
+}
+
+impl Receipt<'_> {
+    /// As JSON.
+    #[must_use]
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("a struct of strings and integers is JSON")
     }
 }
 
