@@ -11,6 +11,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use outbox::inbox::Claim;
 use outbox::message::{MessageId, Received};
+use outbox::row::rfc3339;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{FromRow, MySqlPool};
@@ -20,9 +21,7 @@ use svc_kit::http::{
     not_json, nothing_here, unavailable, whole_body,
 };
 use svc_kit::operators::{Role, Tokens};
-use time::OffsetDateTime;
-use time::format_description::StaticFormatDescription;
-use time::macros::format_description;
+use time::PrimitiveDateTime;
 use tokio::sync::Semaphore;
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
@@ -41,9 +40,6 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest `inbox.event_type`, in characters.
 const TYPE_MAX: usize = 255;
-
-const MICROSECONDS: StaticFormatDescription =
-    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 
 /// What the handlers need.
 #[derive(Debug, Clone)]
@@ -109,7 +105,7 @@ struct PaymentRow {
     currency: String,
     outcome: String,
     provider_ref: Option<String>,
-    created_at: OffsetDateTime,
+    created_at: PrimitiveDateTime,
 }
 
 /// Shows the payment of an order.
@@ -153,10 +149,7 @@ pub(crate) async fn find_payment(
         currency: row.currency,
         outcome: row.outcome,
         provider_ref: row.provider_ref,
-        created_at: row
-            .created_at
-            .format(MICROSECONDS)
-            .expect("a date and time have every component of the format"),
+        created_at: rfc3339(row.created_at),
     }))
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use outbox::row::rfc3339;
 use serde::Serialize;
 use sqlx::{Connection as _, MySql, MySqlConnection, QueryBuilder, Row as _, Transaction};
 use time::PrimitiveDateTime;
@@ -11,7 +12,6 @@ use crate::audit::{self, By, Entry, Last};
 use crate::console::{Console, again, unit};
 use crate::error::Error;
 use crate::filter::State;
-use crate::row::rfc3339;
 use crate::statement::push_keys;
 use crate::table::{Key, Table};
 

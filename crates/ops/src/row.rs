@@ -1,17 +1,15 @@
 //! A row as lists show it: without its payload, which may be large.
 
+use outbox::row::rfc3339;
 use serde::Serialize;
 use sqlx::Row as _;
 use sqlx::mysql::MySqlRow;
-use time::format_description::StaticFormatDescription;
-use time::macros::{datetime, format_description};
+use time::macros::datetime;
 use time::{Duration, PrimitiveDateTime};
 
 use crate::filter::State;
 use crate::table::{Key, Table};
 
-const MICROSECONDS: StaticFormatDescription =
-    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 const EPOCH: PrimitiveDateTime = datetime!(1970-01-01 0:00);
 
 /// A row of the outbox or the inbox. Times are UTC, RFC 3339 with microseconds.
@@ -176,11 +174,6 @@ pub(crate) fn text(row: &MySqlRow, index: usize) -> Result<Option<String>, sqlx:
 pub(crate) fn time(row: &MySqlRow, index: usize) -> Option<String> {
     let at: Option<PrimitiveDateTime> = row.try_get_unchecked(index).unwrap_or(None);
     at.map(rfc3339)
-}
-
-pub(crate) fn rfc3339(at: PrimitiveDateTime) -> String {
-    at.format(MICROSECONDS)
-        .expect("a date and time have every component of the format")
 }
 
 pub(crate) fn micros_of(at: PrimitiveDateTime) -> i64 {
