@@ -41,6 +41,10 @@ lint: ## Check format, lints, documentation, and dependency rules
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --all-features
+	@tree=$$(cargo tree --package ops --edges normal --prefix none); \
+	if grep -E '^(askama|utoipa)' <<<"$$tree"; then \
+	  echo 'error: ops without its feature console must not depend on these' >&2; exit 1; \
+	fi
 	@if cargo deny --version >/dev/null 2>&1; then \
 	  echo 'cargo deny check bans licenses sources'; \
 	  cargo deny --all-features check bans licenses sources; \

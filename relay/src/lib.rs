@@ -21,5 +21,4 @@ pub mod writeback;
 pub mod observe;
 
 pub mod cleanup;
-pub mod in_list;
-pub mod ops;
+pub mod commands;

@@ -25,7 +25,7 @@ use crate::leadership::server_identity::ServerId;
 use crate::observe::canary::Canary;
 use crate::observe::metrics::{Metrics, Phase};
 use crate::observe::row_gauges;
-use crate::ops::check;
+use crate::commands::check;
 use crate::pause::{INTAKE, Pauses};
 use crate::session::{End, Outside, Session, why_ended};
 

@@ -20,7 +20,7 @@ use svc_kit::amqp::Channels;
 
 use crate::config::{Config, OutboxTable};
 use crate::engine::Mode;
-use crate::in_list::{padded, padded_len, placeholders};
+use outbox::statement::{padded, padded_len, placeholders};
 use crate::observe::metrics::Metrics;
 
 /// Begins the message id of each, and no other's: those are UUIDs.

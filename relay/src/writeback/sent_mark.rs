@@ -3,7 +3,7 @@
 use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlConnection;
 
-use crate::in_list::{padded, padded_len, placeholders};
+use outbox::statement::{padded, padded_len, placeholders};
 use crate::publish::confirms::Confirmed;
 
 /// Which of the rows nobody has locked.

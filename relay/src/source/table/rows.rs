@@ -13,7 +13,7 @@ use super::queries::Queries;
 use crate::engine::route::Route;
 use crate::engine::{Head, LoadQuery, Read, Rows};
 use crate::hash::{key_hash, tag_of};
-use crate::in_list::{padded, padded_len, placeholders};
+use outbox::statement::{padded, padded_len, placeholders};
 
 /// Payload and headers of a row that comes whole with its head: a page has two MiB of them at the most.
 /// To read such a row once more, by its id, cost half as much as to send it.

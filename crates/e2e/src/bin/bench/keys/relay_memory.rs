@@ -8,11 +8,11 @@ use std::pin::pin;
 use std::time::Duration;
 
 use crate::{
+    figures::{Figures, number},
     keys::relay_latency::rounded,
     ledger, outbox_rows,
     queue::Kind,
     relay::Relay,
-    results::{Figures, number},
     scene::Scene,
 };
 
