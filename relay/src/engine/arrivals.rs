@@ -9,6 +9,10 @@ pub(super) const ARRIVALS_MAX: usize = 1 << 16;
 const RETRY_MIN: Duration = Duration::from_micros(200);
 const RETRY_MAX: Duration = Duration::from_millis(50);
 
+/// A row that was reported and is not pending may have been set back by a commit that is not visible yet:
+/// it is read once more, so long after the report.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// A reported id.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arrival {
@@ -32,6 +36,8 @@ pub(super) enum Why {
 #[derive(Debug)]
 pub(super) struct Arrivals {
     ids: VecDeque<Arrival>,
+    /// Ids to be read once more, and when.
+    looks: VecDeque<(Instant, u64)>,
     retry_at: Instant,
     wait: Duration,
     /// The highest id that was ever read.
@@ -44,6 +50,7 @@ impl Arrivals {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             ids: VecDeque::new(),
+            looks: VecDeque::new(),
             retry_at: now,
             wait: RETRY_MIN,
             highest: 0,
@@ -61,7 +68,29 @@ impl Arrivals {
 
     pub(super) fn clear(&mut self) {
         self.ids = VecDeque::new();
+        self.looks = VecDeque::new();
         self.wait = RETRY_MIN;
+    }
+
+    /// The row of a report is not pending.
+    pub(super) fn is_not_pending(&mut self, arrival: &Arrival, now: Instant) {
+        let look_at = arrival.at + LOOK_AGAIN;
+        let is_fresh = matches!(arrival.why, Why::Committed(_)) && now < look_at;
+        if is_fresh && self.looks.len() < ARRIVALS_MAX {
+            self.looks.push_back((look_at, arrival.id));
+        }
+    }
+
+    /// Queues what is to be read once more by now.
+    pub(super) fn release_looks(&mut self, now: Instant) {
+        while let Some((_, id)) = self.looks.pop_front_if(|(at, _)| *at <= now) {
+            self.again(id, now);
+        }
+    }
+
+    /// When the next row is to be read once more.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        self.looks.front().map(|(at, _)| *at)
     }
 
     pub(super) fn committed(&mut self, id: u64, committed: Instant, now: Instant) {

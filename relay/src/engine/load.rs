@@ -52,12 +52,16 @@ impl Engine {
         if self.loading.is_some() || !self.state.takes_in() || !self.resolves_arrivals() {
             return None;
         }
-        self.arrivals.retry_at()
+        let look_at = self.arrivals.look_at();
+        self.arrivals.retry_at().into_iter().chain(look_at).min()
     }
 
     pub(super) fn next_load(&mut self, now: Instant, out: &mut Vec<Command>) {
         if self.loading.is_some() {
             return;
+        }
+        if self.resolves_arrivals() {
+            self.arrivals.release_looks(now);
         }
         let due = self.arrivals.retry_at().is_some_and(|at| now >= at);
         let arrivals = match due && self.resolves_arrivals() {
@@ -167,6 +171,9 @@ impl Engine {
             if loading.changed.contains(&arrival.id) {
                 self.arrivals.again(arrival.id, now);
                 continue;
+            }
+            if !read.pending {
+                self.arrivals.is_not_pending(&arrival, now);
             }
             let by = match arrival.why {
                 Why::Committed(at) => By::Binlog(at),

@@ -6,7 +6,7 @@ use svc_kit::admin::Readiness;
 
 use super::metrics::{Metrics, Phase};
 use crate::engine::{Report, Snapshot, StateName};
-use crate::pause::Pauses;
+use crate::pause::{INTAKE, Pauses};
 use crate::source::binlog::reader_task;
 use crate::source::binlog::transaction::Doubt;
 
@@ -50,6 +50,9 @@ impl<'a> Show<'a> {
             self.state = Some(snapshot.state);
             tracing::info!(state = snapshot.state.name(), why = snapshot.why, "state");
             pauses.show(self.readiness, self.metrics);
+            if snapshot.state == StateName::Draining {
+                self.readiness.set(INTAKE, false, "draining");
+            }
         }
         self.metrics.set_phase(Phase::Session(snapshot.state));
         self.metrics.binlog_connected.set(i64::from(snapshot.is_streaming));
