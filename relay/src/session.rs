@@ -61,7 +61,8 @@ pub struct Outside {
 impl Outside {
     /// The process is alive, and this is its state.
     pub fn report(&self, state: &str, readiness: &Readiness) {
-        self.systemd.turned(&format!("{state}: {}", readiness.summary()));
+        self.systemd
+            .turned(&format!("{state}: {}", readiness.summary()));
     }
 }
 
@@ -223,7 +224,8 @@ impl<'a> Session<'a> {
     }
 
     fn feed(&mut self, event: Event) {
-        self.engine.handle(event, Instant::now(), &mut self.commands);
+        self.engine
+            .handle(event, Instant::now(), &mut self.commands);
     }
 
     /// Takes what there is, so that one query reads all of it.
@@ -243,7 +245,8 @@ impl<'a> Session<'a> {
                 BinlogNews::Committed(added) => {
                     let clock = self.clock;
                     let binlog = self.binlog.as_mut();
-                    if let Some(transaction) = binlog.map(|binlog| binlog.transaction(added, clock)) {
+                    if let Some(transaction) = binlog.map(|binlog| binlog.transaction(added, clock))
+                    {
                         self.feed(Event::Committed(transaction));
                     }
                 }

@@ -18,6 +18,7 @@ use svc_kit::tasks::Tasks;
 use tokio::sync::watch;
 
 use self::connect::{Connected, NotConnected};
+use crate::commands::check;
 use crate::config::Config;
 use crate::engine::{Lag, Memory, Refused};
 use crate::leadership::lock::{self, Leadership, Lease};
@@ -25,7 +26,6 @@ use crate::leadership::server_identity::ServerId;
 use crate::observe::canary::Canary;
 use crate::observe::metrics::{Metrics, Phase};
 use crate::observe::row_gauges;
-use crate::commands::check;
 use crate::pause::{INTAKE, Pauses};
 use crate::session::{End, Outside, Session, why_ended};
 

@@ -84,7 +84,10 @@ impl Engine {
         if is_left {
             return Admission::Left;
         }
-        let due = head.wait.map(|wait| read_at + wait).filter(|due| *due > now);
+        let due = head
+            .wait
+            .map(|wait| read_at + wait)
+            .filter(|due| *due > now);
         let first = self.index.head(key);
         // Before what the index has of its key: it has to come before it here as well.
         let overtaken = first.is_some_and(|first| head.id < first);
@@ -128,7 +131,10 @@ impl Engine {
     /// A row of the index was read anew while nothing depended on it.
     pub(super) fn refresh(&mut self, head: &Head, read_at: Instant, now: Instant) {
         let (id, key) = (head.id, self.key_of(head));
-        let due = head.wait.map(|wait| read_at + wait).filter(|due| *due > now);
+        let due = head
+            .wait
+            .map(|wait| read_at + wait)
+            .filter(|due| *due > now);
         let Some(entry) = self.index.get(id) else {
             return;
         };
@@ -164,13 +170,7 @@ impl Engine {
     }
 
     /// A row that was to be read has been.
-    pub(super) fn take_read(
-        &mut self,
-        read: Read,
-        by: By,
-        read_at: Instant,
-        now: Instant,
-    ) {
+    pub(super) fn take_read(&mut self, read: Read, by: By, read_at: Instant, now: Instant) {
         let id = read.head.id;
         let stage = self.index.get(id).map(|entry| entry.stage);
         match stage {
@@ -274,9 +274,9 @@ impl Engine {
     /// A row is not the first of its key any more, or the first one does not go.
     pub(super) fn hold_back(&mut self, id: u64) {
         let stage = self.index.get(id).map(|entry| entry.stage);
-        if stage.is_some_and(|stage| {
-            stage.is_idle() || matches!(stage, Stage::Loading | Stage::Loaded)
-        }) {
+        if stage
+            .is_some_and(|stage| stage.is_idle() || matches!(stage, Stage::Loading | Stage::Loaded))
+        {
             self.move_to(id, Stage::Waiting);
         }
     }
@@ -360,7 +360,11 @@ impl Engine {
     /// Breakers have closed: the rows that waited for them go.
     pub(super) fn place_released(&mut self, now: Instant) {
         for id in std::mem::take(&mut self.released) {
-            if self.index.get(id).is_some_and(|entry| entry.stage == Stage::Blocked) {
+            if self
+                .index
+                .get(id)
+                .is_some_and(|entry| entry.stage == Stage::Blocked)
+            {
                 self.place(id, None, now);
             }
         }
@@ -382,10 +386,12 @@ impl Engine {
 
     /// Intake has ended: what is not on its way stays in the table alone.
     pub(super) fn forget_idle(&mut self) {
-        let on_its_way = |stage| {
-            matches!(stage, Stage::Out | Stage::Confirmed | Stage::Failing { .. })
-        };
-        let idle = self.index.iter().filter(|(_, entry)| !on_its_way(entry.stage));
+        let on_its_way =
+            |stage| matches!(stage, Stage::Out | Stage::Confirmed | Stage::Failing { .. });
+        let idle = self
+            .index
+            .iter()
+            .filter(|(_, entry)| !on_its_way(entry.stage));
         for id in idle.map(|(id, _)| id).collect::<Vec<_>>() {
             self.move_to(id, Stage::Waiting);
             if let Some(entry) = self.index.remove(id) {

@@ -113,7 +113,8 @@ impl Arrivals {
         self.fenced = Some((began, now));
     }
 
-    /// A scan begins: this is the highest id in the table.
+    /// A scan begins: this is the highest id in the table, and no visible row is above it. It may be lower
+    /// than before, after a TRUNCATE.
     pub(super) fn scan_began(&mut self, highest: u64) {
         self.highest = highest;
     }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::breaker::{OPEN_MAX, Opened, Pace};
 use super::command::{Command, Reason, Record, Report, Source, Then};
@@ -19,8 +19,10 @@ use crate::publish::confirms::{Confirmed, Outcome, Verdict};
 
 /// Alone with the broker when it closed: this often, and the row is to blame.
 const STRIKES_MAX: u32 = 2;
-/// Nacked, and others of its route confirmed since: this often in a row, and the row is to blame.
-const NACKS_MAX: u32 = 3;
+/// Nacked, and others of its route confirmed in between: this often in a row, and the row is to blame.
+const NACKS_MAX: u32 = 4;
+/// Nothing is published for so long after a batch that met the end of the lease.
+const LEASE_OVER_REST: Duration = Duration::from_millis(100);
 /// Rows remembered: far more than all batches hold. One that is forgotten only makes the broker close, or
 /// nack, once more.
 const REMEMBERED_MAX: usize = 1 << 17;
@@ -89,9 +91,12 @@ impl Attribution {
             self.nacked.clear();
         }
         let nacked = self.nacked.entry(id).or_default();
-        if std::mem::take(&mut nacked.others_confirmed) {
-            nacked.strikes += 1;
-        }
+        // One that was found to be to blame stays so until it is confirmed, or many are nacked.
+        nacked.strikes = match std::mem::take(&mut nacked.others_confirmed) {
+            true => nacked.strikes + 1,
+            false if nacked.strikes >= NACKS_MAX => nacked.strikes,
+            false => 0,
+        };
         nacked.strikes >= NACKS_MAX
     }
 
@@ -124,18 +129,18 @@ impl Engine {
         };
         match outcome {
             Outcome::Settled(verdicts) => self.on_verdicts(&batch, verdicts, now, out),
-            Outcome::Closed { code, text } => self.on_closed(&batch, code, &text, now, out),
+            Outcome::Closed { code, text } => self.on_closed(&batch, code, &text, out),
             Outcome::TimedOut { answered } => {
                 // A blocked connection answers nobody: that is no route's fault. Neither is it when the
                 // block ended while the batch was out.
-                let excused = self.blocked.is_some()
-                    || self.unblocked_at.is_some_and(|end| end >= since);
+                let excused =
+                    self.blocked.is_some() || self.unblocked_at.is_some_and(|end| end >= since);
                 let text = "no confirm within RELAY_CONFIRM_TIMEOUT";
                 for (place, row) in batch.rows.iter().enumerate() {
                     if excused || answered.get(place) != Some(&false) {
                         self.put_back(row.id, now);
                     } else {
-                        self.route_failed(row.id, Reason::Timeout, text, now, out);
+                        self.route_failed(row.id, Reason::Timeout, text, out);
                     }
                 }
             }
@@ -143,7 +148,11 @@ impl Engine {
                 self.put_back_all(&batch, now);
                 self.on_broker_lost(why, now, out);
             }
-            Outcome::LeaseOver => self.put_back_all(&batch, now),
+            Outcome::LeaseOver => {
+                // Whoever keeps the lock will say what follows.
+                self.rests_until = Some(now + LEASE_OVER_REST);
+                self.put_back_all(&batch, now);
+            }
         }
         self.place_released(now);
     }
@@ -164,10 +173,10 @@ impl Engine {
                     self.on_confirmed(confirmed, now, out);
                 }
                 Verdict::Returned(text) => {
-                    self.route_failed(id, Reason::Returned, &text, now, out);
+                    self.route_failed(id, Reason::Returned, &text, out);
                 }
-                Verdict::Nacked => self.on_nacked(id, now, out),
-                Verdict::Invalid(text) => self.failed(id, Reason::Invalid, &text, now, out),
+                Verdict::Nacked => self.on_nacked(id, out),
+                Verdict::Invalid(text) => self.failed(id, Reason::Invalid, &text, out),
             }
         }
     }
@@ -185,11 +194,12 @@ impl Engine {
                 out.push(Command::Report(Report::RouteOpened(route.clone())));
             }
         }
-        for nacked in self.routes.take_nacked(route) {
-            if let Some(nacked) = self.attribution.nacked.get_mut(&nacked) {
+        for nacked in self.routes.nacked_beside(route, id) {
+            if let Some(nacked) = self.attribution.nacked.get_mut(nacked) {
                 nacked.others_confirmed = true;
             }
         }
+        self.attribution.nacked.remove(&id);
         self.attribution.suspects.remove(&id);
         self.ledger.confirmed(confirmed, now);
         self.move_to(id, Stage::Confirmed);
@@ -200,27 +210,24 @@ impl Engine {
         self.promote(key, now);
     }
 
-    fn on_nacked(&mut self, id: u64, now: Instant, out: &mut Vec<Command>) {
+    fn on_nacked(&mut self, id: u64, out: &mut Vec<Command>) {
         if self.attribution.is_nacked_alone(id) {
-            let text = "nacked again and again (basic.nack), while others of its route are confirmed";
-            self.failed(id, Reason::Nack, text, now, out);
+            let text =
+                "nacked again and again (basic.nack), while others of its route are confirmed";
+            self.failed(id, Reason::Nack, text, out);
         } else {
             let text = "the queue refused it (basic.nack)";
-            self.route_failed(id, Reason::Nack, text, now, out);
+            self.route_failed(id, Reason::Nack, text, out);
         }
+        // A full queue nacks whatever comes: no single message is to blame then.
         if let Some(entry) = self.index.get(id) {
-            self.routes.nacked(entry.route, id);
+            for nacked in self.routes.nacked(entry.route, id) {
+                self.attribution.nacked.remove(&nacked);
+            }
         }
     }
 
-    fn on_closed(
-        &mut self,
-        batch: &Batch,
-        code: u16,
-        text: &str,
-        now: Instant,
-        out: &mut Vec<Command>,
-    ) {
+    fn on_closed(&mut self, batch: &Batch, code: u16, text: &str, out: &mut Vec<Command>) {
         out.push(Command::Report(Report::ChannelClosed {
             why: text.to_owned(),
             rows: batch.rows.len(),
@@ -228,26 +235,20 @@ impl Engine {
         if let [row] = batch.rows.as_slice() {
             match code {
                 403 | 404 => {
-                    return self.route_failed(row.id, Reason::ChannelClosed, text, now, out);
+                    return self.route_failed(row.id, Reason::ChannelClosed, text, out);
                 }
-                406 => return self.failed(row.id, Reason::TooLarge, text, now, out),
+                406 => return self.failed(row.id, Reason::TooLarge, text, out),
                 _ => {}
             }
         }
         let alone = batch.isolation == Isolation::Solo;
         for row in &batch.rows {
-            self.suspect(row.id, (alone, text), now, out);
+            self.suspect(row.id, alone, text, out);
         }
     }
 
     /// Something in the row's batch made the broker close.
-    fn suspect(
-        &mut self,
-        id: u64,
-        (alone, text): (bool, &str),
-        now: Instant,
-        out: &mut Vec<Command>,
-    ) {
+    fn suspect(&mut self, id: u64, alone: bool, text: &str, out: &mut Vec<Command>) {
         let Some(entry) = self.index.get(id) else {
             return;
         };
@@ -255,10 +256,10 @@ impl Engine {
         // It does not keep silent: its next probe needs no publisher for the silent ones.
         self.routes.probe_gone(route, id, Some(Pace::Prompt));
         if self.attribution.strike(id, tag, alone) >= STRIKES_MAX {
-            self.failed(id, Reason::ChannelClosed, text, now, out);
+            self.failed(id, Reason::ChannelClosed, text, out);
         } else {
             out.push(Command::Report(Report::Refused(Reason::ChannelClosed)));
-            self.put_back(id, now);
+            self.put_back(id, self.now);
         }
     }
 
@@ -280,14 +281,8 @@ impl Engine {
         self.promote(key, now);
     }
 
-    fn route_failed(
-        &mut self,
-        id: u64,
-        reason: Reason,
-        text: &str,
-        now: Instant,
-        out: &mut Vec<Command>,
-    ) {
+    fn route_failed(&mut self, id: u64, reason: Reason, text: &str, out: &mut Vec<Command>) {
+        let now = self.now;
         out.push(Command::Report(Report::Refused(reason)));
         let Some(entry) = self.index.get(id) else {
             return;
@@ -319,14 +314,8 @@ impl Engine {
         }
     }
 
-    fn failed(
-        &mut self,
-        id: u64,
-        reason: Reason,
-        text: &str,
-        now: Instant,
-        out: &mut Vec<Command>,
-    ) {
+    fn failed(&mut self, id: u64, reason: Reason, text: &str, out: &mut Vec<Command>) {
+        let now = self.now;
         self.attribution.suspects.remove(&id);
         self.attribution.reported.remove(&id);
         let jitter = self.jitter.next();
@@ -415,6 +404,9 @@ pub(super) fn source_of(committed: Option<Instant>) -> Source {
 
 /// As much of a text as is written down. A record may wait for long, and among thousands.
 fn cut(text: &str) -> String {
-    let end = text.char_indices().nth(ERROR_MAX).map_or(text.len(), |(end, _)| end);
+    let end = text
+        .char_indices()
+        .nth(ERROR_MAX)
+        .map_or(text.len(), |(end, _)| end);
     text[..end].to_owned()
 }

@@ -16,6 +16,8 @@ use super::snapshot::{ROUTES_SHOWN, WaitingRoute};
 pub const PROBE_MAX: Duration = Duration::from_secs(10);
 /// Breakers that are open at once. The rows of further routes wait one by one.
 pub(super) const OPEN_MAX: usize = 10_000;
+/// Rows of a route that may be nacked by their own fault at once.
+const NACKED_MAX: usize = 8;
 /// Rows among which a probe is looked for.
 const PROBES_LOOKED_AT: usize = 256;
 /// What a route costs besides its names, in bytes.
@@ -191,7 +193,9 @@ impl Routes {
     }
 
     pub(super) fn is(&self, id: RouteId, route: &Route) -> bool {
-        self.routes.get(&id).is_some_and(|known| known.route == *route)
+        self.routes
+            .get(&id)
+            .is_some_and(|known| known.route == *route)
     }
 
     pub(super) fn route(&self, id: RouteId) -> Option<&Route> {
@@ -213,11 +217,13 @@ impl Routes {
         known.is_none_or(|known| matches!(known.breaker, Breaker::Closed))
     }
 
-    /// Has the route an open breaker, and the index no row to probe with?
+    /// Has the route an open breaker, and the index no row to probe with but such as were nacked?
     pub(super) fn lacks_probe(&self, route: &Route) -> bool {
         let known = self.ids.get(route).and_then(|id| self.routes.get(id));
         known.is_some_and(|known| {
-            matches!(known.breaker, Breaker::Open { .. }) && known.blocked.is_empty()
+            let nacked_alone = known.blocked.len() <= known.nacked.len()
+                && known.blocked.iter().all(|row| known.nacked.contains(row));
+            matches!(known.breaker, Breaker::Open { .. }) && nacked_alone
         })
     }
 
@@ -411,19 +417,28 @@ impl Routes {
         self.routes.get(&id).map(|known| &known.breaker)
     }
 
-    /// The row was nacked here.
-    pub(super) fn nacked(&mut self, id: RouteId, row: u64) {
-        if let Some(known) = self.routes.get_mut(&id)
-            && !known.nacked.contains(&row)
-        {
+    /// The row was nacked here. When more rows were than can be to blame themselves, all of them are
+    /// forgotten and returned.
+    pub(super) fn nacked(&mut self, id: RouteId, row: u64) -> Vec<u64> {
+        let Some(known) = self.routes.get_mut(&id) else {
+            return Vec::new();
+        };
+        if !known.nacked.contains(&row) {
             known.nacked.push(row);
+        }
+        match known.nacked.len() > NACKED_MAX {
+            true => std::mem::take(&mut known.nacked),
+            false => Vec::new(),
         }
     }
 
-    /// Rows that were nacked where another one is confirmed now.
-    pub(super) fn take_nacked(&mut self, id: RouteId) -> Vec<u64> {
-        let known = self.routes.get_mut(&id);
-        known.map_or_else(Vec::new, |known| std::mem::take(&mut known.nacked))
+    /// A row is confirmed: the others that were nacked here and not confirmed since.
+    pub(super) fn nacked_beside(&mut self, id: RouteId, row: u64) -> &[u64] {
+        let Some(known) = self.routes.get_mut(&id) else {
+            return &[];
+        };
+        known.nacked.retain(|nacked| *nacked != row);
+        &known.nacked
     }
 
     /// A row of the route is left in the table alone: by the scan at hand, or since it began.
@@ -491,7 +506,10 @@ impl Routes {
         let due = self.routes.values().filter(|known| {
             matches!(known.breaker, Breaker::Open { .. }) && !known.blocked.is_empty()
         });
-        assert_eq!(due.count(), self.due.iter().map(BTreeSet::len).sum::<usize>());
+        assert_eq!(
+            due.count(),
+            self.due.iter().map(BTreeSet::len).sum::<usize>()
+        );
         assert_eq!(self.ids.len(), self.routes.len());
     }
 }

@@ -30,15 +30,16 @@ pub(super) enum Stage {
     /// Confirmed, and its mark is being written. It keeps nobody waiting.
     Confirmed,
     /// Its failure is being written; `parks` when it is not tried again.
-    Failing {
-        parks: bool,
-    },
+    Failing { parks: bool },
 }
 
 impl Stage {
     /// It can be read anew and placed anew at any time.
     pub(super) fn is_idle(self) -> bool {
-        matches!(self, Self::Waiting | Self::Delayed | Self::Blocked | Self::Ready)
+        matches!(
+            self,
+            Self::Waiting | Self::Delayed | Self::Blocked | Self::Ready
+        )
     }
 
     fn number(self) -> usize {
@@ -214,13 +215,19 @@ impl Index {
             counts[entry.stage.number()] += 1;
             let listed = self.by_key.contains(&(entry.key, *id));
             assert_eq!(listed, entry.stage != Stage::Confirmed, "row {id} by key");
-            let delayed = entry.due.is_some_and(|due| self.delayed.contains(&(due, *id)));
+            let delayed = entry
+                .due
+                .is_some_and(|due| self.delayed.contains(&(due, *id)));
             assert_eq!(delayed, entry.stage == Stage::Delayed, "row {id} by time");
             if entry.stage == Stage::Out {
                 assert!(self.is_out(entry.key), "row {id} is out");
             }
         }
         assert_eq!(counts, self.counts);
-        assert_eq!(self.out_keys.len(), self.count(Stage::Out), "one row of a key is out");
+        assert_eq!(
+            self.out_keys.len(),
+            self.count(Stage::Out),
+            "one row of a key is out"
+        );
     }
 }

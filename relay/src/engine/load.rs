@@ -109,8 +109,10 @@ impl Engine {
             };
             if !self.may_load(id) {
                 self.line(from_old).pop_front();
-                if self.index.get(id).is_some_and(|entry| entry.stage == Stage::Ready) {
+                let stage = self.index.get(id).map(|entry| entry.stage);
+                if stage == Some(Stage::Ready) {
                     self.move_to(id, Stage::Waiting);
+                    self.place(id, None, self.now);
                 }
                 continue;
             }
@@ -141,7 +143,7 @@ impl Engine {
         let first = self.index.head(entry.key);
         let second = || first.and_then(|first| self.index.behind(entry.key, first));
         let in_turn = first == Some(id) || (self.index.is_out(entry.key) && second() == Some(id));
-        entry.stage == Stage::Ready && in_turn
+        entry.stage == Stage::Ready && in_turn && self.routes.takes(entry.route, id)
     }
 
     pub(super) fn on_rows(&mut self, rows: Rows, now: Instant) {
@@ -154,7 +156,10 @@ impl Engine {
         reads.extend(rows.rows.into_iter().map(|read| (read.head.id, read)));
         let there: BTreeSet<u64> = reads.keys().copied().collect();
         for id in loading.ready {
-            let is_loading = self.index.get(id).is_some_and(|entry| entry.stage == Stage::Loading);
+            let is_loading = self
+                .index
+                .get(id)
+                .is_some_and(|entry| entry.stage == Stage::Loading);
             match (is_loading, reads.remove(&id)) {
                 (true, Some(read)) => self.on_ready_read(read, read_at, now),
                 (true, None) => self.remove(id, now),
@@ -163,7 +168,9 @@ impl Engine {
             }
         }
         let is_there = |id| there.contains(&id);
-        let found = self.arrivals.read(loading.arrivals, loading.asked_at, now, is_there);
+        let found = self
+            .arrivals
+            .read(loading.arrivals, loading.asked_at, now, is_there);
         for arrival in found {
             let Some(read) = reads.remove(&arrival.id) else {
                 continue;
@@ -210,7 +217,10 @@ impl Engine {
 
     fn take_loaded(&mut self, read: Read, read_at: Instant, now: Instant) {
         let id = read.head.id;
-        let was_probe = self.index.get(id).and_then(|entry| self.routes.probe(entry.route, id));
+        let was_probe = self
+            .index
+            .get(id)
+            .and_then(|entry| self.routes.probe(entry.route, id));
         if was_probe.is_none() {
             self.move_to(id, Stage::Waiting);
         }

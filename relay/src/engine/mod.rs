@@ -1,7 +1,7 @@
 //! The relay's decisions, all of them: a machine without IO, clock or randomness.
 //!
 //! One engine is one outbox while its lock is held. It is fed [`Event`]s and the time, and answers with
-//! [`Command`]s; it never fails and never waits. [``session``] executes the commands, and the
+//! [`Command`]s; it never fails and never waits. `session.rs` executes the commands, and the
 //! simulator (`make simulate`) does so in a world of its own.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -38,9 +38,7 @@ pub mod route;
 pub use command::{
     Command, End, LoadQuery, PageQuery, Reason, Record, Report, Source, Then, Write,
 };
-pub use event::{
-    BinlogEnd, Event, Head, Page, Pauses, Read, Refused, Rows, Transaction, Written,
-};
+pub use event::{BinlogEnd, Event, Head, Page, Pauses, Read, Refused, Rows, Transaction, Written};
 pub use snapshot::{Lag, ROUTES_SHOWN, Snapshot, StateName, WaitingRoute};
 
 use self::arrivals::{ARRIVALS_MAX, Arrivals};
@@ -165,10 +163,13 @@ pub struct Engine {
     out_message_ids: HashMap<u64, String>,
     blocked: Option<String>,
     unblocked_at: Option<Instant>,
+    /// Nothing is published until then.
+    rests_until: Option<Instant>,
 
     attribution: Attribution,
     ledger: WriteLedger,
-    handled_at: Instant,
+    /// The time of the event at hand.
+    now: Instant,
     #[cfg(debug_assertions)]
     handled: u64,
 }
@@ -212,9 +213,10 @@ impl Engine {
             out_message_ids: HashMap::new(),
             blocked: None,
             unblocked_at: None,
+            rests_until: None,
             attribution: Attribution::new(memory),
             ledger: WriteLedger::default(),
-            handled_at: now,
+            now,
             #[cfg(debug_assertions)]
             handled: 0,
         }
@@ -222,6 +224,7 @@ impl Engine {
 
     /// Takes an event and appends what is to be done. After [`Command::End`] nothing more is to come.
     pub fn handle(&mut self, event: Event, now: Instant, out: &mut Vec<Command>) {
+        self.now = now;
         match event {
             Event::Tick => {}
             Event::BinlogOpened => self.on_binlog_opened(now),
@@ -245,7 +248,6 @@ impl Engine {
             Event::Pauses(pauses) => self.on_pauses(pauses, now, out),
             Event::Drain => self.on_drain(now, out),
         }
-        self.handled_at = now;
         self.advance(now, out);
         #[cfg(debug_assertions)]
         self.check();
@@ -266,12 +268,7 @@ impl Engine {
         }
     }
 
-    fn on_committed(
-        &mut self,
-        transaction: &Transaction,
-        now: Instant,
-        out: &mut Vec<Command>,
-    ) {
+    fn on_committed(&mut self, transaction: &Transaction, now: Instant, out: &mut Vec<Command>) {
         let State::CatchingUp { binlog } = &mut self.state else {
             if self.state.is_streaming() {
                 for &id in &transaction.ids {
@@ -301,6 +298,10 @@ impl Engine {
         if self.blocked.is_some() || !self.state.takes_in() || self.ledger.is_full() {
             return;
         }
+        self.rests_until = self.rests_until.filter(|until| now < *until);
+        if self.rests_until.is_some() {
+            return;
+        }
         for publisher in 0..self.queue.publishers() {
             let (mut chosen, mut stale) = (HashSet::new(), Vec::new());
             let (index, routes) = (&self.index, &self.routes);
@@ -322,7 +323,11 @@ impl Engine {
                 may_go
             });
             for id in stale {
-                if self.index.get(id).is_some_and(|entry| entry.stage == Stage::Loaded) {
+                if self
+                    .index
+                    .get(id)
+                    .is_some_and(|entry| entry.stage == Stage::Loaded)
+                {
                     self.move_to(id, Stage::Waiting);
                     self.place(id, None, now);
                 }
@@ -342,7 +347,8 @@ impl Engine {
                 continue;
             };
             self.payload_bytes -= admission::memory_of(&row);
-            self.out_message_ids.insert(queued.id, row.message_id.clone());
+            self.out_message_ids
+                .insert(queued.id, row.message_id.clone());
             rows.push(*row);
             self.move_to(queued.id, Stage::Out);
             self.prefetch(queued.id);
@@ -396,17 +402,18 @@ impl Engine {
                 self.routes.next_probe(),
                 self.scan_deadline(),
                 self.load_deadline(),
+                self.rests_until,
             ]),
             _ => {}
         }
-        let idle = self.handled_at + IDLE;
+        let idle = self.now + IDLE;
         deadlines.into_iter().flatten().fold(idle, Instant::min)
     }
 
     /// May transactions be handed over now? Otherwise they are to wait in the stream.
     pub fn takes_transactions(&self) -> bool {
-        let waits_for_scan = matches!(self.state, State::CatchingUp { .. })
-            && self.settings.order == Order::Key;
+        let waits_for_scan =
+            matches!(self.state, State::CatchingUp { .. }) && self.settings.order == Order::Key;
         self.state.is_streaming() && (waits_for_scan || self.arrivals.len() < ARRIVALS_MAX)
     }
 
@@ -483,19 +490,30 @@ impl Engine {
     #[cfg(debug_assertions)]
     fn check(&mut self) {
         self.handled += 1;
-        if self.index.len() > 64 && !self.handled.is_multiple_of(1 << 16) {
+        let every = match self.index.len() {
+            0..=64 => 1,
+            65..=4096 => 64,
+            _ => 1 << 16,
+        };
+        if !self.handled.is_multiple_of(every) {
             return;
         }
         self.index.check();
         self.routes.check();
         assert_eq!(self.payloads.len(), self.index.count(Stage::Loaded));
-        let bytes: usize = self.payloads.values().map(|row| admission::memory_of(row)).sum();
+        let bytes: usize = self
+            .payloads
+            .values()
+            .map(|row| admission::memory_of(row))
+            .sum();
         assert_eq!(bytes, self.payload_bytes);
         assert_eq!(self.queue.out().count(), self.index.count(Stage::Out));
         for (id, entry) in self.index.iter() {
             let is_first = self.index.head(entry.key) == Some(id);
             match entry.stage {
-                Stage::Delayed | Stage::Blocked => assert!(is_first, "row {id} waits behind another"),
+                Stage::Delayed | Stage::Blocked => {
+                    assert!(is_first, "row {id} waits behind another");
+                }
                 Stage::Waiting => assert!(!is_first, "row {id} waits for nothing"),
                 _ => {}
             }

@@ -161,7 +161,11 @@ impl ReadyQueue {
         } else if solo_waits {
             self.next_solo(publisher, &mut may_go)
         } else if publisher >= self.shared {
-            one(&mut self.prompt, &mut may_go, Isolation::Probe(Pace::Prompt))
+            one(
+                &mut self.prompt,
+                &mut may_go,
+                Isolation::Probe(Pace::Prompt),
+            )
         } else {
             self.next_shared(&mut may_go)
         };

@@ -7,13 +7,13 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::{Engine, Mode};
 use super::admission::{Admission, By};
 use super::command::{Command, PageQuery, Report};
 use super::event::{BinlogEnd, Page, Read};
 use super::index::Stage;
 use super::position::Position;
 use super::state::{Binlog, State};
+use super::{Engine, Mode};
 
 /// A scan that found little rests this many times as long as the database took for it, so that reading a
 /// table full of waiting rows takes a tenth of a core at the most. What the scan waited for, room or the
@@ -141,7 +141,11 @@ impl Engine {
 
     fn next_scan_at(&self) -> Option<Instant> {
         let whole = self.next_whole_scan_at()?;
-        Some(if self.may_fill() { self.handled_at.min(whole) } else { whole })
+        Some(if self.may_fill() {
+            self.now.min(whole)
+        } else {
+            whole
+        })
     }
 
     /// Is there room again for what the last scan had to leave?
@@ -191,7 +195,12 @@ impl Engine {
                     if !self.admit_page(now) {
                         return;
                     }
-                    if self.scans.current.as_ref().is_some_and(|scan| scan.is_last_page) {
+                    if self
+                        .scans
+                        .current
+                        .as_ref()
+                        .is_some_and(|scan| scan.is_last_page)
+                    {
                         self.end_scan(now);
                     } else {
                         return self.read_page(now, out);
@@ -308,7 +317,11 @@ impl Engine {
             && !self.stream.has_shown(&end)
             && self.state.is_streaming()
         {
-            self.binlog_broken("its server's position went backwards: it was reset", now, out);
+            self.binlog_broken(
+                "its server's position went backwards: it was reset",
+                now,
+                out,
+            );
         }
     }
 
@@ -420,7 +433,11 @@ impl Engine {
             State::CatchingUp { binlog } => match binlog {
                 Binlog::Open => self.tail(now),
                 Binlog::Opening => {
-                    self.enter(State::AwaitingBinlog, "the binlog stream is being opened", now);
+                    self.enter(
+                        State::AwaitingBinlog,
+                        "the binlog stream is being opened",
+                        now,
+                    );
                     self.scans.next_at = now + self.settings.poll_interval;
                 }
                 // More was reported meanwhile than can be remembered.
@@ -434,9 +451,10 @@ impl Engine {
     /// Rows that a whole scan has not met are no longer pending.
     fn forget_unseen(&mut self, upto: u64, now: Instant) {
         let number = self.scans.number;
-        let unseen = self.index.iter().filter(|(id, entry)| {
-            *id <= upto && entry.seen != number && entry.stage.is_idle()
-        });
+        let unseen = self
+            .index
+            .iter()
+            .filter(|(id, entry)| *id <= upto && entry.seen != number && entry.stage.is_idle());
         for id in unseen.map(|(id, _)| id).collect::<Vec<_>>() {
             self.remove(id, now);
         }

@@ -177,12 +177,7 @@ impl Engine {
         self.scans.next_at = now + self.settings.sweep_interval;
     }
 
-    pub(super) fn on_binlog_ended(
-        &mut self,
-        end: BinlogEnd,
-        now: Instant,
-        out: &mut Vec<Command>,
-    ) {
+    pub(super) fn on_binlog_ended(&mut self, end: BinlogEnd, now: Instant, out: &mut Vec<Command>) {
         if self.state.is_streaming() || self.state.is_opening() {
             self.binlog_away(end, now, out);
         }
@@ -195,8 +190,14 @@ impl Engine {
         if was_sound.is_some_and(|at| now.saturating_duration_since(at) > REOPEN_MAX) {
             self.stream.failures = 0;
         }
-        let min = if timed_out { REOPEN_TIMED_OUT_MIN } else { REOPEN_MIN };
-        let wait = min.saturating_mul(1 << self.stream.failures.min(10)).min(REOPEN_MAX);
+        let min = if timed_out {
+            REOPEN_TIMED_OUT_MIN
+        } else {
+            REOPEN_MIN
+        };
+        let wait = min
+            .saturating_mul(1 << self.stream.failures.min(10))
+            .min(REOPEN_MAX);
         self.stream.failures += 1;
         let retry_at = now + wait.mul_f64(1.0 - self.jitter.next() / 4.0);
         // What was reported and not read is met by the next scan, in order.

@@ -7,7 +7,7 @@ use outbox::row::Row;
 use super::position::Position;
 use super::route::Route;
 use super::*;
-use crate::publish::confirms::{Answer, Outcome, Published, Returned, Verdict, settle};
+use crate::publish::confirms::{Answer, Confirmed, Outcome, Published, Returned, Verdict, settle};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -99,7 +99,14 @@ impl Desk {
     /// Past an empty catch-up.
     fn tailing(settings: Settings) -> Self {
         let (mut desk, out) = Self::new(settings);
-        assert!(matches!(&out[..], [Command::ReadPage(PageQuery { fence: true, upto: None, .. })]));
+        assert!(matches!(
+            &out[..],
+            [Command::ReadPage(PageQuery {
+                fence: true,
+                upto: None,
+                ..
+            })]
+        ));
         let out = desk.page(&[], 0);
         assert!(matches!(&out[..], [Command::OpenBinlog(_)]));
         assert_eq!(desk.engine.state(), StateName::AwaitingBinlog);
@@ -197,7 +204,9 @@ fn confirmed(id: u64) -> Verdict {
         message_id: &message_id,
         answer: Answer::Ack,
     };
-    settle(&[message], Vec::<Returned>::new()).unwrap().remove(0)
+    settle(&[message], Vec::<Returned>::new())
+        .unwrap()
+        .remove(0)
 }
 
 fn written(ids: &[u64]) -> Event {
@@ -213,7 +222,7 @@ fn marks(out: &[Command]) -> Vec<u64> {
         Command::Write(Write::Sent(marks)) => Some(marks),
         _ => None,
     });
-    sent.flatten().map(|mark| mark.id()).collect()
+    sent.flatten().map(Confirmed::id).collect()
 }
 
 fn records(out: &[Command]) -> Vec<(u64, Then)> {
@@ -229,10 +238,16 @@ fn a_committed_row_is_read_published_confirmed_and_marked() {
     let mut desk = Desk::tailing(SETTINGS);
     let publisher = desk.publish(row(7, 1));
     assert_eq!(desk.engine.in_flight(), 1);
-    assert!(desk.answer(publisher, vec![confirmed(7)]).is_empty(), "marks are collected");
+    assert!(
+        desk.answer(publisher, vec![confirmed(7)]).is_empty(),
+        "marks are collected"
+    );
     assert_eq!(marks(&desk.after(SECOND / 10)), [7]);
     assert!(desk.feed(written(&[7])).is_empty());
-    assert_eq!((desk.engine.in_flight(), desk.engine.snapshot().rows), (0, 0));
+    assert_eq!(
+        (desk.engine.in_flight(), desk.engine.snapshot().rows),
+        (0, 0)
+    );
 }
 
 #[test]
@@ -240,7 +255,10 @@ fn a_row_that_is_not_visible_yet_is_read_again_and_one_behind_which_another_is_v
     let mut desk = Desk::tailing(SETTINGS);
     assert_eq!(loaded(&desk.committed(&[7])), [7]);
     assert!(desk.rows(&[]).is_empty());
-    assert!(desk.committed(&[8]).is_empty(), "it is read with the one before it");
+    assert!(
+        desk.committed(&[8]).is_empty(),
+        "it is read with the one before it"
+    );
     assert_eq!(loaded(&desk.after(SECOND / 1000)), [7, 8]);
     let (_, ids) = batch(&desk.rows(&[row(8, 1)]));
     assert_eq!(ids, [8]);
@@ -294,10 +312,16 @@ fn what_the_binlog_reports_waits_for_the_scan_that_catches_up() {
     let (publisher, ids) = batch(&out);
     assert_eq!(ids, [1]);
     assert!(desk.feed(Event::BinlogOpened).is_empty());
-    assert!(desk.committed(&[3]).is_empty(), "3 may be of a key with an earlier row");
+    assert!(
+        desk.committed(&[3]).is_empty(),
+        "3 may be of a key with an earlier row"
+    );
     assert!(desk.answer(publisher, vec![confirmed(1)]).is_empty());
     let out = desk.page(&[row(2, 3)], 2);
-    let loads: Vec<_> = out.iter().filter(|command| matches!(command, Command::Load(_))).collect();
+    let loads: Vec<_> = out
+        .iter()
+        .filter(|command| matches!(command, Command::Load(_)))
+        .collect();
     assert_eq!(loads.len(), 1, "the scan has ended: {out:?}");
     assert_eq!(desk.engine.state(), StateName::Tailing);
     let (_, ids) = batch(&out);
@@ -328,13 +352,17 @@ fn a_route_that_returns_its_rows_is_probed_with_one_of_them_until_it_takes_it() 
 }
 
 #[test]
-fn a_message_that_fails_by_its_own_fault_is_tried_again_and_parked_and_then_the_next_of_its_key_goes() {
+fn a_message_that_fails_by_its_own_fault_is_tried_again_and_parked_and_then_the_next_of_its_key_goes()
+ {
     let mut desk = Desk::tailing(SETTINGS);
     let publisher = desk.publish(row(7, 1));
     assert_eq!(loaded(&desk.committed(&[8])), [8]);
     assert!(desk.rows(&[row(8, 1)]).is_empty());
     let out = desk.answer(publisher, vec![Verdict::Invalid("headers".into())]);
-    assert!(matches!(records(&out)[..], [(7, Then::Retry { attempts: 1, .. })]));
+    assert!(matches!(
+        records(&out)[..],
+        [(7, Then::Retry { attempts: 1, .. })]
+    ));
     assert!(desk.feed(written(&[7])).is_empty());
     let out = desk.after(SECOND);
     assert_eq!(loaded(&out), [7]);
@@ -345,7 +373,10 @@ fn a_message_that_fails_by_its_own_fault_is_tried_again_and_parked_and_then_the_
     let (publisher, _) = batch(&desk.rows(&[again]));
     let out = desk.answer(publisher, vec![Verdict::Invalid("headers".into())]);
     assert_eq!(records(&out), [(7, Then::Park { attempts: 2 })]);
-    assert!(desk.after(SECOND).is_empty(), "it holds its key until that is written");
+    assert!(
+        desk.after(SECOND).is_empty(),
+        "it holds its key until that is written"
+    );
     assert_eq!(loaded(&desk.feed(written(&[7]))), [8]);
 }
 
@@ -353,16 +384,26 @@ fn a_message_that_fails_by_its_own_fault_is_tried_again_and_parked_and_then_the_
 fn a_sweep_waits_for_the_stream_and_counts_what_that_did_not_report() {
     let mut desk = Desk::tailing(SETTINGS);
     let out = desk.after(SETTINGS.sweep_interval);
-    assert!(matches!(&out[..], [Command::ReadPage(PageQuery { positions: true, .. })]));
+    assert!(matches!(
+        &out[..],
+        [Command::ReadPage(PageQuery {
+            positions: true,
+            ..
+        })]
+    ));
     assert!(desk.page(&[row(7, 1)], 7).is_empty());
     assert!(desk.engine.awaits_position());
-    assert!(desk.feed(Event::BinlogAt(Position::new("b.1", 8))).is_empty());
+    assert!(
+        desk.feed(Event::BinlogAt(Position::new("b.1", 8)))
+            .is_empty()
+    );
     let out = desk.feed(Event::BinlogAt(Position::new("b.1", 9)));
     assert_eq!(loaded(&out), [7]);
     let mut out = Vec::new();
     let rows = vec![row(7, 1).read()];
     let read_at = desk.now;
-    desk.engine.handle(Event::Rows(Rows { rows, read_at }), desk.now, &mut out);
+    desk.engine
+        .handle(Event::Rows(Rows { rows, read_at }), desk.now, &mut out);
     let missed = |command: &Command| matches!(command, Command::Report(Report::MissedByBinlog(1)));
     assert!(out.iter().any(missed), "{out:?}");
     assert_eq!(batch(&out).1, [7]);
@@ -375,7 +416,13 @@ fn a_stream_that_does_not_reach_a_position_of_its_server_is_broken() {
     assert!(desk.page(&[], 0).is_empty());
     assert!(desk.after(9 * SECOND).is_empty());
     let out = desk.after(SECOND);
-    assert!(matches!(&out[..], [Command::CloseBinlog, Command::ReadPage(PageQuery { fence: true, .. })]));
+    assert!(matches!(
+        &out[..],
+        [
+            Command::CloseBinlog,
+            Command::ReadPage(PageQuery { fence: true, .. })
+        ]
+    ));
     assert_eq!(desk.engine.state(), StateName::CatchingUp);
 }
 
@@ -410,8 +457,12 @@ fn a_row_that_is_nacked_alone_while_its_route_takes_others_is_at_fault_itself() 
     let mut desk = Desk::tailing(settings);
     let mut publisher = desk.publish(row(7, 1));
     let mut other = 100;
-    for _ in 0..3 {
-        assert!(records(&desk.answer(publisher, vec![Verdict::Nacked])).iter().all(|(_, then)| *then == Then::Explain));
+    for _ in 0..4 {
+        assert!(
+            records(&desk.answer(publisher, vec![Verdict::Nacked]))
+                .iter()
+                .all(|(_, then)| *then == Then::Explain)
+        );
         other += 1;
         assert_eq!(loaded(&desk.committed(&[other])), [other]);
         assert!(desk.rows(&[row(other, other)]).is_empty());
@@ -446,5 +497,9 @@ fn rows_that_would_wait_stay_in_the_table_when_the_index_is_full_and_others_flow
     desk.publish(row(30, 30));
     assert_eq!(loaded(&desk.committed(&[31])), [31]);
     desk.rows(&[row(31, 20)]);
-    assert_eq!(desk.engine.in_flight(), 1, "an earlier row of the key of 31 is in the table");
+    assert_eq!(
+        desk.engine.in_flight(),
+        1,
+        "an earlier row of the key of 31 is in the table"
+    );
 }

@@ -84,7 +84,10 @@ impl WriteLedger {
     }
 
     pub(super) fn written(&mut self, written: &Written) {
-        debug_assert!(written.finished <= self.writing, "more is written than was to be");
+        debug_assert!(
+            written.finished <= self.writing,
+            "more is written than was to be"
+        );
         self.writing = self.writing.saturating_sub(written.finished);
         self.refused.clone_from(&written.refused);
         if written.finished > 0 || !written.rows.is_empty() {
@@ -142,10 +145,7 @@ mod tests {
         assert_eq!(ledger.look(at(7)), Some(true));
         ledger.written(&one);
         assert_eq!(ledger.look(at(8)), None, "reported already");
-        ledger.written(&Written {
-            finished: 1,
-            ..one
-        });
+        ledger.written(&Written { finished: 1, ..one });
         assert_eq!(ledger.look(at(9)), Some(false));
     }
 
@@ -156,12 +156,17 @@ mod tests {
         ledger.confirmed(mark(1), start);
         assert!(ledger.next(false, start).is_none());
         assert_eq!(ledger.deadline(), Some(start + COLLECT));
-        assert!(matches!(ledger.next(false, start + COLLECT), Some(Write::Sent(_))));
+        assert!(matches!(
+            ledger.next(false, start + COLLECT),
+            Some(Write::Sent(_))
+        ));
         assert_eq!(ledger.deadline(), None);
         for id in 0..=MARKS_MAX as u64 {
             ledger.confirmed(mark(id), start);
         }
-        assert!(matches!(ledger.next(false, start), Some(Write::Sent(marks)) if marks.len() == MARKS_MAX));
+        assert!(
+            matches!(ledger.next(false, start), Some(Write::Sent(marks)) if marks.len() == MARKS_MAX)
+        );
         assert!(ledger.next(false, start).is_none());
         assert!(matches!(ledger.next(true, start), Some(Write::Sent(marks)) if marks.len() == 1));
     }

@@ -20,8 +20,8 @@ use svc_kit::amqp::Channels;
 
 use crate::config::{Config, OutboxTable};
 use crate::engine::Mode;
-use outbox::statement::{padded, padded_len, placeholders};
 use crate::observe::metrics::Metrics;
+use outbox::statement::{padded, padded_len, placeholders};
 
 /// Begins the message id of each, and no other's: those are UUIDs.
 const PREFIX: &str = "relay-canary-";

@@ -41,7 +41,9 @@ impl<'a> Show<'a> {
 
     /// Rows on their way.
     pub fn in_flight(&self, rows: usize) {
-        self.metrics.in_flight.set(i64::try_from(rows).unwrap_or(i64::MAX));
+        self.metrics
+            .in_flight
+            .set(i64::try_from(rows).unwrap_or(i64::MAX));
     }
 
     /// The engine as it is now.
@@ -55,18 +57,24 @@ impl<'a> Show<'a> {
             }
         }
         self.metrics.set_phase(Phase::Session(snapshot.state));
-        self.metrics.binlog_connected.set(i64::from(snapshot.is_streaming));
+        self.metrics
+            .binlog_connected
+            .set(i64::from(snapshot.is_streaming));
         self.metrics.set_waiting(&snapshot.routes);
         self.metrics.set_refused(&snapshot.refused);
-        self.metrics.broker_blocked.set(i64::from(snapshot.blocked.is_some()));
+        self.metrics
+            .broker_blocked
+            .set(i64::from(snapshot.blocked.is_some()));
         self.binlog(snapshot);
         self.database(snapshot);
         if self.broker != snapshot.blocked {
             let detail = snapshot.blocked.as_ref();
-            let detail = detail.map_or_else(|| "connected".into(), |why| {
-                format!("blocked by the broker: {why}")
-            });
-            self.readiness.set("broker", snapshot.blocked.is_none(), detail);
+            let detail = detail.map_or_else(
+                || "connected".into(),
+                |why| format!("blocked by the broker: {why}"),
+            );
+            self.readiness
+                .set("broker", snapshot.blocked.is_none(), detail);
             self.broker.clone_from(&snapshot.blocked);
         }
     }
@@ -89,7 +97,12 @@ impl<'a> Show<'a> {
     fn database(&mut self, snapshot: &Snapshot) {
         let unread = snapshot.table_refused.as_ref();
         let unread = unread.map(|why| format!("the table can't be read, it is tried again: {why}"));
-        let refused: Vec<String> = snapshot.refused.detail().into_iter().chain(unread).collect();
+        let refused: Vec<String> = snapshot
+            .refused
+            .detail()
+            .into_iter()
+            .chain(unread)
+            .collect();
         let refused = (!refused.is_empty()).then(|| refused.join("; "));
         let detail = match (snapshot.stalled, refused) {
             (true, refused) => {
@@ -101,7 +114,8 @@ impl<'a> Show<'a> {
             (false, None) => "connected".into(),
         };
         if self.database != detail {
-            self.readiness.set("database", !snapshot.stalled, detail.clone());
+            self.readiness
+                .set("database", !snapshot.stalled, detail.clone());
             self.database = detail;
         }
     }
@@ -114,7 +128,11 @@ impl<'a> Show<'a> {
                     "a route is paused, its rows wait");
             }
         }
-        for route in old.routes.keys().filter(|route| !new.routes.contains_key(*route)) {
+        for route in old
+            .routes
+            .keys()
+            .filter(|route| !new.routes.contains_key(*route))
+        {
             tracing::info!(%route, "a route is resumed");
         }
         match (&old.whole, &new.whole) {
@@ -151,8 +169,12 @@ impl<'a> Show<'a> {
             }
             Report::Refused(reason) => metrics.failed(reason),
             Report::RouteClosed(record) => {
-                tracing::warn!(id = record.id, reason = record.reason.name(), error = record.text,
-                    "a route is closed, its rows wait");
+                tracing::warn!(
+                    id = record.id,
+                    reason = record.reason.name(),
+                    error = record.text,
+                    "a route is closed, its rows wait"
+                );
             }
             Report::RouteOpened(route) => tracing::info!(%route, "a route is open, its rows go"),
             Report::MissedByBinlog(rows) => metrics.missed_by_binlog.inc_by(rows),
@@ -164,7 +186,11 @@ impl<'a> Show<'a> {
             }
             Report::BinlogAway { why, retry_at } => {
                 let retry_in = retry_at.saturating_duration_since(Instant::now());
-                tracing::error!(error = why, ?retry_in, "the binlog can't be read, polling stands in");
+                tracing::error!(
+                    error = why,
+                    ?retry_in,
+                    "the binlog can't be read, polling stands in"
+                );
             }
             Report::WriteStall(true) => {
                 tracing::error!("confirmed rows can't be marked, intake stops");

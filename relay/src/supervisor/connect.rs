@@ -308,10 +308,7 @@ fn start_publishers(
     tasks: &mut Tasks,
     count: usize,
     broker: publisher_task::Broker,
-) -> (
-    Vec<mpsc::Sender<Vec<Row>>>,
-    mpsc::Receiver<(usize, Outcome)>,
-) {
+) -> (Vec<Publisher>, mpsc::Receiver<(usize, Outcome)>) {
     let (outcomes_in, outcomes) = mpsc::channel(count);
     let publishers = (0..count)
         .map(|number| {
@@ -324,6 +321,9 @@ fn start_publishers(
         .collect();
     (publishers, outcomes)
 }
+
+/// Takes a batch when it has answered the one before.
+pub(crate) type Publisher = mpsc::Sender<Vec<Row>>;
 
 /// The connections for SQL, where they are, and what is paused there.
 struct Database {
@@ -338,8 +338,8 @@ struct Database {
 pub(crate) struct Connected {
     /// One that ends before the session is an error.
     pub(crate) tasks: Tasks,
-    /// By number. Each takes a batch when it has answered the one before.
-    pub(crate) publishers: Vec<mpsc::Sender<Vec<Row>>>,
+    /// By number.
+    pub(crate) publishers: Vec<Publisher>,
     /// From the publishers, with the number of each.
     pub(crate) outcomes: mpsc::Receiver<(usize, Outcome)>,
     /// To the marker.

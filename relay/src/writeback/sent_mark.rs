@@ -3,8 +3,8 @@
 use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlConnection;
 
-use outbox::statement::{padded, padded_len, placeholders};
 use crate::publish::confirms::Confirmed;
+use outbox::statement::{padded, padded_len, placeholders};
 
 /// Which of the rows nobody has locked.
 pub(super) async fn unlocked(

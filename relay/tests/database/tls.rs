@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use e2e::certificates::{Authority, Identity, Validity};
 use e2e::{Clock, DbOptions, Flavor};
 use futures::future::join_all;
-use relay::source::binlog::connection;
 use relay::engine::position::Position;
+use relay::source::binlog::connection;
 use sqlx::Row;
 use svc_kit::database::DatabaseUrl;
 

@@ -129,7 +129,9 @@ impl Round<'_> {
         self.other.execute(doing).await.unwrap();
         if companion.0 == "outbox_fence" {
             // The fence is used by a scan that catches up, which a statement on the outbox leads to.
-            self.rig.sql("ALTER TABLE outbox COMMENT = 'the events'").await;
+            self.rig
+                .sql("ALTER TABLE outbox COMMENT = 'the events'")
+                .await;
         }
         let key = format!("bad {case}").replace(['"', '(', ')', ','], "");
         let bad = insert_bad(self.rig, &key).await;

@@ -112,7 +112,11 @@ async fn a_table_locked_for_longer_than_a_read_may_take_costs_no_copy_and_no_ses
             status == 200 && body.to_string().contains(why)
         })
         .await;
-        assert_eq!(deliveries.count(), 0, "a row that can't be read is not sent");
+        assert_eq!(
+            deliveries.count(),
+            0,
+            "a row that can't be read is not sent"
+        );
         let what = "a lock longer than a read may take";
         e2e::wait::until(what, 2 * LOCKED, async || Instant::now() > unlock).await;
         operator.execute("UNLOCK TABLES").await.unwrap();

@@ -1,7 +1,6 @@
 //! Every difference in the outbox's definition: harmless, and then rows come by the binlog as they were
 //! written; or warned of; or refused by check and start, and the ALTER that is offered removes it.
 
-
 use e2e::{Db, Flavor};
 use sqlx::Row as _;
 

@@ -5,8 +5,8 @@ use std::fmt;
 use time::PrimitiveDateTime;
 
 use super::read::Head;
-use crate::observe::canary;
 use crate::commands::times::rfc3339;
+use crate::observe::canary;
 
 /// Everything that a row must be.
 #[derive(Clone, Debug)]
