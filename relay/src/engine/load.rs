@@ -43,7 +43,7 @@ impl Engine {
 
     /// May what was reported be read now? While a whole scan is being made its order is not known.
     fn resolves_arrivals(&self) -> bool {
-        let scanning = matches!(self.state, State::CatchingUp { .. });
+        let scanning = matches!(self.state, State::CatchingUp { .. }) || self.scans.is_whole();
         !self.is_index_full() && (!scanning || self.settings.order == Order::None)
     }
 
@@ -199,6 +199,15 @@ impl Engine {
         let id = read.head.id;
         if !read.pending {
             return self.remove(id, now);
+        }
+        if self
+            .index
+            .get(id)
+            .is_some_and(|entry| entry.tag != read.head.tag)
+        {
+            // Another message has the id now, and rows of its key before it may not be known yet.
+            self.remove(id, now);
+            return self.arrivals.again(id, now);
         }
         let is_prefetched = self.index.get(id).is_some_and(|entry| {
             self.index.is_out(entry.key) && self.index.head(entry.key) != Some(id)

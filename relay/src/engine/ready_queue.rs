@@ -207,17 +207,10 @@ impl ReadyQueue {
             0 => {
                 self.take(Line::Old, old_rows, &mut taken, may_go);
                 self.take(Line::Fresh, self.rows_max, &mut taken, may_go);
-                if taken.rows.iter().all(|row| row.old) {
-                    self.take(Line::Old, self.rows_max, &mut taken, may_go);
-                }
             }
             1..OLD_PUBLISHERS_MAX => {
                 self.take(Line::Fresh, self.rows_max, &mut taken, may_go);
-                let rows = match taken.rows.is_empty() {
-                    true => self.rows_max,
-                    false => old_rows,
-                };
-                self.take(Line::Old, rows, &mut taken, may_go);
+                self.take(Line::Old, old_rows, &mut taken, may_go);
             }
             _ => self.take(Line::Fresh, self.rows_max, &mut taken, may_go),
         }

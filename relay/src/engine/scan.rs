@@ -113,6 +113,12 @@ impl Scans {
         }
     }
 
+    /// Is a scan being made that indexes what it meets?
+    pub(super) fn is_whole(&self) -> bool {
+        let scan = self.current.as_ref();
+        scan.is_some_and(|scan| scan.kind == Kind::Whole)
+    }
+
     pub(super) fn awaits_position(&self) -> bool {
         let step = self.current.as_ref().map(|scan| &scan.step);
         matches!(step, Some(Step::Verifying { .. }))
