@@ -12,8 +12,8 @@ use sqlx::{AssertSqlSafe, Connection as _, MySql, MySqlPool};
 use svc_kit::retention::{self, Deleted, Next, PAGE, Parts, Rows, Walk, age, in_time};
 use tokio_util::sync::CancellationToken;
 
+use crate::database::wait_little_for_locks;
 use crate::observe::metrics::{Metrics, Skipped};
-use crate::writeback::marker_task::wait_little_for_locks;
 
 /// Pages of young rows alone after which a round from the oldest row on ends: the oldest rows are the
 /// first to expire.

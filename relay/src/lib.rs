@@ -4,6 +4,8 @@
 //! The rooms in the order of the data path; ARCHITECTURE.md describes the whole.
 
 pub mod config;
+pub mod database;
+pub mod outbox_table;
 pub mod supervisor;
 
 pub mod leadership;

@@ -8,14 +8,12 @@ use std::time::Duration;
 use anyhow::Context;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
-use svc_kit::admin::Readiness;
 use svc_kit::database::{Fault, classify};
 use tokio::time::Instant;
 
+use crate::database::ends_session;
 use crate::engine;
 use crate::engine::route::Route;
-use crate::observe::metrics::Metrics;
-use crate::writeback::marker_task::ends_session;
 
 /// How often a working relay looks: a pause takes effect within twice that.
 pub const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -109,14 +107,6 @@ impl Pauses {
         }
     }
 
-    /// Shows them in readiness and metrics.
-    pub fn show(&self, readiness: &Readiness, metrics: &Metrics) {
-        metrics.paused.set(i64::from(self.whole.is_some()));
-        let routes = i64::try_from(self.routes.len()).unwrap_or(i64::MAX);
-        metrics.paused_routes.set(routes);
-        readiness.set(INTAKE, self.whole.is_none(), self.detail());
-    }
-
     /// What was known, now that the table can't be read.
     #[must_use]
     pub fn kept(&self, err: &sqlx::Error) -> Self {
@@ -126,7 +116,8 @@ impl Pauses {
         }
     }
 
-    fn detail(&self) -> String {
+    /// For readiness.
+    pub fn detail(&self) -> String {
         let paused = self.paused();
         match &self.unreadable {
             None => paused,

@@ -3,19 +3,25 @@
 //! This is the one place that waits for several things at once. It decides nothing: it hands what has
 //! happened to [`crate::engine`], executes the commands that come back, and shows the engine's snapshot.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use outbox::row::Row;
 use svc_kit::admin::Readiness;
+use svc_kit::amqp::Channels;
 use svc_kit::database::{Fault, classify};
 use svc_kit::signals::Shutdown;
 use svc_kit::systemd::Systemd;
-use svc_kit::tasks::{Ended, TaskError};
+use svc_kit::tasks::{Ended, TaskError, Tasks};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
-use crate::engine::{self, Command, Engine, Event, Lag, Memory, Written};
+use crate::engine::{
+    self, Command, Engine, Event, Lag, LoadQuery, Memory, PageQuery, Write, Written,
+};
 use crate::leadership::lock::{Clock, Leadership};
+use crate::leadership::server_identity::ServerId;
 use crate::observe::metrics::Metrics;
 use crate::observe::show::Show;
 use crate::pause::Pauses;
@@ -23,7 +29,6 @@ use crate::publish::confirms::Outcome;
 use crate::publish::connection::BrokerNews;
 use crate::source::binlog::reader_task::{BinlogGone, BinlogNews, BinlogOf, BinlogStream};
 use crate::source::table::TableNews;
-use crate::supervisor::connect::Connected;
 
 /// How often the snapshot is shown while nothing happens.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
@@ -63,6 +68,54 @@ impl Outside {
     pub fn report(&self, state: &str, readiness: &Readiness) {
         self.systemd
             .turned(&format!("{state}: {}", readiness.summary()));
+    }
+}
+
+/// The name of every publisher's task.
+pub(crate) const PUBLISHER: &str = "publisher";
+
+/// Takes a batch when it has answered the one before.
+pub(crate) type Publisher = mpsc::Sender<Vec<Row>>;
+
+/// What a session works with.
+pub(crate) struct Connected {
+    /// One that ends before the session is an error.
+    pub(crate) tasks: Tasks,
+    /// By number.
+    pub(crate) publishers: Vec<Publisher>,
+    /// From the publishers, with the number of each.
+    pub(crate) outcomes: mpsc::Receiver<(usize, Outcome)>,
+    /// To the marker.
+    pub(crate) writes: mpsc::Sender<Write>,
+    /// From the marker.
+    pub(crate) written: mpsc::Receiver<Written>,
+    /// To the page reader, one at a time.
+    pub(crate) pages: mpsc::Sender<PageQuery>,
+    /// To the row loader, one at a time.
+    pub(crate) loads: mpsc::Sender<LoadQuery>,
+    /// From page reader and row loader.
+    pub(crate) table: mpsc::Receiver<TableNews>,
+    /// From the broker's connections.
+    pub(crate) broker: mpsc::Receiver<BrokerNews>,
+    /// The channels of the publishing connection.
+    pub(crate) channels: Arc<Channels>,
+    /// Where lock and connections are: the binlog must be this server's too.
+    pub(crate) server: ServerId,
+    /// What is paused at the start.
+    pub(crate) pauses: Pauses,
+}
+
+impl Connected {
+    /// Ends the publishers in order: each closes its channel before the connection is closed.
+    pub(crate) async fn end_publishers(&mut self) {
+        let mut running = self.publishers.len();
+        self.publishers.clear();
+        while running > 0 {
+            let Some(ended) = self.tasks.join_next().await else {
+                return;
+            };
+            running -= usize::from(ended.name == PUBLISHER);
+        }
     }
 }
 

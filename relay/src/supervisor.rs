@@ -1,6 +1,6 @@
 //! The machine's outer states: Standby, Connecting, a session, and back.
 
-pub(crate) mod connect;
+mod connect;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use svc_kit::systemd::Systemd;
 use svc_kit::tasks::Tasks;
 use tokio::sync::watch;
 
-use self::connect::{Connected, NotConnected};
+use self::connect::NotConnected;
 use crate::commands::check;
 use crate::config::Config;
 use crate::engine::{Lag, Memory, Refused};
@@ -27,7 +27,7 @@ use crate::observe::canary::Canary;
 use crate::observe::metrics::{Metrics, Phase};
 use crate::observe::row_gauges;
 use crate::pause::{INTAKE, Pauses};
-use crate::session::{End, Outside, Session, why_ended};
+use crate::session::{Connected, End, Outside, Session, why_ended};
 
 /// The named conditions of `/readyz`.
 pub const CONDITIONS: [&str; 5] = ["lease", "database", "broker", "binlog", INTAKE];

@@ -20,11 +20,17 @@ use svc_kit::settings::{duration, secret, secret_value};
 use time::PrimitiveDateTime;
 
 use crate::commands::times::time;
-use crate::config::{OutboxTable, TableArgs};
+use crate::config::TableArgs;
 use crate::engine::route::Route;
+use crate::outbox_table::OutboxTable;
 use chosen::Chosen;
 use judge::Bounds;
 pub use ledger::Ledger;
+
+/// Rows read at once.
+const PAGE: usize = 1000;
+/// For a page.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 const INBOX_URL: &str = "RELAY_AUDIT_INBOX_URL";
 

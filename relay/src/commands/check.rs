@@ -1,7 +1,6 @@
 //! `relay check`: every condition the relay needs, with the fix of each that is not met. The same
 //! list is gone through at start.
 
-use std::fmt;
 use std::time::Duration;
 
 use svc_kit::backoff::Backoff;
@@ -9,77 +8,11 @@ use svc_kit::boot::ConfigError;
 use svc_kit::database::{Fault, classify};
 use tokio_util::sync::CancellationToken;
 
+use super::condition::{Condition, State};
 use super::preflight;
 use crate::config::Config;
 use crate::observe::canary::Nest;
 use crate::publish::connection;
-
-/// How bad an unmet condition is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Met.
-    Ok,
-    /// Met, but slower or less visible than it could be.
-    Warning,
-    /// Not met, and may be by itself or by somebody else in a while: the relay waits.
-    Wait,
-    /// Not met, and no waiting helps.
-    Wrong,
-}
-
-/// One condition.
-#[derive(Clone, Debug)]
-pub struct Condition {
-    /// What it is about.
-    pub name: &'static str,
-    /// Whether it is met.
-    pub state: State,
-    /// What was found.
-    pub detail: String,
-    /// What to do; empty when it is met.
-    pub fix: String,
-}
-
-impl Condition {
-    pub(super) fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            name,
-            state: State::Ok,
-            detail: detail.into(),
-            fix: String::new(),
-        }
-    }
-
-    pub(super) fn not(
-        state: State,
-        name: &'static str,
-        detail: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Self {
-        Self {
-            name,
-            state,
-            detail: detail.into(),
-            fix: fix.into(),
-        }
-    }
-}
-
-impl fmt::Display for Condition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = match self.state {
-            State::Ok => "ok",
-            State::Warning => "warning",
-            State::Wait => "WAIT",
-            State::Wrong => "WRONG",
-        };
-        write!(f, "{word:<8} {:<22} {}", self.name, self.detail)?;
-        if !self.fix.is_empty() {
-            write!(f, "\n{:31} fix: {}", "", self.fix)?;
-        }
-        Ok(())
-    }
-}
 
 /// Everything, the broker included.
 pub async fn all(config: &Config) -> Vec<Condition> {

@@ -5,7 +5,7 @@
 
 mod look;
 
-use super::check::{Condition, State};
+use super::condition::{Condition, State};
 use crate::engine::Mode;
 pub(super) use look::look;
 

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod check;
+pub mod condition;
 mod definition;
 mod operator;
 pub mod pause;

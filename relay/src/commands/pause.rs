@@ -6,8 +6,9 @@ use sqlx::{AssertSqlSafe, Connection as _, MySqlTransaction};
 use svc_kit::boot::ConfigError;
 
 use crate::commands::operator;
-use crate::config::{OutboxTable, TableArgs};
+use crate::config::TableArgs;
 use crate::engine::route::Route;
+use crate::outbox_table::OutboxTable;
 use crate::pause::{self, Pause, Pauses, ROUTES_MAX};
 
 const EXCHANGE_MAX: usize = 127;

@@ -7,15 +7,16 @@ use sqlx::{AssertSqlSafe, Executor, Row};
 use svc_kit::database::{Fault, classify};
 use svc_kit::migrate::foreign;
 
-use super::check::{Condition, State};
+use super::condition::{Condition, State, denied};
 use super::{definition, rights};
-use crate::config::{Config, OutboxTable, RowImage};
+use crate::config::{Config, RowImage};
+use crate::database::wait_little_for_locks;
 use crate::engine::Mode;
+use crate::outbox_table::OutboxTable;
 use crate::pause::{self, Pauses};
 use crate::source::binlog::connection;
 use crate::source::binlog::position::position_statement;
 use crate::source::table::queries::Queries;
-use crate::writeback::marker_task::wait_little_for_locks;
 
 /// What the database must offer, for tables and, in cdc mode, for the binlog.
 pub async fn database(connection: &mut MySqlConnection, config: &Config) -> Vec<Condition> {
@@ -110,24 +111,6 @@ async fn tables(connection: &mut MySqlConnection, table: &OutboxTable) -> Condit
         name,
         format!("{}.{} and its companions", table.url.database(), table.name),
     )
-}
-
-pub(super) fn denied(name: &'static str, err: &sqlx::Error, object: &str) -> Condition {
-    match classify(err) {
-        Fault::Misconfigured(_) => Condition::not(
-            State::Wrong,
-            name,
-            err.to_string(),
-            format!("GRANT what README lists for the relay on {object}"),
-        ),
-        Fault::ReadOnly => Condition::not(
-            State::Wait,
-            name,
-            "the server is read-only",
-            "point DATABASE_URL at the primary, or SET GLOBAL read_only = OFF there",
-        ),
-        _ => Condition::not(State::Wait, name, err.to_string(), "see the server's log"),
-    }
 }
 
 async fn index(connection: &mut MySqlConnection, table: &OutboxTable) -> Condition {

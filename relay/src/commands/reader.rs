@@ -6,8 +6,8 @@ use futures::StreamExt;
 use sqlx::mysql::MySqlConnection;
 use svc_kit::database::Tls;
 
-use super::check::{Condition, State};
-use crate::config::OutboxTable;
+use super::condition::{Condition, State};
+use crate::outbox_table::OutboxTable;
 use crate::source::binlog::library::Reader;
 use crate::source::table::queries::Queries;
 

@@ -22,7 +22,8 @@ use time::PrimitiveDateTime;
 
 use crate::commands::operator;
 use crate::commands::times::time;
-use crate::config::{OutboxTable, TableArgs};
+use crate::config::TableArgs;
+use crate::outbox_table::OutboxTable;
 use crate::source::table::queries::Queries;
 use filter::{Filter, quoted};
 pub use report::Report;

@@ -5,9 +5,8 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use svc_kit::database::{Fault, classify};
 
-use super::check::{Condition, State};
-use super::preflight::denied;
-use crate::config::OutboxTable;
+use super::condition::{Condition, State, denied};
+use crate::outbox_table::OutboxTable;
 use crate::source::table::queries::Queries;
 
 const NAME: &str = "rights";

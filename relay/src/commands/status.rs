@@ -13,7 +13,8 @@ use svc_kit::boot::ConfigError;
 
 use crate::commands::status::database::Database;
 use crate::commands::status::live::Live;
-use crate::config::{OutboxTable, TableArgs};
+use crate::config::TableArgs;
+use crate::outbox_table::OutboxTable;
 
 /// `relay status`.
 #[derive(Args, Debug)]

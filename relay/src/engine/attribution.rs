@@ -19,7 +19,7 @@ use crate::publish::confirms::{Confirmed, Outcome, Verdict};
 
 /// Alone with the broker when it closed: this often, and the row is to blame.
 const STRIKES_MAX: u32 = 2;
-/// Nacked, and others of its route confirmed in between: this often in a row, and the row is to blame.
+/// Nacked, and others of its route confirmed in between: this often, and the row is to blame.
 const NACKS_MAX: u32 = 4;
 /// Nothing is published for so long after a batch that met the end of the lease.
 const LEASE_OVER_REST: Duration = Duration::from_millis(100);
@@ -91,12 +91,8 @@ impl Attribution {
             self.nacked.clear();
         }
         let nacked = self.nacked.entry(id).or_default();
-        // One that was found to be to blame stays so until it is confirmed, or many are nacked.
-        nacked.strikes = match std::mem::take(&mut nacked.others_confirmed) {
-            true => nacked.strikes + 1,
-            false if nacked.strikes >= NACKS_MAX => nacked.strikes,
-            false => 0,
-        };
+        // Strikes count until the row is confirmed, or many are nacked.
+        nacked.strikes += u32::from(std::mem::take(&mut nacked.others_confirmed));
         nacked.strikes >= NACKS_MAX
     }
 

@@ -22,8 +22,8 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{Connection, Executor};
 use tokio::sync::{Notify, watch};
 
-use crate::config::OutboxTable;
 use crate::leadership::server_identity::{self, ServerId};
+use crate::outbox_table::OutboxTable;
 
 const PING_EVERY: Duration = Duration::from_millis(500);
 /// The same, inside the server.

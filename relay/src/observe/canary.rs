@@ -18,9 +18,10 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _};
 use svc_kit::amqp::Channels;
 
-use crate::config::{Config, OutboxTable};
+use crate::config::Config;
 use crate::engine::Mode;
 use crate::observe::metrics::Metrics;
+use crate::outbox_table::OutboxTable;
 use outbox::statement::{padded, padded_len, placeholders};
 
 /// Begins the message id of each, and no other's: those are UUIDs.

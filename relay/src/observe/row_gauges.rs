@@ -8,12 +8,12 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use tokio::sync::watch;
 
-use crate::config::OutboxTable;
 use crate::engine::Lag;
 use crate::leadership::lock::{Leadership, Lease};
 use crate::leadership::server_identity::{self, WAIT_TIMEOUT_S};
 use crate::observe::canary::{self, Canary};
 use crate::observe::metrics::{Metrics, ROWS_COUNTED_MAX};
+use crate::outbox_table::OutboxTable;
 
 const READ_EVERY: u32 = 3;
 const TICK: Duration = Duration::from_secs(1);

@@ -7,7 +7,6 @@ use svc_kit::admin::Readiness;
 use super::metrics::{Metrics, Phase};
 use crate::engine::{Report, Snapshot, StateName};
 use crate::pause::{INTAKE, Pauses};
-use crate::source::binlog::reader_task;
 use crate::source::binlog::transaction::Doubt;
 
 /// See the module.
@@ -51,7 +50,7 @@ impl<'a> Show<'a> {
         if !self.is_of(snapshot.state) {
             self.state = Some(snapshot.state);
             tracing::info!(state = snapshot.state.name(), why = snapshot.why, "state");
-            pauses.show(self.readiness, self.metrics);
+            self::pauses(pauses, self.readiness, self.metrics);
             if snapshot.state == StateName::Draining {
                 self.readiness.set(INTAKE, false, "draining");
             }
@@ -143,12 +142,19 @@ impl<'a> Show<'a> {
             (Some(_), None) => tracing::info!("the relay is resumed"),
             (None, None) | (Some(_), Some(_)) => {}
         }
-        new.show(self.readiness, self.metrics);
+        self::pauses(new, self.readiness, self.metrics);
     }
 
     /// The binlog hides something.
     pub fn doubt(&self, doubt: &Doubt) {
-        reader_task::report(doubt, self.metrics);
+        match doubt {
+            Doubt::Undecodable(what) => {
+                self.metrics.undecodable_events.inc();
+                tracing::warn!(what, "the binlog hides something, the table is scanned");
+            }
+            Doubt::Unvouched(what) => tracing::debug!(what, "the table is scanned"),
+            Doubt::TooLarge(what) => tracing::info!(what, "the table is scanned"),
+        }
     }
 
     /// What the engine reports.
@@ -203,4 +209,12 @@ impl<'a> Show<'a> {
     pub fn readiness(&self) -> &Readiness {
         self.readiness
     }
+}
+
+/// Shows what is paused in readiness and metrics.
+pub fn pauses(pauses: &Pauses, readiness: &Readiness, metrics: &Metrics) {
+    metrics.paused.set(i64::from(pauses.whole.is_some()));
+    let routes = i64::try_from(pauses.routes.len()).unwrap_or(i64::MAX);
+    metrics.paused_routes.set(routes);
+    readiness.set(INTAKE, pauses.whole.is_none(), pauses.detail());
 }

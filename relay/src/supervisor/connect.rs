@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use ::ops::{Console, Settings, bulk};
 use anyhow::{Context, anyhow};
-use outbox::row::Row;
 use sqlx::Connection as _;
 use sqlx::mysql::MySqlConnection;
 use svc_kit::amqp::{BrokerFault, Channels};
@@ -16,23 +15,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::Relay;
 use crate::cleanup;
-use crate::engine::{LoadQuery, PROBE_PUBLISHERS, PageQuery, Write, Written};
+use crate::database;
+use crate::engine::{PROBE_PUBLISHERS, Write, Written};
 use crate::leadership::lock::Lease;
 use crate::leadership::server_identity::{self, OtherServer, ServerId, WAIT_TIMEOUT_S};
-use crate::observe::canary;
+use crate::observe::{canary, show};
 use crate::pause::{self, Pauses, Watch};
 use crate::publish::confirms::Outcome;
-use crate::publish::connection::{self, BrokerNews, Link};
+use crate::publish::connection::{self, Link};
 use crate::publish::publisher_task;
+use crate::session::{Connected, PUBLISHER, Publisher};
 use crate::source::table::queries::Queries;
-use crate::source::table::{TableNews, loader, page_reader};
+use crate::source::table::{loader, page_reader};
 use crate::writeback::marker_task::{self, Marking};
 
 /// Writes between engine and marker: more than the rows that can be with the broker at once, each of which
 /// may fail.
 const WRITES_MAX: usize = 1 << 18;
-/// The name of every publisher's task.
-const PUBLISHER: &str = "publisher";
 /// For broker, exchange and the connections to the database together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -54,13 +53,13 @@ impl Relay {
     async fn connect(&self, lease: &Lease, server: ServerId) -> Result<Connected, NotConnected> {
         canary::clear_all(&self.config.table).await;
         let mut reader = self.on_server("page reader", &server).await?;
-        marker_task::wait_little_for_locks(&mut reader)
+        database::wait_little_for_locks(&mut reader)
             .await
             .context("setting the wait for locks")?;
         let pauses = self.pauses(&mut reader).await?;
         let resting = bulk::rest_before_start(&mut reader, &self.config.table.for_ops()).await;
         if let Err(err) = resting {
-            if marker_task::ends_session(&mut reader, &err).await {
+            if database::ends_session(&mut reader, &err).await {
                 return Err(anyhow::Error::new(err)
                     .context("holding back stopped bulks")
                     .into());
@@ -135,12 +134,12 @@ impl Relay {
                 self.remember_pauses(Some(pauses.clone()));
                 pauses
             }
-            Err(err) if marker_task::ends_session(reader, &err).await => {
+            Err(err) if database::ends_session(reader, &err).await => {
                 return Err(err).context("reading what is paused");
             }
             Err(err) => self.known_pauses(err)?,
         };
-        pauses.show(&self.readiness, &self.metrics);
+        show::pauses(&pauses, &self.readiness, &self.metrics);
         Ok(pauses)
     }
 
@@ -322,9 +321,6 @@ fn start_publishers(
     (publishers, outcomes)
 }
 
-/// Takes a batch when it has answered the one before.
-pub(crate) type Publisher = mpsc::Sender<Vec<Row>>;
-
 /// The connections for SQL, where they are, and what is paused there.
 struct Database {
     reader: MySqlConnection,
@@ -332,48 +328,6 @@ struct Database {
     marker: MySqlConnection,
     server: ServerId,
     pauses: Pauses,
-}
-
-/// What a session works with.
-pub(crate) struct Connected {
-    /// One that ends before the session is an error.
-    pub(crate) tasks: Tasks,
-    /// By number.
-    pub(crate) publishers: Vec<Publisher>,
-    /// From the publishers, with the number of each.
-    pub(crate) outcomes: mpsc::Receiver<(usize, Outcome)>,
-    /// To the marker.
-    pub(crate) writes: mpsc::Sender<Write>,
-    /// From the marker.
-    pub(crate) written: mpsc::Receiver<Written>,
-    /// To the page reader, one at a time.
-    pub(crate) pages: mpsc::Sender<PageQuery>,
-    /// To the row loader, one at a time.
-    pub(crate) loads: mpsc::Sender<LoadQuery>,
-    /// From page reader and row loader.
-    pub(crate) table: mpsc::Receiver<TableNews>,
-    /// From the broker's connections.
-    pub(crate) broker: mpsc::Receiver<BrokerNews>,
-    /// The channels of the publishing connection.
-    pub(crate) channels: Arc<Channels>,
-    /// Where lock and connections are: the binlog must be this server's too.
-    pub(crate) server: ServerId,
-    /// What is paused at the start.
-    pub(crate) pauses: Pauses,
-}
-
-impl Connected {
-    /// Ends the publishers in order: each closes its channel before the connection is closed.
-    pub(crate) async fn end_publishers(&mut self) {
-        let mut running = self.publishers.len();
-        self.publishers.clear();
-        while running > 0 {
-            let Some(ended) = self.tasks.join_next().await else {
-                return;
-            };
-            running -= usize::from(ended.name == PUBLISHER);
-        }
-    }
 }
 
 /// Why there is nothing to work with.

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::MARK_MAX;
 use super::failure_record::cut;
 use super::later::{Later, Load, Put, Weigh};
-use super::marker_task::MARK_MAX;
 use crate::engine::{Record, Write};
 use crate::publish::confirms::Confirmed;
 

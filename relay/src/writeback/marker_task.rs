@@ -9,24 +9,20 @@ use std::time::{Duration, Instant};
 
 use ::ops::Table;
 use sqlx::mysql::MySqlConnection;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use sqlx::{Connection as _, Executor as _};
 use svc_kit::database::{Fault, classify};
 use tokio::sync::{Notify, mpsc};
 
+use super::MARK_MAX;
 use super::backlog::{Backlog, Next};
 use super::later::Put;
 use super::{failure_record, sent_mark};
 use crate::config::RowImage;
+use crate::database::{PING_EVERY, WRITE_TIMEOUT, ends_session, wait_little_for_locks};
 use crate::engine::{Record, Refused, Then, Write, Written};
 use crate::observe::metrics::Metrics;
 use crate::publish::confirms::Confirmed;
-use crate::source::table::loader::PING_EVERY;
 
-/// Rows in one UPDATE. MariaDB makes a subquery of a list of 1,000 literals; of parameters it does not.
-pub const MARK_MAX: usize = 1024;
-/// The servers' smallest wait for a lock, in seconds, be it a row's or the table's (LOCK TABLES, or an
-/// ALTER that copies): what is locked is put off.
-const LOCK_WAIT_S: u32 = 1;
 /// From a lock that was met to the next try of the marks behind it: it may wait for a lock again.
 const LOCKED_AGAIN: Duration = Duration::from_secs(5);
 /// A refused write rests this many times as long as the refusal took before another one that was put
@@ -34,7 +30,6 @@ const LOCKED_AGAIN: Duration = Duration::from_secs(5);
 const REST_FACTOR: u32 = 9;
 /// Refusals in a row that are no reason for a rest: finding one row among [`MARK_MAX`] takes as many.
 const REFUSALS_MAX: u32 = 12;
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the marker works with.
 pub struct Marking {
@@ -345,30 +340,6 @@ impl Record {
     fn held_row(&self) -> Option<u64> {
         (self.then != Then::Explain).then_some(self.id)
     }
-}
-
-/// The one decision about a statement that failed: the connection is lost, or the server takes no
-/// writes, and the session is over; or the server refuses this statement, and the next one may pass.
-pub async fn ends_session(connection: &mut MySqlConnection, err: &sqlx::Error) -> bool {
-    let over = matches!(err, sqlx::Error::Io(_)) || classify(err) == Fault::ReadOnly;
-    over || !matches!(
-        tokio::time::timeout(WRITE_TIMEOUT, connection.ping()).await,
-        Ok(Ok(()))
-    )
-}
-
-/// What somebody locks is waited for, for a second at the most.
-///
-/// # Errors
-/// The database's.
-pub async fn wait_little_for_locks(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
-    let set = format!(
-        "SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}, lock_wait_timeout = {LOCK_WAIT_S}"
-    );
-    connection
-        .execute(sqlx::raw_sql(AssertSqlSafe(set)))
-        .await?;
-    Ok(())
 }
 
 async fn set_image(connection: &mut MySqlConnection, image: RowImage) -> Result<(), sqlx::Error> {

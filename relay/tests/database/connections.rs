@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use e2e::{Db, Flavor};
 use futures::future::join_all;
-use relay::config::OutboxTable;
 use relay::leadership::lock::lock_name;
+use relay::outbox_table::OutboxTable;
 use sqlx::MySqlConnection;
 use svc_kit::database::DatabaseUrl;
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use mysql_async::binlog::events::Event;
-use relay::config::OutboxTable;
 use relay::engine::position::Position;
+use relay::outbox_table::OutboxTable;
 use relay::source::binlog::library::Reader;
 use relay::source::binlog::row_decoder::Columns;
 use relay::source::binlog::transaction::{Change, Decoder};

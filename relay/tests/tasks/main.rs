@@ -11,8 +11,8 @@ mod binlog;
 mod table;
 mod writeback;
 
-use relay::config::OutboxTable;
 use relay::leadership::server_identity::{self, ServerId, WAIT_TIMEOUT_S};
+use relay::outbox_table::OutboxTable;
 use relay::source::table::queries::Queries;
 use sqlx::MySqlConnection;
 use svc_kit::database::DatabaseUrl;

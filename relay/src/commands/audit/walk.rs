@@ -3,22 +3,18 @@
 //! rows change while they are read.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use outbox::row::OutboxStatus;
 use tokio::time::Instant;
 
 use super::Audit;
+use super::PAGE;
 use super::inbox::{Inbox, InboxRow};
 use super::judge::judge;
 use super::ledger::Ledger;
 use super::outbox::{Outbox, OutboxRow};
 use crate::commands::progress::Progress;
 
-/// Rows read at once.
-pub(super) const PAGE: usize = 1000;
-/// For a page.
-pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Messages put aside; then these are looked at again before the walk goes on.
 const ASIDE_MAX: usize = 50_000;
 

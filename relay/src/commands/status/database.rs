@@ -9,11 +9,11 @@ use serde::Serialize;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
 
-use crate::config::OutboxTable;
 use crate::engine::route::Route;
 use crate::leadership::lock::lock_name;
 use crate::observe::canary;
 use crate::observe::metrics::ROWS_COUNTED_MAX;
+use crate::outbox_table::OutboxTable;
 use crate::pause::{self, Pause, Pauses};
 use crate::source::table::queries::Queries;
 

@@ -15,8 +15,8 @@ use secrecy::ExposeSecret;
 use svc_kit::database::DatabaseUrl;
 use tokio::sync::mpsc;
 
+use super::Events;
 use super::connection::{EVENT_MAX, HEARTBEAT, TOO_LARGE};
-use super::library::Events;
 use crate::engine::position::Position;
 use crate::leadership::server_identity::ServerId;
 

@@ -3,13 +3,12 @@
 use std::str::FromStr;
 
 use futures::StreamExt;
-use futures::stream::BoxStream;
-use mysql_async::binlog::events::Event;
 use svc_kit::boot::ConfigError;
 use svc_kit::database::DatabaseUrl;
 #[cfg(feature = "mysql-cdc")]
 use svc_kit::database::Tls;
 
+use super::Events;
 #[cfg(feature = "mysql-cdc")]
 use super::cdc;
 use super::connection;
@@ -25,10 +24,6 @@ pub enum Reader {
     #[cfg(feature = "mysql-cdc")]
     MysqlCdc,
 }
-
-/// Events in the binlog's order, without end but by an error. A compressed transaction is followed by
-/// its events.
-pub type Events = BoxStream<'static, anyhow::Result<Event>>;
 
 impl FromStr for Reader {
     type Err = String;

@@ -10,17 +10,17 @@ use mysql_async::binlog::events::Event;
 use svc_kit::tasks::{TaskError, Tasks};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::Events;
 use super::commit_clock::{Arrived, CommitClock, Committed};
 use super::connection::{self, HEARTBEAT, NoAnswer};
-use super::library::{Events, Reader};
+use super::library::Reader;
 use super::row_decoder::Columns;
 use super::transaction::{Change, Decoder, Doubt, IDS_MAX};
-use crate::config::OutboxTable;
 use crate::engine::position::Position;
 use crate::engine::{self, BinlogEnd};
 use crate::leadership::lock::Clock;
 use crate::leadership::server_identity::{self, OtherServer, ServerId, WAIT_TIMEOUT_S};
-use crate::observe::metrics::Metrics;
+use crate::outbox_table::OutboxTable;
 
 /// For connecting, reading the table's shape and the first event.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -201,18 +201,6 @@ impl BinlogStream {
                 timed_out: is_timed_out(&err),
             }),
         }
-    }
-}
-
-/// Logs and counts a doubt.
-pub fn report(doubt: &Doubt, metrics: &Metrics) {
-    match doubt {
-        Doubt::Undecodable(what) => {
-            metrics.undecodable_events.inc();
-            tracing::warn!(what, "the binlog hides something, the table is scanned");
-        }
-        Doubt::Unvouched(what) => tracing::debug!(what, "the table is scanned"),
-        Doubt::TooLarge(what) => tracing::info!(what, "the table is scanned"),
     }
 }
 

@@ -1,7 +1,5 @@
 //! The task that reads rows by id.
 
-use std::time::Duration;
-
 use sqlx::Connection as _;
 use sqlx::mysql::MySqlConnection;
 use tokio::sync::mpsc;
@@ -9,11 +7,8 @@ use tokio::sync::mpsc;
 use super::TableNews;
 use super::queries::Queries;
 use super::refusal::{READ_TIMEOUT, Tries};
+use crate::database::{PING_EVERY, wait_little_for_locks};
 use crate::engine::LoadQuery;
-use crate::writeback::marker_task::wait_little_for_locks;
-
-/// Well under any `wait_timeout` that a server is given.
-pub const PING_EVERY: Duration = Duration::from_secs(15);
 
 /// Loads rows until `wanted` is closed.
 ///

@@ -7,9 +7,9 @@ use super::TableNews;
 use super::page_size::PageSize;
 use super::queries::Queries;
 use super::refusal::{READ_TIMEOUT, Tries};
+use crate::database::wait_little_for_locks;
 use crate::engine::{Page, PageQuery};
 use crate::pause::Watch;
-use crate::writeback::marker_task::wait_little_for_locks;
 
 pub use super::page_size::PAGE;
 

@@ -7,11 +7,11 @@ use sqlx::{AssertSqlSafe, Executor, Row as _};
 use svc_kit::database::{Fault, classify};
 
 use super::page_size::PageSize;
-use crate::config::OutboxTable;
+use crate::database::ends_session;
 use crate::engine::position::Position;
 use crate::engine::{Page, PageQuery};
+use crate::outbox_table::OutboxTable;
 use crate::source::binlog::position::position_statement;
-use crate::writeback::marker_task::ends_session;
 
 /// The SQL for one table on one server.
 #[derive(Clone, Debug)]
