@@ -202,6 +202,11 @@ impl FaultSet {
         let mut rng = Rng::new(seed, 1);
         let style = rng.below(10);
         let mut set = Self::default();
+        match rng.below(30) {
+            0 => set = set.with(Fault::Flood).with(Fault::WritesRefused),
+            1 => set = set.with(Fault::RouteCrowd).with(Fault::Unroutable),
+            _ => {}
+        }
         for &fault in Fault::ALL {
             let local = fault.scope() != Scope::All;
             let percent = match style {
@@ -254,6 +259,18 @@ pub(crate) fn plan(seed: u64, enabled: FaultSet, until: Micros) -> Vec<Episode> 
     if enabled.has(Fault::Flood) && enabled.has(Fault::WritesRefused) {
         let (start, end) = (until / 4, until / 4 + 12 * SECOND);
         for fault in [Fault::Flood, Fault::WritesRefused] {
+            episodes.push(Episode {
+                fault,
+                start,
+                end,
+                salt: 0,
+            });
+        }
+    }
+    if enabled.has(Fault::RouteCrowd) && enabled.has(Fault::Unroutable) {
+        let closed = (Fault::Unroutable, until / 4, until);
+        let crowd = (Fault::RouteCrowd, until / 4 + SECOND, until / 4 + SECOND);
+        for (fault, start, end) in [closed, crowd] {
             episodes.push(Episode {
                 fault,
                 start,

@@ -5,7 +5,6 @@
     reason = "a program for a terminal: its results go to standard output"
 )]
 
-mod checker;
 mod coverage;
 mod faults;
 mod queue;
@@ -50,6 +49,9 @@ struct Cli {
     /// Tolerate an engine that wants ticks without time passing, to look for other failures.
     #[arg(long)]
     allow_spins: bool,
+    /// Only these kinds of fault, by name, separated by commas, instead of those that a seed draws.
+    #[arg(long, value_delimiter = ',')]
+    faults: Option<Vec<String>>,
     /// Go on after a failure, and list the rules that were broken at the end.
     #[arg(long)]
     keep_going: bool,
@@ -62,6 +64,16 @@ struct Cli {
 }
 
 impl Cli {
+    fn faults(&self, seed: u64) -> FaultSet {
+        let Some(names) = &self.faults else {
+            return FaultSet::draw(seed);
+        };
+        let wanted = faults::Fault::ALL
+            .iter()
+            .filter(|fault| names.iter().any(|name| name == fault.name()));
+        wanted.fold(FaultSet::default(), |set, fault| set.with(*fault))
+    }
+
     fn how(&self) -> How {
         How {
             steps: self.steps,
@@ -150,7 +162,7 @@ fn main() -> ExitCode {
         } else {
             Wanted::Nothing
         };
-        let (counts, failure) = attempt(seed, FaultSet::draw(seed), cli.how(), wanted);
+        let (counts, failure) = attempt(seed, cli.faults(seed), cli.how(), wanted);
         coverage.add(&counts);
         done += 1;
         if let Some(failure) = failure {

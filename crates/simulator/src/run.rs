@@ -2,12 +2,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::checker::Violation;
 use crate::coverage::Coverage;
 use crate::faults::{Fault, FaultSet};
 use crate::scenario::Scenario;
 use crate::trace::{Trace, Wanted};
 use crate::world::World;
+use crate::world::checker::Violation;
 
 /// A seed that broke a rule.
 pub(crate) struct Failure {

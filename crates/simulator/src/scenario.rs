@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use relay::engine::{Mode, Order, Settings};
 
-use crate::faults::{Episode, FaultSet, plan};
+use crate::faults::{Episode, Fault, FaultSet, plan};
 use crate::queue::{MILLI, Micros, SECOND};
 use crate::rng::Rng;
 
@@ -44,10 +44,17 @@ impl Scenario {
     /// The scenario of a seed with these faults.
     pub(crate) fn new(seed: u64, enabled: FaultSet) -> Self {
         let mut rng = Rng::new(seed, 2);
-        let settings = settings(&mut rng);
-        let troubled = rng.range(10, 60) * SECOND;
-        let many_routes = rng.per_mille(40);
-        let very_many = rng.percent(20);
+        let mut settings = settings(&mut rng);
+        let mut troubled = rng.range(10, 60) * SECOND;
+        let crowded = enabled.has(Fault::RouteCrowd) && enabled.has(Fault::Unroutable);
+        let very_many = rng.percent(25) && crowded;
+        let many_routes = rng.per_mille(40) || very_many;
+        if many_routes && very_many {
+            settings.index_bytes = 4 << 20;
+            settings.publishers = 4;
+            settings.batch_rows = 8;
+            troubled = 120 * SECOND;
+        }
         let keys = rng.pick(&[1, 3, 10, 40, 200]);
         let pace = rng.pick(&[10, 20, 50, 100, 300]) * MILLI;
         let parallel = keys.min((settings.publishers * settings.batch_rows) as u64);

@@ -15,6 +15,9 @@ const SAME_TIME: Duration = Duration::from_secs(1);
 /// So many rows may always go, however full the index is of others.
 const GOING_MIN: usize = 64;
 
+/// Rows of a backlog that are in the index at once: far more than publishers and loader have, and 6 MiB.
+const GOING_MAX: usize = 1 << 15;
+
 /// Who has found a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum By {
@@ -54,6 +57,11 @@ impl Engine {
     pub(super) fn is_index_full(&self) -> bool {
         let full = self.index_bytes() + ROW_BYTES > self.settings.index_bytes;
         full && self.index.len() - self.index.waiting() > GOING_MIN
+    }
+
+    /// A scan has found as many rows that could go as it may: the rest of the backlog waits in the table.
+    fn is_backlog_full(&self) -> bool {
+        self.is_index_full() || self.index.len() - self.index.waiting() > GOING_MAX
     }
 
     /// As many rows wait as may.
@@ -99,7 +107,7 @@ impl Engine {
                 return Admission::Left;
             }
         }
-        if !waits && by == By::Scan && self.is_index_full() {
+        if !waits && by == By::Scan && self.is_backlog_full() {
             return Admission::NoRoom;
         }
         let route = self.routes.enter(&head.route);

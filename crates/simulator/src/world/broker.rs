@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use outbox::row::Row;
 use relay::publish::confirms::{Answer, Outcome, Published, Returned, Verdict, settle};
 
-use super::process::SessionId;
+use super::SessionId;
 use super::{Message, RowFault, message_number};
 use crate::faults::Fault;
 use crate::queue::{Micros, SECOND};

@@ -68,6 +68,8 @@ pub(crate) struct Server {
     pub(crate) by_key: BTreeMap<u64, BTreeSet<u64>>,
     /// When a pending row of the key last stopped being the first.
     pub(crate) progress: BTreeMap<u64, Micros>,
+    /// When it was last truncated: ids began again.
+    pub(crate) truncated: Option<Micros>,
     limbo: VecDeque<Limbo>,
     last_visible: Micros,
     pub(crate) log: Log,
@@ -85,6 +87,7 @@ impl Server {
             pending: BTreeSet::new(),
             by_key: BTreeMap::new(),
             progress: BTreeMap::new(),
+            truncated: None,
             limbo: VecDeque::new(),
             last_visible: 0,
             log: Log::new(file),
@@ -176,6 +179,7 @@ impl Server {
                 self.by_key.clear();
                 self.progress.clear();
                 self.next_id = 1;
+                self.truncated = Some(now);
             }
         }
     }

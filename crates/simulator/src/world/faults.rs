@@ -1,6 +1,6 @@
 //! The beginning and the end of each fault.
 
-use super::process::SessionId;
+use super::SessionId;
 use super::{Happening, World};
 use crate::faults::{Episode, Fault, Scope};
 use crate::queue::{MILLI, SECOND};

@@ -1,6 +1,6 @@
 //! The lock that makes one relay the active one.
 
-use super::process::SessionId;
+use super::SessionId;
 use crate::queue::{Micros, SECOND};
 
 /// The server frees the lock so long after its holder's last statement.

@@ -5,6 +5,7 @@
 
 mod binlog;
 mod broker;
+pub(crate) mod checker;
 mod database;
 mod faults;
 mod leadership;
@@ -24,15 +25,21 @@ use self::broker::Broker;
 use self::database::{Change, Server};
 pub(crate) use self::database::{PENDING, Server as DatabaseServer, Stored};
 use self::process::Process;
-pub(crate) use self::process::SessionId;
 use self::writers::{Open, Writers};
-use crate::checker::{Checker, View};
 use crate::coverage::Coverage;
 use crate::faults::{Fault, Scope};
 use crate::queue::{MILLI, Micros, Queue, SECOND};
 use crate::rng::{Rng, index, mix};
 use crate::scenario::Scenario;
 use crate::trace::Trace;
+use crate::world::checker::{Checker, View};
+
+/// A session of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SessionId {
+    pub(crate) process: usize,
+    pub(crate) number: u64,
+}
 
 /// What is wrong with a message by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

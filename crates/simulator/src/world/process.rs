@@ -7,15 +7,8 @@ use relay::publish::confirms::Confirmed;
 
 use super::binlog::Stream;
 use super::leadership::{LEASE, PING_EVERY};
-use super::{Happening, World};
+use super::{Happening, SessionId, World};
 use crate::queue::{MILLI, Micros, SECOND};
-
-/// A session of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct SessionId {
-    pub(crate) process: usize,
-    pub(crate) number: u64,
-}
 
 /// A process.
 #[derive(Default)]

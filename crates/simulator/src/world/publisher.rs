@@ -4,8 +4,8 @@ use outbox::row::Row;
 use relay::engine::Event;
 use relay::publish::confirms::Outcome;
 
+use super::SessionId;
 use super::broker::{Broker, Closed, items};
-use super::process::SessionId;
 use super::{Happening, World};
 use crate::faults::Fault;
 use crate::queue::{MILLI, Micros, SECOND};

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use relay::engine::position::Position;
 use relay::engine::{Command, End, Event, Mode, Transaction};
 
+use super::SessionId;
 use super::binlog::{Seen, Stream};
-use super::process::{Session, SessionId};
+use super::process::Session;
 use super::{Happening, Reading, World};
-use crate::checker::describe;
 use crate::faults::Fault;
 use crate::queue::{MILLI, Micros, SECOND};
+use crate::world::checker::describe;
 
 /// Ticks in a row without time passing that are still no endless loop.
 const SPINS_MAX: u32 = 100;
@@ -60,7 +61,13 @@ impl World {
     }
 
     /// Looks at the engine from outside.
+    ///
+    /// With very many routes a snapshot is expensive: then at some steps only.
     fn look(&mut self, session: &Session) {
+        let every = if self.scenario.routes > 100 { 64 } else { 1 };
+        if !self.coverage.events.is_multiple_of(every) {
+            return;
+        }
         let snapshot = session.engine.snapshot();
         self.coverage.state(snapshot.state);
         let seen = [

@@ -8,9 +8,9 @@ use relay::engine::{
 };
 use relay::publish::confirms::Confirmed;
 
+use super::SessionId;
 use super::binlog::Seen;
 use super::database::{Change, PARKED, PENDING, SENT, Stored};
-use super::process::SessionId;
 use super::{Happening, Reading, World, key_hash, message_number, tag_of};
 use crate::faults::Fault;
 use crate::queue::{MILLI, Micros, SECOND};

@@ -9,8 +9,8 @@ use outbox::statement::{padded, padded_len, placeholders};
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::{PAGE, READ_TIMEOUT};
 use super::chosen::Chosen;
+use super::{PAGE, READ_TIMEOUT};
 use crate::observe::canary;
 
 /// A row, as far as an audit looks at it.

@@ -18,7 +18,7 @@ use crate::{
 
 const IDLE_MAX: f64 = 20.0;
 const BACKLOG_MAX: f64 = 64.0;
-/// What ARCHITECTURE.md reckons at the most.
+/// With rows placed faster than they go: payloads, batches and the index of what is on its way.
 const TAILING_MAX: f64 = 113.0;
 /// What an allocator's moods may add from one million to the fifth.
 const GROWTH_MAX: f64 = 4.0;

@@ -19,10 +19,10 @@ fn micros(duration: Duration) -> Micros {
 /// The time within which a healthy row has to be sent: a fixed part; twice the longest back-off, after
 /// which a route breaker or a key tries again; confirm time-outs of batches shared with a silent route;
 /// sweeps, where the binlog is not to be had (a scan rests nine times as long as it took); and the
-/// backlog at the speed of the slowest settings.
-fn bound(view: &View<'_>) -> Micros {
+/// largest backlog until now at the speed of the slowest settings.
+fn bound(view: &View<'_>, peak: usize) -> Micros {
     let settings = &view.scenario.settings;
-    let pending = view.server.pending.len() as u64;
+    let pending = peak as u64;
     let pages = pending / (view.scenario.page as u64 / 2).max(1) + 1;
     15 * SECOND
         + 2 * micros(settings.backoff_max)
@@ -35,7 +35,8 @@ fn bound(view: &View<'_>) -> Micros {
 impl Checker {
     /// Looks at the whole table.
     pub(crate) fn inspect(&mut self, view: &View<'_>) {
-        let bound = bound(view);
+        self.peak = self.peak.max(view.server.pending.len());
+        let bound = bound(view, self.peak);
         let heads = view.server.by_key.values().filter_map(|ids| ids.first());
         let starved = match self.order {
             Order::Key => heads.copied().find(|id| self.is_starved(*id, view, bound)),
