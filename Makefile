@@ -1,11 +1,11 @@
 # All set-up is done by the targets themselves: on Debian and Ubuntu they install what is missing.
 # Settings come from the command line or the environment, and make hands on both by itself:
-# DB ORDERS RATE KEEP REQUIRE_MYSQL QUICK ONLY ROUNDS FAST SHORT SMOKE.
+# DB ORDERS RATE KEEP SEED SEEDS REQUIRE_MYSQL QUICK ONLY ROUNDS FAST SHORT SMOKE.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ui test-deploy test-long bench lint up urls test-up down
+.PHONY: help demo test test-ui test-deploy test-long simulate bench lint up urls test-up down
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -34,6 +34,10 @@ test-deploy: ## Check scripts, manifests and secrets, without servers
 test-long: ## Run the long forms of the fault tests (hours); their figures: target/long/figures.md
 	@crates/e2e/test-long.sh
 
+# The development profile checks the engine's invariants, and makes a million events a minute and more.
+simulate: ## Run the engine in a simulated world with faults, seed after seed: SEEDS=1000 or SEED=n
+	cargo run -p simulator -- $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
+
 bench: ## Measure raw limits and the product side by side; writes target/bench/results.json and .svg
 	@crates/e2e/bench.sh
 
@@ -41,6 +45,10 @@ lint: ## Check format, lints, documentation, and dependency rules
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --all-features
+	@tree=$$(cargo tree --package ops --edges normal --prefix none); \
+	if grep -E '^(askama|utoipa)' <<<"$$tree"; then \
+	  echo 'error: ops without its feature console must not depend on these' >&2; exit 1; \
+	fi
 	@if cargo deny --version >/dev/null 2>&1; then \
 	  echo 'cargo deny check bans licenses sources'; \
 	  cargo deny --all-features check bans licenses sources; \

@@ -32,5 +32,7 @@ cargo test --workspace --features "$features" --no-fail-fast || status=$?
 # The relay once more with its second binlog reader, which is off by default. The whole workspace is
 # named, so that the dependencies keep the features they were built with.
 cargo test --workspace --features "$features,relay/mysql-cdc" --test reader || status=$?
+# The engine in a simulated world: a minute of it. `make simulate` runs as many seeds as are wanted.
+"$target/debug/simulator" --seeds 200 --seconds 60 || status=$?
 [ -z "$mysql_missing" ] || loudly "$mysql_missing"
 exit "$status"

@@ -1,18 +1,11 @@
 //! What one transaction takes, and who gets which answer. Pure.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
-use crate::idempotency::{IdempotencyKey, Known};
+use crate::idempotency::{IdempotencyKey, Key, Known};
 use crate::order::Order;
 use crate::trace::Trace;
 
-/// Rows of one INSERT, at most; see [`statements`]. So many rows of common orders are shorter than a
-/// record of TLS, and go out in one write: see `svc_kit::database` for what two cost where Nagle's
-/// algorithm can't be turned off.
-const STATEMENT_MAX: usize = 32;
-/// Below [`STATEMENT_MAX`], INSERTs have a multiple of this many rows, or fewer than this.
-const STATEMENT_STEP: usize = 8;
 /// What a row takes besides its texts, roughly, in bytes.
 const ROW_BYTES: usize = 512;
 
@@ -46,15 +39,6 @@ pub struct Wanted {
     pub trace: Trace,
 }
 
-/// A request's idempotency key, and the request it stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
-    /// The key.
-    pub key: IdempotencyKey,
-    /// Digest of the request.
-    pub digest: [u8; 32],
-}
-
 impl Wanted {
     /// An order, asked for under a key or not.
     #[must_use]
@@ -65,7 +49,7 @@ impl Wanted {
         };
         let key = key.map(digest);
         Self {
-            receipt: order.receipt(),
+            receipt: order.receipt().json(),
             order,
             key,
             trace,
@@ -182,31 +166,6 @@ pub fn from_first(first: &Wanted, placed: &Placed, later: &Wanted) -> Option<Pla
     }
 }
 
-/// Splits rows into INSERTs of few different lengths: the server prepares and keeps a statement for
-/// each length, so eleven of them instead of as many as a batch may have orders.
-#[must_use]
-pub fn statements(rows: usize) -> Vec<Range<usize>> {
-    let mut ranges = Vec::new();
-    let mut begin = 0;
-    while begin < rows {
-        let left = (rows - begin).min(STATEMENT_MAX);
-        let length = if left < STATEMENT_STEP {
-            left
-        } else {
-            left / STATEMENT_STEP * STATEMENT_STEP
-        };
-        ranges.push(begin..begin + length);
-        begin += length;
-    }
-    ranges
-}
-
-/// `one` row of placeholders, `count` times, with commas between.
-#[must_use]
-pub fn rows(one: &str, count: usize) -> String {
-    vec![one; count].join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use time::OffsetDateTime;
@@ -316,24 +275,5 @@ mod tests {
         assert_eq!(from_known(key, &known), Placed::Again("r".into()));
         known.digest = [0; 32];
         assert_eq!(from_known(key, &known), Placed::KeyReused);
-    }
-
-    #[test]
-    fn statements_have_few_different_lengths_and_leave_no_row_out() {
-        assert!(statements(0).is_empty());
-        assert_eq!(statements(7).first(), Some(&(0..7)));
-        assert_eq!(statements(8).first(), Some(&(0..8)));
-        assert_eq!(statements(37), [0..32, 32..37]);
-        assert_eq!(statements(133), [0..32, 32..64, 64..96, 96..128, 128..133]);
-        let mut lengths = std::collections::BTreeSet::new();
-        for rows in 1..=1000 {
-            let ranges = statements(rows);
-            assert_eq!(
-                ranges.iter().map(ExactSizeIterator::len).sum::<usize>(),
-                rows
-            );
-            lengths.extend(ranges.iter().map(ExactSizeIterator::len));
-        }
-        assert_eq!(lengths.len(), 11);
     }
 }

@@ -1,13 +1,13 @@
 //! The settings: parsed once, checked together, never read again from the environment.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use svc_kit::boot::ConfigError;
 use svc_kit::database::DatabaseUrl;
-use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
+use svc_kit::migrate::MigrateArgs;
+use svc_kit::settings::{AdminArgs, DatabaseArgs, duration, within};
 use svc_kit::telemetry::LogArgs;
 
 use crate::batch::Bounds;
@@ -109,20 +109,6 @@ struct CommitArgs {
     queue_max: usize,
 }
 
-/// The settings of `migrate`.
-#[derive(Debug, Args)]
-pub struct MigrateArgs {
-    /// How to log.
-    #[command(flatten)]
-    pub log: LogArgs,
-    /// Which database.
-    #[command(flatten)]
-    pub database: DatabaseArgs,
-    /// Print the SQL instead of running it
-    #[arg(long)]
-    pub print: bool,
-}
-
 /// Everything `run` needs, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -152,7 +138,7 @@ impl RunArgs {
     pub fn resolve(&self) -> Result<Config, ConfigError> {
         // Nothing is behind a token here, but a list that can't be parsed is a mistake all the same.
         self.admin.ops_tokens()?;
-        within("ORDER_CONNECTIONS", self.connections as usize, 1..=1000)?;
+        within("ORDER_CONNECTIONS", self.connections, 1..=1000)?;
         long_enough("ORDER_REQUEST_TIMEOUT", self.request_timeout)?;
         long_enough("ORDER_BODY_TIMEOUT", self.body_timeout)?;
         if !self.key_retention.is_zero() && self.key_retention < KEY_RETENTION_MIN {
@@ -203,15 +189,6 @@ fn long_enough(field: &str, timeout: Duration) -> Result<(), ConfigError> {
     }
     let problem = format!("{timeout:?} is too short");
     Err(ConfigError::new(field, problem, "set it to 100ms or more"))
-}
-
-fn within(field: &str, value: usize, range: RangeInclusive<usize>) -> Result<(), ConfigError> {
-    if range.contains(&value) {
-        return Ok(());
-    }
-    let problem = format!("{value} is out of range");
-    let fix = format!("set it between {} and {}", range.start(), range.end());
-    Err(ConfigError::new(field, problem, fix))
 }
 
 #[cfg(test)]

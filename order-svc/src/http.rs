@@ -12,17 +12,20 @@ use axum::routing::{get, post};
 use prometheus::Registry;
 use serde::{Deserialize, Serialize};
 use sqlx::MySqlPool;
+use svc_kit::http::openapi::{Problems, document};
 use svc_kit::http::{
-    Problem, database_problem, http_metrics, in_own_task_within, internal, unavailable, whole_body,
+    Problem, database_problem, http_metrics, in_own_task_within, internal, malformed_json,
+    media_type, method_not_allowed, not_json, nothing_here, unavailable, whole_body,
 };
 use time::OffsetDateTime;
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use crate::batch::{Placed, Wanted};
 use crate::commit::{NotPlaced, Orders};
 use crate::idempotency::{BadKey, IdempotencyKey};
 use crate::openapi;
-use crate::order::{Order, rfc3339};
+use crate::order::{Order, Receipt};
 use crate::place::{self, Found};
 use crate::request::{OrderRequest, RequestError};
 use crate::trace::{self, Trace};
@@ -65,38 +68,31 @@ pub fn router(api: Api, registry: &Registry) -> Router {
         .route("/orders", post(place_order))
         .route("/orders/{id}", get(find_order))
         .route("/buy", post(buy))
-        .route("/openapi.json", get(openapi::document))
-        .method_not_allowed_fallback(async || {
-            let status = StatusCode::METHOD_NOT_ALLOWED;
-            Problem::new(
-                status,
-                "method_not_allowed",
-                "The path does not take this method",
-            )
-        })
-        .fallback(async || {
-            Problem::new(
-                StatusCode::NOT_FOUND,
-                "not_found",
-                "There is nothing at this path",
-            )
-        })
+        .route("/openapi.json", get(document::<Contract>))
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(measured)
         .with_state(api)
 }
 
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "order-svc",
+        description = "Takes orders. An order and the message that tells of it are one transaction."
+    ),
+    paths(place_order, find_order, buy),
+    modifiers(&Problems)
+)]
+struct Contract;
+
 /// Places an order.
 #[utoipa::path(
     post,
     path = "/orders",
-    params(
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 128,
-         pattern = "^[!-~]+$", description = "The same key and order get the same answer"),
-        ("traceparent" = Option<String>, Header,
-         description = "W3C Trace Context: carried on in the message; what is not valid is ignored"),
-        ("tracestate" = Option<String>, Header, description = "Carried on with it"),
-    ),
+    tag = "http",
+    params(openapi::PlaceHeaders),
     request_body = openapi::OrderRequest,
     responses(
         (status = 201, description = "Placed, or placed before with this key",
@@ -118,13 +114,8 @@ pub(crate) async fn place_order(
 #[utoipa::path(
     post,
     path = "/buy",
-    params(
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 128,
-         pattern = "^[!-~]+$", description = "The same key and order get the same answer"),
-        ("traceparent" = Option<String>, Header,
-         description = "W3C Trace Context: carried on in the message; what is not valid is ignored"),
-        ("tracestate" = Option<String>, Header, description = "Carried on with it"),
-    ),
+    tag = "http",
+    params(openapi::PlaceHeaders),
     request_body = Option<openapi::OrderRequest>,
     responses(
         (status = 201, description = "Placed, or placed before with this key",
@@ -147,21 +138,14 @@ pub(crate) async fn buy(
 }
 
 fn read(headers: &HeaderMap, body: &[u8]) -> Result<OrderRequest, Problem> {
-    if !is_json(headers) {
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return Err(Problem::new(
-            status,
-            "not_json",
-            "The body must be application/json",
-        ));
+    let media_type = media_type(headers);
+    let is_json = media_type == "application/json"
+        || (media_type.starts_with("application/") && media_type.ends_with("+json"));
+    if !is_json {
+        return Err(not_json());
     }
     OrderRequest::parse(body).map_err(|err| match err {
-        RequestError::Malformed(detail) => Problem::new(
-            StatusCode::BAD_REQUEST,
-            "malformed_json",
-            "The body is not valid JSON",
-        )
-        .detail(detail),
+        RequestError::Malformed(detail) => malformed_json(detail),
         RequestError::Invalid(errors) => errors.into_iter().fold(
             Problem::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
@@ -182,7 +166,7 @@ async fn answer(api: Api, headers: &HeaderMap, request: OrderRequest) -> Result<
     if let Some(commit) = commit {
         commit.end();
     }
-    let answer = told(placed);
+    let answer = respond(placed);
     if let Some(span) = span {
         trace::answered(
             span,
@@ -194,7 +178,7 @@ async fn answer(api: Api, headers: &HeaderMap, request: OrderRequest) -> Result<
     answer
 }
 
-fn told(placed: Result<Placed, NotPlaced>) -> Result<Response, Problem> {
+fn respond(placed: Result<Placed, NotPlaced>) -> Result<Response, Problem> {
     match placed {
         Ok(Placed::New(receipt) | Placed::Again(receipt)) => Ok(created(receipt)),
         Ok(Placed::KeyReused) => Err(Problem::new(
@@ -245,6 +229,7 @@ fn created(receipt: String) -> Response {
 #[utoipa::path(
     get,
     path = "/orders/{id}",
+    tag = "http",
     params(("id" = String, Path, format = "uuid")),
     responses(
         (status = 200, description = "The order", body = openapi::Order),
@@ -270,50 +255,20 @@ pub(crate) async fn find_order(
     let found = in_own_task_within(times.request, work)
         .await?
         .map_err(|err| database_problem(&err))?;
-    found
-        .map(|found| axum::Json(View::of(&found)).into_response())
-        .ok_or_else(unknown)
+    let Found { order, delivery } = found.ok_or_else(unknown)?;
+    let view = View {
+        receipt: order.receipt(),
+        delivery: delivery.name(),
+    };
+    Ok(axum::Json(view).into_response())
 }
 
 /// The body of `GET /orders/{id}`.
 #[derive(Serialize)]
 struct View<'a> {
-    order_id: String,
-    message_id: String,
     #[serde(flatten)]
-    request: &'a OrderRequest,
-    placed_at: String,
+    receipt: Receipt<'a>,
     delivery: &'static str,
-}
-
-impl<'a> View<'a> {
-    fn of(found: &'a Found) -> Self {
-        let Found { order, delivery } = found;
-        Self {
-            order_id: order.order_id.to_string(),
-            message_id: order.message_id().to_string(),
-            request: &order.request,
-            placed_at: rfc3339(order.placed_at),
-            delivery: delivery.name(),
-        }
-    }
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-    else {
-        return false;
-    };
-    let essence = value
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
-    essence == "application/json"
-        || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use outbox::statement::placeholders;
 use sqlx::{AssertSqlSafe, MySql, Transaction};
 
-use crate::batch::{self, Key, Wanted};
+use crate::statement;
 
 /// The longest key, in bytes.
 pub const KEY_MAX: usize = 128;
@@ -38,6 +39,15 @@ impl IdempotencyKey {
     }
 }
 
+/// A request's idempotency key, and the request it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// The key.
+    pub key: IdempotencyKey,
+    /// Digest of the request.
+    pub digest: [u8; 32],
+}
+
 /// What the table has under a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
@@ -47,22 +57,18 @@ pub struct Known {
     pub response: String,
 }
 
-/// Takes the keys of these orders for the caller's transaction, and gives those that are known
-/// already. No two of the orders may have one key, and they must be sorted by it. While another
+/// Takes these keys, each with the answer to its request, for the caller's transaction, and gives those
+/// that are known already. No two may be the same, and they must be sorted. While another
 /// transaction holds a key this waits until that one has ended, so of two at once one is first.
 ///
 /// # Errors
 /// The database's; a deadlock is possible when the first of several is rolled back.
 pub async fn claim(
     tx: &mut Transaction<'_, MySql>,
-    wanted: &[&Wanted],
+    claims: &[(&Key, &str)],
 ) -> Result<HashMap<IdempotencyKey, Known>, sqlx::Error> {
-    let claims: Vec<(&Key, &str)> = wanted
-        .iter()
-        .filter_map(|wanted| Some((wanted.key.as_ref()?, wanted.receipt.as_str())))
-        .collect();
     let mut known = HashMap::new();
-    for range in batch::statements(claims.len()) {
+    for range in statement::ranges(claims.len()) {
         let claims = &claims[range];
         let taken = insert(tx, claims).await?;
         if taken < claims.len() as u64 {
@@ -80,7 +86,7 @@ async fn insert(
 ) -> Result<u64, sqlx::Error> {
     let sql = format!(
         "INSERT IGNORE INTO idempotency_keys (idempotency_key, request_sha256, response) VALUES {}",
-        batch::rows("(?, ?, ?)", claims.len())
+        placeholders(claims.len(), "(?, ?, ?)")
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for (key, response) in claims {
@@ -101,7 +107,7 @@ async fn select(
     let sql = format!(
         "SELECT idempotency_key, request_sha256, response FROM idempotency_keys \
          WHERE idempotency_key IN ({})",
-        batch::rows("?", claims.len())
+        placeholders(claims.len(), "?")
     );
     let mut query = sqlx::query_as(AssertSqlSafe(sql));
     for (key, _) in claims {

@@ -15,6 +15,7 @@ pub mod request;
 pub mod trace;
 
 pub mod order;
+pub mod statement;
 
 pub mod batch;
 pub mod commit;
@@ -25,4 +26,15 @@ pub mod metrics;
 pub mod probe;
 pub mod prune;
 
-pub use service::{Service, build, migrations};
+pub use service::{Service, build};
+
+use svc_kit::migrate::Set;
+
+/// The migrations this service applies: its own, and those of the outbox in its database.
+#[must_use]
+pub fn migrations() -> Vec<Set> {
+    vec![
+        Set::new("outbox", outbox::migrations()),
+        Set::new("orders", sqlx::migrate!("../migrations/orders")),
+    ]
+}

@@ -1,35 +1,15 @@
-//! `/openapi.json`: the API as a document for programs.
+//! What `/openapi.json` says of requests and answers.
 
-use axum::Json;
-use utoipa::openapi::OpenApi as Document;
-use utoipa::{IntoResponses, OpenApi, ToSchema};
-
-use crate::http;
-
-/// The document.
-pub async fn document() -> Json<Document> {
-    // An OpenApi value is built from constants; there is nothing to wait for, but axum asks.
-    std::future::ready(Json(Contract::openapi())).await
-}
-
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "order-svc",
-        description = "Takes orders. An order and the message that tells of it are one transaction."
-    ),
-    paths(http::place_order, http::find_order, http::buy),
-    components(schemas(OrderRequest, Receipt, Order, Problem, FieldError))
+#![expect(
+    dead_code,
+    reason = "descriptions for the document; the values are in other modules"
 )]
-struct Contract;
+
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 /// What a client asks for.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; request::OrderRequest is the value"
-)]
 pub(crate) struct OrderRequest {
     #[schema(min_length = 1, max_length = 64, example = "c-17")]
     customer_id: String,
@@ -44,10 +24,6 @@ pub(crate) struct OrderRequest {
 
 /// A placed order.
 #[derive(ToSchema)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; order::Order is the value"
-)]
 pub(crate) struct Receipt {
     #[schema(format = "uuid")]
     order_id: String,
@@ -65,10 +41,6 @@ pub(crate) struct Receipt {
 
 /// A placed order, and how far its message has come.
 #[derive(ToSchema)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; place::Found is the value"
-)]
 pub(crate) struct Order {
     #[schema(inline)]
     #[serde(flatten)]
@@ -78,10 +50,6 @@ pub(crate) struct Order {
 
 #[derive(ToSchema)]
 #[schema(rename_all = "lowercase")]
-#[expect(
-    dead_code,
-    reason = "a description for the document; outbox::row has the value"
-)]
 enum Delivery {
     Pending,
     Sent,
@@ -91,81 +59,66 @@ enum Delivery {
 
 /// What the answer to an order may be instead of 201.
 #[derive(IntoResponses)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; http answers with a Problem"
-)]
 pub(crate) enum PlaceRefusals {
     /// The body is not JSON or was cut off, or the Idempotency-Key can't be used
-    #[response(status = 400, content_type = "application/problem+json")]
-    Malformed(#[to_schema] Problem),
+    #[response(status = 400)]
+    Malformed,
     /// Another method than the path takes
-    #[response(status = 405, content_type = "application/problem+json")]
-    Method(#[to_schema] Problem),
+    #[response(status = 405)]
+    Method,
     /// The body did not arrive in time
-    #[response(status = 408, content_type = "application/problem+json")]
-    Slow(#[to_schema] Problem),
+    #[response(status = 408)]
+    Slow,
     /// The body is over 64 KiB
-    #[response(status = 413, content_type = "application/problem+json")]
-    Long(#[to_schema] Problem),
+    #[response(status = 413)]
+    Long,
     /// The body is not said to be JSON
-    #[response(status = 415, content_type = "application/problem+json")]
-    NotJson(#[to_schema] Problem),
+    #[response(status = 415)]
+    NotJson,
     /// The order is not valid, or the Idempotency-Key belongs to another request
-    #[response(status = 422, content_type = "application/problem+json")]
-    Invalid(#[to_schema] Problem),
+    #[response(status = 422)]
+    Invalid,
     /// The order was refused for a reason that is in the service's log
-    #[response(status = 500, content_type = "application/problem+json")]
-    Internal(#[to_schema] Problem),
+    #[response(status = 500)]
+    Internal,
     /// The database can't be used, or too many orders are waiting
-    #[response(status = 503, content_type = "application/problem+json",
+    #[response(status = 503,
                headers(("Retry-After" = u32, description = "Seconds")))]
-    Unavailable(#[to_schema] Problem),
+    Unavailable,
 }
 
 /// What the answer to a question for an order may be instead of 200.
 #[derive(IntoResponses)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; http answers with a Problem"
-)]
 pub(crate) enum FindRefusals {
     /// There is no such order
-    #[response(status = 404, content_type = "application/problem+json")]
-    Unknown(#[to_schema] Problem),
+    #[response(status = 404)]
+    Unknown,
     /// Another method than the path takes
-    #[response(status = 405, content_type = "application/problem+json")]
-    Method(#[to_schema] Problem),
+    #[response(status = 405)]
+    Method,
     /// The reason is in the service's log
-    #[response(status = 500, content_type = "application/problem+json")]
-    Internal(#[to_schema] Problem),
+    #[response(status = 500)]
+    Internal,
     /// The database can't be used
-    #[response(status = 503, content_type = "application/problem+json",
+    #[response(status = 503,
                headers(("Retry-After" = u32, description = "Seconds")))]
-    Unavailable(#[to_schema] Problem),
+    Unavailable,
 }
 
-/// RFC 9457; `code` is stable.
-#[derive(ToSchema)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; svc_kit::http has the value"
-)]
-pub(crate) struct Problem {
-    title: String,
-    status: u16,
-    code: String,
-    detail: Option<String>,
-    errors: Option<Vec<FieldError>>,
-}
-
-/// One wrong member.
-#[derive(ToSchema)]
-#[expect(
-    dead_code,
-    reason = "a description for the document; svc_kit::http has the value"
-)]
-struct FieldError {
-    field: String,
-    detail: String,
+/// What a client may say of an order in headers.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+pub(crate) struct PlaceHeaders {
+    /// The same key and order get the same answer
+    #[param(
+        rename = "Idempotency-Key",
+        min_length = 1,
+        max_length = 128,
+        pattern = "^[!-~]+$"
+    )]
+    idempotency_key: Option<String>,
+    /// W3C Trace Context: carried on in the message; what is not valid is ignored
+    traceparent: Option<String>,
+    /// Carried on with it
+    tracestate: Option<String>,
 }

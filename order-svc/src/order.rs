@@ -1,16 +1,11 @@
 //! The order a request becomes, and what is told of it. Pure.
 
+use outbox::row::rfc3339;
 use serde::Serialize;
-use time::OffsetDateTime;
-use time::format_description::StaticFormatDescription;
-use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
 use uuid::Uuid;
 
 use crate::request::OrderRequest;
-
-/// RFC 3339 in UTC with microseconds, the precision of the tables.
-const MICROSECONDS: StaticFormatDescription =
-    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 
 /// An order that is about to be, or has been, placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,38 +59,45 @@ impl Order {
             customer_id: &self.request.customer_id,
             amount_minor: self.request.amount_minor,
             currency: &self.request.currency,
-            placed_at: rfc3339(self.placed_at),
+            placed_at: utc(self.placed_at),
         };
         serde_json::to_vec(&payload).expect("a struct of strings and integers is JSON")
     }
 
-    /// The body of the 201 that answers the request.
+    /// The order as clients see it.
     #[must_use]
-    pub fn receipt(&self) -> String {
-        #[derive(Serialize)]
-        struct Receipt<'a> {
-            order_id: String,
-            message_id: String,
-            #[serde(flatten)]
-            request: &'a OrderRequest,
-            placed_at: String,
-        }
-        let receipt = Receipt {
+    pub fn receipt(&self) -> Receipt<'_> {
+        Receipt {
             order_id: self.order_id.to_string(),
             message_id: self.message_id().to_string(),
             request: &self.request,
-            placed_at: rfc3339(self.placed_at),
-        };
-        serde_json::to_string(&receipt).expect("a struct of strings and integers is JSON")
+            placed_at: utc(self.placed_at),
+        }
+    }
+}
+
+/// An order as clients see it: the body of the 201 that answers the request.
+#[derive(Debug, Serialize)]
+pub struct Receipt<'a> {
+    order_id: String,
+    message_id: String,
+    #[serde(flatten)]
+    request: &'a OrderRequest,
+    placed_at: String,
+}
+
+impl Receipt<'_> {
+    /// As JSON.
+    #[must_use]
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("a struct of strings and integers is JSON")
     }
 }
 
 /// RFC 3339 in UTC with microseconds.
-#[must_use]
-pub fn rfc3339(at: OffsetDateTime) -> String {
-    at.to_offset(time::UtcOffset::UTC)
-        .format(MICROSECONDS)
-        .expect("a date and time have every component of the format")
+fn utc(at: OffsetDateTime) -> String {
+    let utc = at.to_offset(UtcOffset::UTC);
+    rfc3339(PrimitiveDateTime::new(utc.date(), utc.time()))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use outbox::event::{self, Event, WriteError};
 use outbox::row::OutboxStatus;
+use outbox::statement::placeholders;
 use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{AssertSqlSafe, FromRow, MySql, MySqlPool, Transaction};
 use svc_kit::database::{Fault, classify, is_answer};
@@ -9,9 +10,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::batch::{self, Placed, Wanted};
-use crate::idempotency;
+use crate::idempotency::{self, Key};
 use crate::order::Order;
 use crate::request::OrderRequest;
+use crate::statement;
 
 /// What an order is to the outbox: with its id, the ordering key.
 const AGGREGATE_TYPE: &str = "order";
@@ -146,8 +148,12 @@ pub async fn write(
     let mut new = Vec::with_capacity(wanted.len());
     let order = batch::by_key(wanted);
     // The keys first: whoever holds one makes the others wait before they have written anything.
-    let keyed: Vec<&Wanted> = order.iter().map(|&index| wanted[index]).collect();
-    let known = idempotency::claim(tx, &keyed).await;
+    let claim = |&index: &usize| {
+        let Wanted { key, receipt, .. } = wanted[index];
+        Some((key.as_ref()?, receipt.as_str()))
+    };
+    let claims: Vec<(&Key, &str)> = order.iter().filter_map(claim).collect();
+    let known = idempotency::claim(tx, &claims).await;
     let known = known.map_err(PlaceError::of_keys)?;
     for index in order {
         let key = wanted[index].key.as_ref();
@@ -159,7 +165,7 @@ pub async fn write(
     }
     insert(tx, &new).await?;
     let events: Vec<Event> = new.iter().map(|wanted| event(wanted)).collect();
-    for range in batch::statements(events.len()) {
+    for range in statement::ranges(events.len()) {
         event::write_all(tx, &events[range]).await?;
     }
     let of = |(placed, wanted): (Option<Placed>, &&Wanted)| {
@@ -181,11 +187,11 @@ fn event(Wanted { order, trace, .. }: &Wanted) -> Event {
 }
 
 async fn insert(tx: &mut Transaction<'_, MySql>, new: &[&Wanted]) -> Result<(), sqlx::Error> {
-    for range in batch::statements(new.len()) {
+    for range in statement::ranges(new.len()) {
         let sql = format!(
             "INSERT INTO orders (order_id, customer_id, amount_minor, currency, description, \
              created_at) VALUES {}",
-            batch::rows("(?, ?, ?, ?, ?, ?)", range.len())
+            placeholders(range.len(), "(?, ?, ?, ?, ?, ?)")
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
         for Wanted { order, .. } in &new[range] {

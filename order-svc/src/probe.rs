@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::MySqlPool;
 use svc_kit::admin::Readiness;
-use svc_kit::database::{DatabaseUrl, Fault, classify};
+use svc_kit::database::{DatabaseUrl, look};
 use tokio_util::sync::CancellationToken;
 
 /// Name of the readiness condition.
@@ -13,8 +13,6 @@ pub const CONDITION: &str = "database";
 /// The tables without which no order is placed.
 const TABLES: [&str; 2] = ["orders", "outbox"];
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// A probe that takes longer has failed.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Looks at the database until `stop`. Wrong configuration and tables of another program end it only
 /// before the database is up for the first time.
@@ -33,12 +31,7 @@ pub async fn watch(
     svc_kit::migrate::until_own(&url, &sets, &TABLES, &stop, waits).await?;
     let mut was_up = None;
     while !stop.is_cancelled() {
-        let problem = match tokio::time::timeout(PROBE_TIMEOUT, look(&pool)).await {
-            Ok(Ok(Look { read_only: false })) => None,
-            Ok(Ok(Look { read_only: true })) => Some("the server is read-only".to_owned()),
-            Ok(Err(err)) => Some(explain(&err)),
-            Err(_elapsed) => Some("no answer in time".to_owned()),
-        };
+        let problem = look(&pool, &TABLES, "order-svc").await.err();
         let is_up = problem.is_none();
         if was_up.replace(is_up) != Some(is_up) {
             match &problem {
@@ -58,33 +51,4 @@ pub async fn watch(
     }
     readiness.set(CONDITION, false, "draining");
     Ok(())
-}
-
-struct Look {
-    read_only: bool,
-}
-
-async fn look(pool: &MySqlPool) -> Result<Look, sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    let (read_only, _orders, _events): (i64, i64, i64) = sqlx::query_as(
-        "SELECT CAST(@@global.read_only AS CHAR) NOT IN ('0', 'OFF'), \
-         CAST(EXISTS(SELECT 1 FROM orders LIMIT 1) AS SIGNED), \
-         CAST(EXISTS(SELECT 1 FROM outbox LIMIT 1) AS SIGNED)",
-    )
-    .fetch_one(&mut *connection)
-    .await?;
-    let read_only = read_only != 0;
-    if read_only {
-        // A demoted primary: the next connection resolves the name again.
-        connection.close_on_drop();
-    }
-    Ok(Look { read_only })
-}
-
-fn explain(err: &sqlx::Error) -> String {
-    match classify(err) {
-        Fault::Misconfigured(config) => config.to_string(),
-        Fault::MissingTable => format!("{err}; run `order-svc migrate`"),
-        Fault::Unavailable | Fault::ReadOnly | Fault::Busy | Fault::Data => err.to_string(),
-    }
 }

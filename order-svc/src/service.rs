@@ -7,7 +7,6 @@ use prometheus::Registry;
 use sqlx::MySqlPool;
 use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{ConfigError, Exit};
-use svc_kit::migrate::Set;
 use svc_kit::signals::Shutdown;
 use svc_kit::tasks::Tasks;
 use tokio::net::TcpListener;
@@ -35,15 +34,6 @@ pub struct Service {
     committers: Vec<Committer>,
 }
 
-/// The migrations this service applies: its own, and those of the outbox in its database.
-#[must_use]
-pub fn migrations() -> Vec<Set> {
-    vec![
-        Set::new("outbox", outbox::migrations()),
-        Set::new("orders", sqlx::migrate!("../migrations/orders")),
-    ]
-}
-
 /// Binds both listeners. The database is not needed yet.
 ///
 /// # Errors
@@ -62,10 +52,7 @@ pub async fn build(config: Config) -> Result<Service, ConfigError> {
         },
         &registry,
     );
-    let listener = TcpListener::bind(config.listen_addr)
-        .await
-        .map_err(|err| cannot_bind(&err))?;
-    let addr = listener.local_addr().map_err(|err| cannot_bind(&err))?;
+    let (listener, addr) = svc_kit::http::bind(config.listen_addr).await?;
     let admin = Admin::bind(
         config.admin_addr,
         readiness.clone(),
@@ -143,12 +130,4 @@ impl Service {
         drop(admin);
         exit
     }
-}
-
-fn cannot_bind(err: &std::io::Error) -> ConfigError {
-    ConfigError::new(
-        "LISTEN_ADDR",
-        format!("can't be bound: {err}"),
-        "choose a free address",
-    )
 }

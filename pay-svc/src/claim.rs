@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures::TryStreamExt as _;
 use outbox::message::Received;
 use outbox::row::InboxStatus;
+use outbox::statement::placeholders;
 use rand::seq::SliceRandom as _;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow, MySqlPool};
 use time::PrimitiveDateTime;
@@ -218,7 +219,7 @@ async fn lock_due(
          FROM inbox FORCE INDEX (PRIMARY) WHERE message_id IN ({}) AND status = ? \
          AND (next_attempt_at IS NULL OR next_attempt_at <= UTC_TIMESTAMP(6)) \
          FOR UPDATE SKIP LOCKED",
-        placeholders(ids.len())
+        placeholders(ids.len(), "?")
     );
     let mut query = sqlx::query_as::<_, Due>(AssertSqlSafe(sql))
         .bind(u32::try_from(HEADERS_READ_MAX).unwrap_or(u32::MAX))
@@ -247,7 +248,7 @@ async fn move_ahead(
 ) -> Result<(), sqlx::Error> {
     let sql = format!(
         "UPDATE inbox SET next_attempt_at = ? WHERE message_id IN ({})",
-        placeholders(rows.len())
+        placeholders(rows.len(), "?")
     );
     let mut query = sqlx::query(AssertSqlSafe(sql)).bind(until);
     for row in rows {
@@ -255,9 +256,4 @@ async fn move_ahead(
     }
     query.execute(connection).await?;
     Ok(())
-}
-
-/// `?, ?, …` for a list of `count` values.
-pub(crate) fn placeholders(count: usize) -> String {
-    vec!["?"; count].join(", ")
 }

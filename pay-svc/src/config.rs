@@ -9,9 +9,9 @@ use clap::{Args, Parser, Subcommand};
 use svc_kit::amqp::{Amqp, AmqpArgs};
 use svc_kit::boot::ConfigError;
 use svc_kit::database::DatabaseUrl;
-use svc_kit::migrate::Set;
-use svc_kit::ops::Tokens;
-use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
+use svc_kit::migrate::{MigrateArgs, Set};
+use svc_kit::operators::Tokens;
+use svc_kit::settings::{AdminArgs, DatabaseArgs, duration, within};
 use svc_kit::telemetry::{LogArgs, LogFormat};
 
 use self::provider::ProviderArgs;
@@ -150,20 +150,6 @@ struct RetentionArgs {
     replay_window: Duration,
 }
 
-/// The settings of `migrate`.
-#[derive(Debug, Args)]
-pub struct MigrateArgs {
-    /// How to log.
-    #[command(flatten)]
-    pub log: LogArgs,
-    /// Which database.
-    #[command(flatten)]
-    pub database: DatabaseArgs,
-    /// Print the SQL instead of running it
-    #[arg(long)]
-    pub print: bool,
-}
-
 /// Where the inbox is, for the verbs of `parked`.
 #[derive(Debug, Args)]
 pub struct ParkedArgs {
@@ -188,7 +174,7 @@ impl ops::cli::Source for ParkedArgs {
     }
 
     fn sets(&self) -> Result<Vec<Set>, ConfigError> {
-        Ok(crate::service::migrations())
+        Ok(crate::migrations())
     }
 }
 
@@ -232,7 +218,7 @@ impl RunArgs {
     /// # Errors
     /// The first setting that can't work.
     pub fn resolve(&self) -> Result<Config, ConfigError> {
-        let workers = within("PAY_WORKERS", self.work.workers, 1, 256)?;
+        let workers = within("PAY_WORKERS", self.work.workers, 1..=256)?;
         let charges_max = self.provider.concurrency()?;
         // Every claimed row is charged at once, so that its lease is no longer than one charge.
         let workers = charges_max.map_or(workers, |max| workers.min(max));
@@ -293,7 +279,7 @@ impl RunArgs {
             provider_timeout: self.provider.timeout()?,
             ignored,
             policy: Policy {
-                attempts_max: within("PAY_MAX_ATTEMPTS", max_attempts, 1, 1_000_000)?,
+                attempts_max: within("PAY_MAX_ATTEMPTS", max_attempts, 1..=1_000_000)?,
                 backoff_min,
                 backoff_max,
                 age_max: max_age,
@@ -320,7 +306,7 @@ impl Config {
 
 impl IntakeArgs {
     fn resolve(&self) -> Result<consumer::Settings, ConfigError> {
-        let batch_max = within("PAY_BATCH_MAX", u32::from(self.batch_max), 1, 5000)?;
+        let batch_max = within("PAY_BATCH_MAX", u32::from(self.batch_max), 1..=5000)?;
         let prefetch = self
             .prefetch
             .unwrap_or_else(|| self.batch_max.saturating_mul(2));
@@ -332,14 +318,11 @@ impl IntakeArgs {
                 "set it to at least 1",
             ));
         }
-        let buffer_bytes = self.buffer_bytes;
-        if !(BUFFER_MIN..=BUFFER_MAX).contains(&buffer_bytes) {
-            return Err(ConfigError::new(
-                "PAY_BUFFER_BYTES",
-                format!("{buffer_bytes} is out of range"),
-                format!("set it between {BUFFER_MIN} and {BUFFER_MAX}"),
-            ));
-        }
+        let buffer_bytes = within(
+            "PAY_BUFFER_BYTES",
+            self.buffer_bytes,
+            BUFFER_MIN..=BUFFER_MAX,
+        )?;
         if self.idle_renewal < IDLE_RENEWAL_MIN {
             return Err(ConfigError::new(
                 "PAY_IDLE_RENEWAL",
@@ -356,18 +339,6 @@ impl IntakeArgs {
             reconnect_max: Duration::from_secs(5),
         })
     }
-}
-
-fn within(field: &str, value: u32, min: u32, max: u32) -> Result<u32, ConfigError> {
-    if (min..=max).contains(&value) {
-        return Ok(value);
-    }
-    let problem = format!("{value} is out of range");
-    Err(ConfigError::new(
-        field,
-        problem,
-        format!("set it between {min} and {max}"),
-    ))
 }
 
 #[cfg(test)]

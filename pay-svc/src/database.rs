@@ -11,7 +11,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{MySql, MySqlPool};
 use svc_kit::admin::Readiness;
 use svc_kit::backoff::Backoff;
-use svc_kit::database::{DatabaseUrl, Fault, classify, is_answer};
+use svc_kit::database::{DatabaseUrl, Fault, classify, is_answer, look};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -24,8 +24,6 @@ pub const CONDITION: &str = "database";
 const TABLES: [&str; 2] = ["inbox", "payments"];
 /// How often a database that is up is looked at.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
-/// A probe that takes longer has failed.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Whoever locks a table beside the inbox, or a row, holds up a worker for two seconds, not for the
 /// server's fifty or its day.
 const SET_UP: &str = "SET SESSION lock_wait_timeout = 2, innodb_lock_wait_timeout = 2";
@@ -136,35 +134,16 @@ impl Database {
 
     /// Looks whether the server answers, takes writes and has the inbox.
     pub(crate) async fn look(&self) -> bool {
-        match tokio::time::timeout(PROBE_TIMEOUT, self.probe()).await {
-            Ok(Ok(false)) => {
+        match look(&self.pool, &["inbox"], "pay-svc").await {
+            Ok(()) => {
                 if !self.up.send_replace(true) {
                     tracing::info!(database = %self.url, "database is up");
                 }
                 self.readiness.set(CONDITION, true, "connected");
             }
-            Ok(Ok(true)) => self.mark_down("the server is read-only"),
-            Ok(Err(err)) => self.mark_down(&explain(&err)),
-            Err(_elapsed) => self.mark_down("no answer in time"),
+            Err(why) => self.mark_down(&why),
         }
         self.is_up()
-    }
-
-    /// Reads one row, on a pooled connection. Is the server read-only?
-    async fn probe(&self) -> Result<bool, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        let row: Result<(i64, i64), _> = sqlx::query_as(
-            "SELECT CAST(@@global.read_only AS CHAR) NOT IN ('0', 'OFF'), \
-             CAST(EXISTS(SELECT 1 FROM inbox LIMIT 1) AS SIGNED)",
-        )
-        .fetch_one(&mut *connection)
-        .await;
-        let read_only = row?.0 != 0;
-        if read_only {
-            // A demoted primary: the next connection resolves the name again.
-            connection.close_on_drop();
-        }
-        Ok(read_only)
     }
 
     fn mark_down(&self, why: &str) {
@@ -180,13 +159,5 @@ impl Database {
 pub(crate) fn retire_if_read_only(connection: &mut PoolConnection<MySql>, err: &sqlx::Error) {
     if matches!(classify(err), Fault::ReadOnly) {
         connection.close_on_drop();
-    }
-}
-
-fn explain(err: &sqlx::Error) -> String {
-    match classify(err) {
-        Fault::Misconfigured(config) => config.to_string(),
-        Fault::MissingTable => format!("{err}; run `pay-svc migrate`"),
-        Fault::Unavailable | Fault::ReadOnly | Fault::Busy | Fault::Data => err.to_string(),
     }
 }

@@ -5,23 +5,25 @@ use std::time::Duration;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use outbox::inbox::Claim;
 use outbox::message::{MessageId, Received};
+use outbox::row::rfc3339;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{FromRow, MySqlPool};
-use svc_kit::http::{Problem, database_problem, in_own_task, unavailable, whole_body};
-use svc_kit::ops::{Role, Tokens};
-use time::OffsetDateTime;
-use time::format_description::StaticFormatDescription;
-use time::macros::format_description;
+use svc_kit::http::openapi::{Bearer, Problems, Unavailable, document};
+use svc_kit::http::{
+    Problem, database_problem, in_own_task, malformed_json, media_type, method_not_allowed,
+    not_json, nothing_here, unavailable, whole_body,
+};
+use svc_kit::operators::{Role, Tokens};
+use time::PrimitiveDateTime;
 use tokio::sync::Semaphore;
-use utoipa::ToSchema;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use crate::openapi;
@@ -39,9 +41,6 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest `inbox.event_type`, in characters.
 const TYPE_MAX: usize = 255;
 
-const MICROSECONDS: StaticFormatDescription =
-    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
-
 /// What the handlers need.
 #[derive(Debug, Clone)]
 pub struct Api {
@@ -58,25 +57,22 @@ pub fn router(api: Api) -> Router {
     Router::new()
         .route("/payments/{order_id}", get(find_payment))
         .route("/pay", post(put_in))
-        .route("/openapi.json", get(openapi::document))
-        .method_not_allowed_fallback(async || {
-            let status = StatusCode::METHOD_NOT_ALLOWED;
-            Problem::new(
-                status,
-                "method_not_allowed",
-                "The path does not take this method",
-            )
-        })
-        .fallback(async || {
-            Problem::new(
-                StatusCode::NOT_FOUND,
-                "not_found",
-                "There is nothing at this path",
-            )
-        })
+        .route("/openapi.json", get(document::<Contract>))
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(api)
 }
+
+const BEARER: Bearer = Bearer("operator");
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "pay-svc", description = "Pays each placed order once."),
+    paths(find_payment, put_in),
+    modifiers(&BEARER, &Problems)
+)]
+struct Contract;
 
 /// A payment.
 #[derive(Debug, Serialize, ToSchema)]
@@ -109,22 +105,20 @@ struct PaymentRow {
     currency: String,
     outcome: String,
     provider_ref: Option<String>,
-    created_at: OffsetDateTime,
+    created_at: PrimitiveDateTime,
 }
 
 /// Shows the payment of an order.
 #[utoipa::path(
     get,
     path = "/payments/{order_id}",
+    tag = "http",
     params(("order_id" = String, Path, format = "uuid")),
     responses(
         (status = 200, description = "The payment", body = Payment),
-        (status = 404, description = "The order is not paid (yet)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 500, description = "A mistake of this program; its log tells",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "The order is not paid (yet)"),
+        (status = 500, description = "A mistake of this program; its log tells"),
+        Unavailable,
     ),
 )]
 pub(crate) async fn find_payment(
@@ -155,10 +149,7 @@ pub(crate) async fn find_payment(
         currency: row.currency,
         outcome: row.outcome,
         provider_ref: row.provider_ref,
-        created_at: row
-            .created_at
-            .format(MICROSECONDS)
-            .expect("a date and time have every component of the format"),
+        created_at: rfc3339(row.created_at),
     }))
 }
 
@@ -200,18 +191,16 @@ pub struct Taken {
 #[utoipa::path(
     post,
     path = "/pay",
+    tag = "http",
     request_body = openapi::PutIn,
     responses(
         (status = 202, description = "Stored, to be worked on", body = Taken),
         (status = 200, description = "Known already; counted", body = Taken),
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's (403), \
          too slow (408), the id is known with another body, which is stored and parked (409), too \
-         long (413), not JSON (415), invalid (422), too many wrong tokens (429)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 500, description = "A mistake of this program; its log tells",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         long (413), not JSON (415), invalid (422), too many wrong tokens (429)"),
+        (status = 500, description = "A mistake of this program; its log tells"),
+        Unavailable,
     ),
     security(("operator" = [])),
 )]
@@ -241,19 +230,8 @@ async fn take_in(api: Api, request: Request) -> Result<Response, Problem> {
 }
 
 fn read(headers: &HeaderMap, body: &[u8]) -> Result<Received, Problem> {
-    let content_type = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let essence = content_type
-        .and_then(|value| value.split(';').next())
-        .unwrap_or_default();
-    if !essence.trim().eq_ignore_ascii_case("application/json") {
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return Err(Problem::new(
-            status,
-            "not_json",
-            "The body must be application/json",
-        ));
+    if media_type(headers) != "application/json" {
+        return Err(not_json());
     }
     let invalid = || {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
@@ -263,12 +241,7 @@ fn read(headers: &HeaderMap, body: &[u8]) -> Result<Received, Problem> {
         if err.is_data() {
             return invalid().detail(err.to_string());
         }
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            "malformed_json",
-            "The body is not valid JSON",
-        )
-        .detail(err.to_string())
+        malformed_json(err.to_string())
     })?;
     let message_id = MessageId::parse(message.message_id.as_bytes())
         .map_err(|err| invalid().error("message_id", err.to_string()))?;

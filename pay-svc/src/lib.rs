@@ -34,4 +34,15 @@ pub mod database;
 pub mod gauges;
 pub mod metrics;
 
-pub use service::{Service, build, build_with, migrations};
+pub use service::{Service, build, build_with};
+
+use svc_kit::migrate::Set;
+
+/// The migrations this service applies.
+#[must_use]
+pub fn migrations() -> Vec<Set> {
+    vec![Set::new(
+        "payments",
+        sqlx::migrate!("../migrations/payments"),
+    )]
+}

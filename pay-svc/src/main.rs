@@ -1,10 +1,8 @@
 //! The program: settings and logging first, then the runtime.
 
-use pay_svc::config::{Cli, Command, MigrateArgs, RunArgs};
+use pay_svc::config::{Cli, Command, RunArgs};
 use svc_kit::boot::{self, Exit};
-use svc_kit::database::first_contact;
-use svc_kit::{migrate, signals, telemetry};
-use tokio_util::sync::CancellationToken;
+use svc_kit::{signals, telemetry};
 
 /// Messages are large at times, and glibc keeps what they took: this one gives it back within seconds. Its
 /// settings are in `.cargo/config.toml`.
@@ -15,7 +13,7 @@ fn main() -> Exit {
     boot::install_crypto();
     let done = match boot::parse_args::<Cli>().command {
         Command::Run(args) => run(&args),
-        Command::Migrate(args) => apply_migrations(&args),
+        Command::Migrate(args) => args.run(&pay_svc::migrations()),
         Command::Parked(verb) => ops::cli::run(&verb),
     };
     boot::conclude("pay-svc", done)
@@ -31,21 +29,4 @@ fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         let shutdown = signals::listen(config.drain_timeout)?;
         pay_svc::build(config).await?.run(shutdown).await
     })
-}
-
-fn apply_migrations(args: &MigrateArgs) -> anyhow::Result<Exit> {
-    telemetry::init(args.log.log_format);
-    let sets = pay_svc::migrations();
-    if args.print {
-        migrate::print(&sets, &mut std::io::stdout().lock())?;
-        return Ok(Exit::Drained);
-    }
-    let url = args.database.resolve()?;
-    let applied = boot::block_on(async {
-        // A database that is still starting is waited for, as `run` does.
-        first_contact(&url, &CancellationToken::new()).await?;
-        anyhow::Ok(migrate::run(&url, &sets).await?)
-    })?;
-    tracing::info!(new = ?applied.new, already = applied.already, "migrated");
-    Ok(Exit::Drained)
 }

@@ -6,7 +6,6 @@ use prometheus::{
     Registry,
 };
 
-use crate::prune::Skipped;
 use crate::refusals::Record;
 use crate::settle::{ALREADY_PAID, IGNORED};
 
@@ -50,6 +49,15 @@ const CLASSES: [&str; 9] = [
 const ORDER_TO_PAYMENT_BUCKETS: [f64; 16] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 ];
+
+/// Messages that are left behind, by why.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// No time of theirs is usable.
+    pub no_time: u64,
+    /// The database refuses to delete them, by a foreign key or a trigger.
+    pub refused: u64,
+}
 
 /// Everything this service counts. Clones share the values.
 #[derive(Debug, Clone)]

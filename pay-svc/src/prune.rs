@@ -5,29 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outbox::row::InboxStatus;
+use outbox::statement::placeholders;
+use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Connection as _, MySql, MySqlPool, Transaction};
-use svc_kit::database::{Fault, classify};
+use svc_kit::retention::{self, Deleted, Next, PAGE, Parts, Rows, Walk, age, in_time, is_timeout};
 use time::PrimitiveDateTime;
 use time::macros::datetime;
 use tokio_util::sync::CancellationToken;
 
-use crate::claim::placeholders;
-use crate::database::{Database, retire_if_read_only};
-use crate::metrics::Metrics;
+use crate::database::Database;
+use crate::metrics::{Metrics, Skipped};
 
-/// Messages that are looked at together.
-const PAGE: usize = 500;
 /// Attempts deleted in one transaction, at most: a message may have hundreds after an outage.
 const ATTEMPTS_MAX: usize = 2000;
-/// A page is a few hundred rows by primary key; one of bodies of many MiB is deleted in parts.
-const PART_TIMEOUT: Duration = Duration::from_secs(30);
-/// Refusals in a row, without a delete, after which the rest of a page is left.
-const REFUSALS_MAX: u32 = 12;
-/// Between two rounds.
-const IDLE: Duration = Duration::from_mins(1);
-/// The least rest between two pages. A page rests as long as it took, so that deletes take half of
-/// one connection's time at the most, and less of a server that is busy.
-const PACE_MIN: Duration = Duration::from_millis(10);
 
 /// Prunes until `stop`.
 ///
@@ -39,63 +29,52 @@ pub async fn run(
     retention: Duration,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut round = Round::default();
-    while !stop.is_cancelled() {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            () = database.up() => {}
-        }
-        let begun = Instant::now();
-        let rest = match step(&database, &metrics, retention, &mut round).await {
-            Some(Step::More) => begun.elapsed().max(PACE_MIN),
-            Some(Step::Done) | None => IDLE,
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(rest) => {}
-        }
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        () = database.up() => {}
     }
+    let pruner = Pruner {
+        database,
+        metrics,
+        retention,
+        round: Round::default(),
+    };
+    retention::run(pruner, stop).await;
     Ok(())
 }
 
-/// One page; `None` when it failed. Nothing that pays may suffer from what only tidies up.
-async fn step(
-    database: &Database,
-    metrics: &Metrics,
+struct Pruner {
+    database: Arc<Database>,
+    metrics: Metrics,
     retention: Duration,
-    round: &mut Round,
-) -> Option<Step> {
-    match page(database.pool(), retention, round).await {
-        Ok(page) => {
-            metrics.pruned.inc_by(page.deleted);
-            round.skipped.no_time += page.skipped.no_time;
-            round.skipped.refused += page.skipped.refused;
-            if page.step == Step::Done {
-                metrics.set_skipped(std::mem::take(&mut round.skipped));
-            }
-            Some(page.step)
+    round: Round,
+}
+
+impl Walk for Pruner {
+    async fn page(&mut self) -> Next {
+        if !self.database.is_up() {
+            return Next::Rest;
         }
-        Err(err) if matches!(classify(&err), Fault::Busy) => Some(Step::More),
-        Err(err) => {
-            tracing::warn!(error = %err, "could not prune the inbox, trying again in a while");
-            if !is_timeout(&err) {
-                database.suspect(&err);
+        match page(self.database.pool(), self.retention, &mut self.round).await {
+            Ok(page) => {
+                self.metrics.pruned.inc_by(page.deleted);
+                self.round.skipped.no_time += page.skipped.no_time;
+                self.round.skipped.refused += page.skipped.refused;
+                if page.next == Next::Rest {
+                    let skipped = std::mem::take(&mut self.round.skipped);
+                    self.metrics.set_skipped(skipped);
+                }
+                page.next
             }
-            None
+            Err(err) => {
+                tracing::warn!(error = %err, "could not prune the inbox, trying again in a while");
+                if !is_timeout(&err) {
+                    self.database.suspect(&err);
+                }
+                Next::Rest
+            }
         }
     }
-}
-
-async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-    let done = tokio::time::timeout(PART_TIMEOUT, work).await;
-    done.unwrap_or_else(|_elapsed| {
-        let text = format!("no answer within {PART_TIMEOUT:?}");
-        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into())
-    })
-}
-
-fn is_timeout(err: &sqlx::Error) -> bool {
-    matches!(err, sqlx::Error::Io(err) if err.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// No message was received before; what is, has a zero date.
@@ -111,17 +90,7 @@ pub struct Round {
     message_id: Vec<u8>,
     /// What it has left behind so far.
     skipped: Skipped,
-    /// Messages in one delete, at most: fewer after one that took too long.
-    at_once: usize,
-}
-
-/// Messages that are left behind, by why.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Skipped {
-    /// No time of theirs is usable.
-    pub no_time: u64,
-    /// The database refuses to delete them, by a foreign key or a trigger.
-    pub refused: u64,
+    parts: Parts,
 }
 
 impl Default for Round {
@@ -137,32 +106,23 @@ impl Round {
             received_at: BEGINNING,
             message_id: Vec::new(),
             skipped: Skipped::default(),
-            at_once: PAGE,
+            parts: Parts::default(),
         }
     }
 
-    /// To the next status. `Done` when there is none: the next round begins.
-    fn turn(&mut self) -> Step {
-        let (next, step) = match self.status {
-            InboxStatus::Processed => (InboxStatus::Discarded, Step::More),
-            _ => (InboxStatus::Processed, Step::Done),
+    /// To the next status. After the last one the round is over, and the next begins.
+    fn turn(&mut self) -> Next {
+        let (status, next) = match self.status {
+            InboxStatus::Processed => (InboxStatus::Discarded, Next::Page),
+            _ => (InboxStatus::Processed, Next::Rest),
         };
         *self = Self {
             skipped: self.skipped,
-            at_once: self.at_once,
-            ..Self::of(next)
+            parts: self.parts.clone(),
+            ..Self::of(status)
         };
-        step
+        next
     }
-}
-
-/// What follows a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Another page.
-    More,
-    /// The round is over.
-    Done,
 }
 
 /// What a page came to.
@@ -171,7 +131,7 @@ pub struct Page {
     /// Messages deleted.
     pub deleted: u64,
     /// What follows.
-    pub step: Step,
+    pub next: Next,
     /// Messages left behind.
     pub skipped: Skipped,
 }
@@ -186,20 +146,7 @@ struct Candidate {
     processed_ago: Option<i64>,
 }
 
-impl Candidate {
-    /// By the first time that is usable: a zero date is not, nor is one over a day ahead.
-    fn done_ago(&self) -> Option<i64> {
-        const DAY_AHEAD: i64 = -86_400_000_000;
-        let usable = |ago: &i64| *ago >= DAY_AHEAD;
-        let received = self.received_ago.filter(usable);
-        self.processed_ago.filter(usable).or(received)
-    }
-}
-
 /// Deletes what has expired of the next page.
-///
-/// Ages are looked at here and not in SQL, and the delete is by primary keys: a range that finds
-/// nothing reads everything, and one that deletes locks what it does not delete.
 ///
 /// # Errors
 /// The database's.
@@ -217,34 +164,31 @@ pub async fn page(
     if round.received_at == BEGINNING && round.message_id.is_empty() {
         skipped.no_time = in_time(without_date(pool, round.status)).await?;
     }
-    let mut expired: Vec<&[u8]> = Vec::new();
+    let mut expired: Vec<Vec<u8>> = Vec::new();
     for row in &candidates {
-        match row.done_ago() {
+        match age([row.processed_ago, row.received_ago]) {
             None => skipped.no_time += 1,
-            Some(ago) if ago > limit => expired.push(&row.message_id),
+            Some(age) if age > retention => expired.push(row.message_id.clone()),
             Some(_) => {}
         }
     }
-    let (deleted, is_whole) = delete(pool, round, &expired, &mut skipped).await?;
-    if !is_whole {
-        // Some of their attempts are gone: the same page again.
-        return Ok(Page {
-            deleted,
-            step: Step::More,
-            skipped: Skipped::default(),
-        });
-    }
-    let step = match candidates.last() {
+    let rows = Messages {
+        status: round.status,
+    };
+    let mut done = Deleted::default();
+    round.parts.delete(pool, &rows, &expired, &mut done).await?;
+    skipped.refused = done.refused + done.slow;
+    let next = match candidates.last() {
         Some(last) if !last_page => {
             round.received_at = last.received_at;
             round.message_id.clone_from(&last.message_id);
-            Step::More
+            Next::Page
         }
         Some(_) | None => round.turn(),
     };
     Ok(Page {
-        deleted,
-        step,
+        deleted: done.deleted,
+        next,
         skipped,
     })
 }
@@ -282,101 +226,52 @@ async fn candidates(pool: &MySqlPool, round: &Round) -> Result<Vec<Candidate>, s
         .await
 }
 
-/// Deletes messages that still have the round's status, but for those that the database refuses to
-/// delete; how many, and whether it went through all: one that has more attempts than one transaction
-/// takes loses some of these first.
-async fn delete(
-    pool: &MySqlPool,
-    round: &mut Round,
-    ids: &[&[u8]],
-    skipped: &mut Skipped,
-) -> Result<(u64, bool), sqlx::Error> {
-    let (mut deleted, mut refusals) = (0, 0);
-    let mut parts: Vec<&[&[u8]]> = ids.chunks(round.at_once).rev().collect();
-    while let Some(ids) = parts.pop() {
-        let begun = Instant::now();
-        let err = match delete_all(pool, round.status, ids).await {
-            Ok(None) => return Ok((deleted, false)),
-            Ok(Some(some)) => {
-                (deleted, refusals) = (deleted + some, 0);
-                if begun.elapsed() < PART_TIMEOUT / 4 {
-                    round.at_once = PAGE.min(round.at_once * 2);
-                }
-                continue;
-            }
-            Err(err) => err,
-        };
-        if is_timeout(&err) {
-            // What it has locked is passed over until the server has given it up; the next round comes
-            // back with fewer at once.
-            round.at_once = (ids.len() / 2).max(1);
-        } else {
-            let busy = matches!(classify(&err), Fault::Busy | Fault::ReadOnly);
-            if busy || !matches!(err, sqlx::Error::Database(_)) {
-                return Err(err);
-            }
-            // It answers still, so it is these that it refuses.
-            in_time(sqlx::query("SELECT 1").execute(pool)).await?;
-        }
-        refusals += 1;
-        if ids.len() > 1 && refusals <= REFUSALS_MAX {
-            let (first, rest) = ids.split_at(ids.len() / 2);
-            parts.extend([rest, first]);
-        } else {
-            tracing::debug!(error = %err, "messages can't be deleted");
-            skipped.refused += ids.len() as u64;
-        }
-    }
-    Ok((deleted, true))
+/// Messages that still have this status, and their attempts.
+struct Messages {
+    status: InboxStatus,
 }
 
-/// Messages and their attempts, in one transaction.
-async fn delete_all(
-    pool: &MySqlPool,
-    status: InboxStatus,
-    ids: &[&[u8]],
-) -> Result<Option<u64>, sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    let outcome = in_time(async {
-        let mut tx = connection.begin().await?;
-        let locked = lock(&mut tx, status, ids).await?;
-        let deleted = if locked.is_empty() {
-            Some(0)
-        } else if delete_attempts(&mut tx, &locked).await? {
-            Some(delete_messages(&mut tx, &locked).await?)
-        } else {
-            None
-        };
-        tx.commit().await?;
-        Ok(deleted)
-    })
-    .await;
-    if let Err(err) = &outcome {
-        if is_timeout(err) {
-            connection.close_on_drop();
-            return outcome;
+impl Rows for Messages {
+    type Key = Vec<u8>;
+
+    async fn delete(
+        &self,
+        connection: &mut PoolConnection<MySql>,
+        ids: &[Vec<u8>],
+    ) -> Result<Deleted, sqlx::Error> {
+        loop {
+            let begun = Instant::now();
+            let mut tx = connection.begin().await?;
+            let locked = lock(&mut tx, self.status, ids).await?;
+            let mut done = Deleted::default();
+            let is_whole = locked.is_empty() || delete_attempts(&mut tx, &locked).await?;
+            if is_whole && !locked.is_empty() {
+                done.deleted = delete_messages(&mut tx, &locked).await?;
+            }
+            tx.commit().await?;
+            if is_whole {
+                return Ok(done);
+            }
+            // Some of their attempts are gone; as between pages, the server gets a rest.
+            tokio::time::sleep(begun.elapsed()).await;
         }
-        retire_if_read_only(&mut connection, err);
-        // Carries out the rollback: its locks must be gone when others are tried.
-        drop(connection.ping().await);
     }
-    outcome
 }
 
 /// Those that an operator has not restored meanwhile, and that nobody is at.
 async fn lock(
     tx: &mut Transaction<'_, MySql>,
     status: InboxStatus,
-    ids: &[&[u8]],
+    ids: &[Vec<u8>],
 ) -> Result<Vec<Vec<u8>>, sqlx::Error> {
     let sql = format!(
         "SELECT message_id FROM inbox FORCE INDEX (PRIMARY) WHERE message_id IN ({}) \
          AND status = ? FOR UPDATE SKIP LOCKED",
-        placeholders(ids.len())
+        placeholders(ids.len(), "?")
     );
     let mut query = sqlx::query_scalar(AssertSqlSafe(sql));
     for id in ids {
-        query = query.bind(*id);
+        query = query.bind(id);
     }
     query.bind(status.code()).fetch_all(&mut **tx).await
 }
@@ -389,7 +284,7 @@ async fn delete_attempts(
     let sql = format!(
         "SELECT id FROM inbox_attempts FORCE INDEX (inbox_attempts_message_id) \
          WHERE message_id IN ({}) LIMIT {ATTEMPTS_MAX}",
-        placeholders(ids.len())
+        placeholders(ids.len(), "?")
     );
     let mut query = sqlx::query_scalar(AssertSqlSafe(sql));
     for id in ids {
@@ -399,7 +294,7 @@ async fn delete_attempts(
     if !attempts.is_empty() {
         let sql = format!(
             "DELETE FROM inbox_attempts WHERE id IN ({})",
-            placeholders(attempts.len())
+            placeholders(attempts.len(), "?")
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
         for attempt in &attempts {
@@ -416,7 +311,7 @@ async fn delete_messages(
 ) -> Result<u64, sqlx::Error> {
     let sql = format!(
         "DELETE FROM inbox WHERE message_id IN ({})",
-        placeholders(ids.len())
+        placeholders(ids.len(), "?")
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for id in ids {

@@ -42,22 +42,22 @@ pub fn check(
     let problem = format!(
         "{} is too short: a message must not come back after its inbox row is gone, so it must be \
          at least PAY_REPLAY_WINDOW ({}) + {} in the broker's queue + PAY_MAX_AGE ({}) = {}",
-        told(retention),
-        told(replay_window),
-        told(QUEUE_WAIT_MAX),
-        told(age_max),
-        told(least)
+        in_words(retention),
+        in_words(replay_window),
+        in_words(QUEUE_WAIT_MAX),
+        in_words(age_max),
+        in_words(least)
     );
     let fix = format!(
         "set it to {} or more, or to 0s, which keeps the rows; the relay's RELAY_INBOX_RETENTION must \
          not be longer than it",
-        told(least)
+        in_words(least)
     );
     Err(ConfigError::new("PAY_RETENTION", problem, fix))
 }
 
 /// As a person would write it: `30d`, `36h`, `90s`.
-fn told(duration: Duration) -> String {
+fn in_words(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         _ if seconds.is_multiple_of(86_400) => format!("{}d", seconds / 86_400),
@@ -88,9 +88,9 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_in_the_unit_they_were_given_in() {
+    fn times_are_written_in_the_unit_they_were_given_in() {
         for (seconds, text) in [(86_400 * 33, "33d"), (36 * 3600, "36h"), (90, "90s")] {
-            assert_eq!(told(Duration::from_secs(seconds)), text);
+            assert_eq!(in_words(Duration::from_secs(seconds)), text);
         }
     }
 

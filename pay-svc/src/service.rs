@@ -7,7 +7,6 @@ use axum::Router;
 use prometheus::Registry;
 use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{ConfigError, Exit};
-use svc_kit::migrate::Set;
 use svc_kit::signals::Shutdown;
 use svc_kit::tasks::Tasks;
 use tokio::net::TcpListener;
@@ -37,15 +36,6 @@ pub struct Service {
     addr: SocketAddr,
     admin: Admin,
     app: Router,
-}
-
-/// The migrations this service applies.
-#[must_use]
-pub fn migrations() -> Vec<Set> {
-    vec![Set::new(
-        "payments",
-        sqlx::migrate!("../migrations/payments"),
-    )]
 }
 
 /// Binds both listeners, with the provider the settings name. Neither the database nor the broker is
@@ -87,10 +77,7 @@ pub async fn build_with(
         tokens: config.tokens.clone(),
         places: Arc::new(Semaphore::new(http::BODIES_MAX)),
     });
-    let listener = TcpListener::bind(config.listen_addr)
-        .await
-        .map_err(|err| cannot_bind(&err))?;
-    let addr = listener.local_addr().map_err(|err| cannot_bind(&err))?;
+    let (listener, addr) = svc_kit::http::bind(config.listen_addr).await?;
     let console = console(&config);
     let admin = Admin::bind(
         config.admin_addr,
@@ -222,12 +209,4 @@ impl Service {
         };
         (self.config.workers > 1).then_some(handover)
     }
-}
-
-fn cannot_bind(err: &std::io::Error) -> ConfigError {
-    ConfigError::new(
-        "LISTEN_ADDR",
-        format!("can't be bound: {err}"),
-        "choose a free address",
-    )
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 use ops::table::Key;
 use ops::{Table, bulk};
 use outbox::row::InboxStatus;
+use outbox::statement::placeholders;
 use sqlx::{AssertSqlSafe, Connection as _, MySql, MySqlPool, Transaction};
 use uuid::Uuid;
 
-use crate::claim::{Due, Lease, placeholders};
+use crate::claim::{Due, Lease};
 use crate::database::retire_if_read_only;
 use crate::payment::PlacedOrder;
 use crate::provider::Receipt;
@@ -208,7 +209,7 @@ pub async fn paid<'e>(
     }
     let sql = format!(
         "SELECT order_id, message_id FROM payments WHERE order_id IN ({})",
-        placeholders(orders.len())
+        placeholders(orders.len(), "?")
     );
     let mut query = sqlx::query_as(AssertSqlSafe(sql));
     for order in orders {
@@ -230,7 +231,7 @@ async fn lock_held(
     let sql = format!(
         "SELECT message_id FROM inbox FORCE INDEX (PRIMARY) WHERE message_id IN ({}) \
          AND status = ? AND next_attempt_at = ? FOR UPDATE",
-        placeholders(settlements.len())
+        placeholders(settlements.len(), "?")
     );
     let mut query = sqlx::query_scalar(AssertSqlSafe(sql));
     for settlement in settlements {
@@ -259,7 +260,7 @@ async fn write_payments(
     if charged.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows = vec!["(?, ?, ?, ?, ?, ?, ?)"; charged.len()].join(", ");
+    let rows = placeholders(charged.len(), "(?, ?, ?, ?, ?, ?, ?)");
     let sql = format!(
         "INSERT INTO payments (payment_id, order_id, message_id, amount_minor, currency, outcome, \
          provider_ref) VALUES {rows} ON DUPLICATE KEY UPDATE payment_id = payment_id"
@@ -327,7 +328,7 @@ async fn mark_processed(
     let sql = format!(
         "UPDATE inbox SET status = ?, processed_at = UTC_TIMESTAMP(6), next_attempt_at = NULL, \
          last_error = NULL WHERE message_id IN ({})",
-        placeholders(processed.len())
+        placeholders(processed.len(), "?")
     );
     let mut query = sqlx::query(AssertSqlSafe(sql)).bind(InboxStatus::Processed.code());
     for id in processed {

@@ -3,34 +3,47 @@
 use std::time::Duration;
 
 use ::ops::{Console, ConsoleArgs, Settings, Table};
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use svc_kit::amqp::{Amqp, AmqpArgs};
 use svc_kit::boot::ConfigError;
 use svc_kit::database::DatabaseUrl;
-use svc_kit::migrate::{Set, check_own};
+use svc_kit::migrate::Set;
 use svc_kit::settings::{AdminArgs, DatabaseArgs, duration};
 use svc_kit::telemetry::LogFormat;
 
-use crate::binlog::reader::Reader;
-use crate::queue::BatchLimit;
-use crate::schedule::Schedule;
+use crate::engine::{self, Mode, Order};
+use crate::outbox_table::OutboxTable;
+use crate::source::binlog::library::Reader;
 
-/// Whose order is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Order {
-    /// Per aggregate: a message waits for the earlier ones of its key.
-    Key,
-    /// Nobody's: a message waits for nothing.
-    None,
+impl ValueEnum for Order {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Key, Self::None]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Key => PossibleValue::new("key")
+                .help("Per aggregate: a message waits for the earlier ones of its key"),
+            Self::None => PossibleValue::new("none").help("Nobody's: a message waits for nothing"),
+        })
+    }
 }
 
-/// How new rows are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Mode {
-    /// By the binlog, within a millisecond; the sweep is the safety net.
-    Cdc,
-    /// By reading the table every `RELAY_POLL_INTERVAL`; needs no replication right.
-    Poll,
+impl ValueEnum for Mode {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Cdc, Self::Poll]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Cdc => PossibleValue::new("cdc")
+                .help("By the binlog, within a millisecond; the sweep is the safety net"),
+            Self::Poll => PossibleValue::new("poll").help(
+                "By reading the table every `RELAY_POLL_INTERVAL`; needs no replication right",
+            ),
+        })
+    }
 }
 
 /// What the relay's marks put into the binlog.
@@ -137,40 +150,6 @@ pub struct RunArgs {
     pub drain_timeout: Duration,
 }
 
-/// The outbox, found.
-#[derive(Clone, Debug)]
-pub struct OutboxTable {
-    /// The server and database.
-    pub url: DatabaseUrl,
-    /// The table's name, checked to need no quoting beyond backticks.
-    pub name: String,
-}
-
-impl OutboxTable {
-    /// The migrations of an outbox of this name, which is a checked one.
-    #[must_use]
-    pub fn set(name: &str) -> Set {
-        let migrations = outbox::migrations_for(name);
-        let migrations = migrations.expect("a checked name is one that migrations can have");
-        Set::new(name.to_owned(), migrations).set_by("RELAY_OUTBOX_TABLE")
-    }
-
-    /// Refuses tables that are there and somebody else's, before a command looks into them.
-    ///
-    /// # Errors
-    /// [`ConfigError`], what differs and what to do; else why that could not be looked up.
-    pub async fn check_own(&self) -> anyhow::Result<()> {
-        check_own(&self.url, &[Self::set(&self.name)]).await
-    }
-
-    /// As the operators' core calls it.
-    #[must_use]
-    pub fn for_ops(&self) -> Table {
-        let name = self.name.clone();
-        Table::Outbox { name }
-    }
-}
-
 /// Checked settings of `relay run`.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -180,28 +159,14 @@ pub struct Config {
     pub amqp: Amqp,
     /// `RELAY_NAME`.
     pub name: String,
-    /// `RELAY_MODE`.
-    pub mode: Mode,
     /// `RELAY_READER`.
     pub reader: Reader,
-    /// `RELAY_POLL_INTERVAL`.
-    pub poll_interval: Duration,
-    /// `RELAY_ORDER`.
-    pub order: Order,
+    /// What the engine is given.
+    pub engine: engine::Settings,
     /// `RELAY_DECLARE_EXCHANGE`; `None` when empty.
     pub declare_exchange: Option<String>,
-    /// `RELAY_BATCH_MAX` and `RELAY_BATCH_BYTES`.
-    pub batch: BatchLimit,
-    /// `RELAY_LANES`.
-    pub lanes: usize,
     /// `RELAY_CONFIRM_TIMEOUT`.
     pub confirm_timeout: Duration,
-    /// `RELAY_SWEEP_INTERVAL`.
-    pub sweep_interval: Duration,
-    /// `RELAY_BUFFER_BYTES`.
-    pub buffer_bytes: usize,
-    /// `RELAY_BACKOFF_MIN`, `RELAY_BACKOFF_MAX`, `RELAY_MAX_ATTEMPTS`.
-    pub schedule: Schedule,
     /// `RELAY_RETENTION`; zero keeps sent rows.
     pub retention: Duration,
     /// `RELAY_CANARY_INTERVAL`; zero writes none.
@@ -211,6 +176,9 @@ pub struct Config {
     /// `RELAY_DRAIN_TIMEOUT`.
     pub drain_timeout: Duration,
 }
+
+/// The index of pending rows: about 238,000 of them.
+const INDEX_BYTES: usize = 40 << 20;
 
 /// More would load the database, and less tell of an outage too late.
 const CANARY_INTERVALS: std::ops::RangeInclusive<Duration> =
@@ -285,6 +253,23 @@ impl RunArgs {
         Ok(Console::new(Table::Outbox { name }, url, settings))
     }
 
+    fn engine(&self) -> engine::Settings {
+        engine::Settings {
+            order: self.order,
+            mode: self.mode,
+            publishers: usize::from(self.lanes),
+            batch_rows: size(u64::from(self.batch_max)),
+            batch_bytes: size(self.batch_bytes),
+            buffer_bytes: size(self.buffer_bytes),
+            index_bytes: INDEX_BYTES,
+            backoff_min: self.backoff_min,
+            backoff_max: self.backoff_max,
+            attempts_max: self.max_attempts,
+            sweep_interval: self.sweep_interval,
+            poll_interval: self.poll_interval,
+        }
+    }
+
     /// Checks what belongs together.
     ///
     /// # Errors
@@ -319,30 +304,17 @@ impl RunArgs {
                 "give a duration such as 30s, or 0s for no canary",
             ));
         }
+        let engine = self.engine();
         let table = self.table.resolve()?;
         self.reader.check(&table.url)?;
         Ok(Config {
             table,
             amqp: self.amqp.resolve()?,
             name: self.name,
-            mode: self.mode,
             reader: self.reader,
-            poll_interval: self.poll_interval,
-            order: self.order,
+            engine,
             declare_exchange: Some(self.declare_exchange).filter(|name| !name.is_empty()),
-            batch: BatchLimit {
-                rows: size(u64::from(self.batch_max)),
-                bytes: size(self.batch_bytes),
-            },
-            lanes: usize::from(self.lanes),
             confirm_timeout: self.confirm_timeout,
-            sweep_interval: self.sweep_interval,
-            buffer_bytes: size(self.buffer_bytes),
-            schedule: Schedule {
-                min: self.backoff_min,
-                max: self.backoff_max,
-                attempts_max: self.max_attempts,
-            },
             retention: self.retention,
             canary_interval: self.canary_interval,
             row_image: self.binlog_row_image,

@@ -1,52 +1,26 @@
-//! The relay: tails the binlog, publishes each new outbox row to RabbitMQ with publisher confirms,
-//! and marks it sent.
+//! The relay: reads in the binlog which outbox rows are new, publishes each to RabbitMQ with publisher
+//! confirms, and marks it sent.
 //!
-//! The modules in the order of the data path; ARCHITECTURE.md tells the whole.
+//! The rooms in the order of the data path; ARCHITECTURE.md describes the whole.
 
 pub mod config;
-mod connect;
-pub mod lease;
-pub mod relay;
-pub mod server;
+pub mod database;
+pub mod outbox_table;
+pub mod supervisor;
 
-pub mod intake;
-mod jam;
-pub mod outflow;
-mod room;
+pub mod leadership;
+pub mod pause;
 pub mod session;
-mod told;
-pub mod wires;
 
-pub mod binlog;
-pub mod pass;
-pub mod pauses;
-pub mod table;
-pub mod tail;
+pub mod source;
 
-pub mod answers;
-pub mod dispatch;
-pub mod effects;
-pub mod fault;
-pub mod hashed;
-pub mod held;
-pub mod queue;
-pub mod route;
-pub mod schedule;
-pub mod shut;
+pub mod engine;
+pub mod hash;
 
-pub mod broker;
-pub mod lane;
-pub mod mark;
 pub mod publish;
-pub mod settle;
-pub mod trace;
+pub mod writeback;
 
-#[cfg(test)]
-mod model;
+pub mod observe;
 
-pub mod canary;
 pub mod cleanup;
-pub mod gauges;
-pub mod in_list;
-pub mod metrics;
-pub mod ops;
+pub mod commands;

@@ -5,20 +5,20 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use prometheus::Registry;
-use relay::config::{OutboxTable, RunArgs, TableArgs};
-use relay::ops;
-use relay::ops::audit::AuditArgs;
-use relay::ops::check::{self, State};
-use relay::ops::pause::{Action, PauseArgs, ResumeArgs};
-use relay::ops::replay::ReplayArgs;
-use relay::ops::status::StatusArgs;
-use relay::relay::{CONDITIONS, Relay};
+use relay::commands;
+use relay::commands::audit::AuditArgs;
+use relay::commands::check;
+use relay::commands::condition::State;
+use relay::commands::pause::{Action, PauseArgs, ResumeArgs};
+use relay::commands::replay::ReplayArgs;
+use relay::commands::status::StatusArgs;
+use relay::config::{RunArgs, TableArgs};
+use relay::outbox_table::OutboxTable;
+use relay::supervisor::{CONDITIONS, Relay};
 use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{self, ConfigError, Exit};
-use svc_kit::database::first_contact;
 use svc_kit::systemd::Systemd;
 use svc_kit::{migrate, signals, telemetry};
-use tokio_util::sync::CancellationToken;
 
 /// A message is a dozen small allocations that one thread makes and another frees, which glibc is slow at:
 /// a third of the relay's processor time. This one is fast at it and gives memory back once a backlog is
@@ -150,7 +150,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<Exit> {
         // Status reads alone, and says itself of a database that does not answer.
         match table.check_own().await {
             Err(err) if err.is::<ConfigError>() => Err(err),
-            Ok(()) | Err(_) => Ok(ops::status::ask(&table, admin).await),
+            Ok(()) | Err(_) => Ok(commands::status::ask(&table, admin).await),
         }
     })?;
     let mut out = std::io::stdout().lock();
@@ -160,7 +160,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<Exit> {
     } else {
         write!(out, "{status}")?;
     }
-    Ok(match status.database.told() {
+    Ok(match status.database.answer() {
         Some(_) => Exit::Drained,
         None => Exit::Failed,
     })
@@ -224,18 +224,6 @@ fn act(
 
 fn migrate(table: &TableArgs, print: bool) -> anyhow::Result<Exit> {
     telemetry::init(table.log_format);
-    let name = table.checked_name()?;
-    let sets = [OutboxTable::set(name)];
-    if print {
-        migrate::print(&sets, &mut std::io::stdout().lock())?;
-        return Ok(Exit::Drained);
-    }
-    let table = table.resolve()?;
-    let applied = boot::block_on(async {
-        // A database that is still starting is waited for, as `run` does.
-        first_contact(&table.url, &CancellationToken::new()).await?;
-        anyhow::Ok(migrate::run(&table.url, &sets).await?)
-    })?;
-    tracing::info!(new = ?applied.new, already = applied.already, "migrated");
-    Ok(Exit::Drained)
+    let sets = [OutboxTable::set(table.checked_name()?)];
+    migrate::command(&sets, print, || Ok(table.resolve()?.url))
 }

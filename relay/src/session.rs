@@ -1,340 +1,328 @@
-//! One life of broker, table and binlog connections: the machine from CatchingUp to Draining.
+//! One life of broker, table and binlog connections: the shell around the engine.
 //!
-//! This is the one place that waits for several things at once. Everything it decides is decided in
-//! [`crate::dispatch`], [`crate::held`] and [`crate::pass`], which know neither IO nor clock.
+//! This is the one place that waits for several things at once. It decides nothing: it hands what has
+//! happened to [`crate::engine`], executes the commands that come back, and shows the engine's snapshot.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use outbox::row::Row;
 use svc_kit::admin::Readiness;
+use svc_kit::amqp::Channels;
 use svc_kit::database::{Fault, classify};
-use svc_kit::tasks::{Ended, TaskError};
-use tokio::sync::mpsc;
+use svc_kit::signals::Shutdown;
+use svc_kit::systemd::Systemd;
+use svc_kit::tasks::{Ended, TaskError, Tasks};
+use tokio::sync::{mpsc, watch};
 
-use crate::binlog::stream::Arrival;
-use crate::broker::BrokerNews;
-use crate::config::{Config, Mode};
-use crate::dispatch::Dispatch;
-use crate::effects::Mark;
-use crate::gauges::TailLag;
-use crate::intake::Intake;
-use crate::jam::Jam;
-use crate::lane::Done;
-use crate::lease::{Clock, Leadership};
-use crate::mark::{Record, Refused, Written};
-use crate::metrics::{Metrics, Phase, Source};
-use crate::pass::{Passes, Progress};
-use crate::pauses::{INTAKE, Pauses};
-use crate::table::Answer;
-use crate::tail::{Tail, TailState};
-use crate::told::Told;
-use crate::wires::{End, Outside, Wires};
+use crate::config::Config;
+use crate::engine::{
+    self, Command, Engine, Event, Lag, LoadQuery, Memory, PageQuery, Write, Written,
+};
+use crate::leadership::lock::{Clock, Leadership};
+use crate::leadership::server_identity::ServerId;
+use crate::observe::metrics::Metrics;
+use crate::observe::show::Show;
+use crate::pause::Pauses;
+use crate::publish::confirms::Outcome;
+use crate::publish::connection::BrokerNews;
+use crate::source::binlog::reader_task::{BinlogGone, BinlogNews, BinlogOf, BinlogStream};
+use crate::source::table::TableNews;
 
-/// Confirmed rows that wait to be marked, and records; above it nothing new is taken in.
-pub const MARKS_MAX: usize = 8192;
-/// How often the lag is told and the routes are shown.
-const TICK: Duration = Duration::from_secs(1);
-/// Patience with lanes and marker once the broker is gone.
-const CLOSING_MAX: Duration = Duration::from_secs(3);
-/// Groups taken from the binlog before the lanes are looked at.
-const GROUPS_AT_ONCE: usize = 256;
+/// How often the snapshot is shown while nothing happens.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
+/// Transactions taken from the stream before others are looked at.
+const TRANSACTIONS_AT_ONCE: usize = 256;
 
-/// A session that is about to end.
-pub(crate) struct Closing {
-    why: String,
-    deadline: Instant,
+/// Why a session ended.
+#[derive(Debug)]
+pub enum End {
+    /// SIGTERM, and everything on its way is confirmed and marked.
+    Drained,
+    /// The second SIGTERM, or the drain took too long.
+    CutOff,
+    /// Another relay may be active.
+    LeaseLost(String),
+    /// This server is not to be relied on, whatever its lock says: it refuses writes, or the
+    /// database's name leads to several servers.
+    GiveUp(String),
+    /// A connection or a task failed: start again.
+    Failed(anyhow::Error),
 }
 
-enum Event {
+/// What outlives a session.
+pub struct Outside {
+    /// SIGTERM, and the end of patience.
+    pub stop: Shutdown,
+    /// The lock.
+    pub leadership: watch::Receiver<Leadership>,
+    /// To the gauges.
+    pub lag: watch::Sender<Lag>,
+    /// Informed of the state.
+    pub systemd: Systemd,
+}
+
+impl Outside {
+    /// The process is alive, and this is its state.
+    pub fn report(&self, state: &str, readiness: &Readiness) {
+        self.systemd
+            .turned(&format!("{state}: {}", readiness.summary()));
+    }
+}
+
+/// The name of every publisher's task.
+pub(crate) const PUBLISHER: &str = "publisher";
+
+/// Takes a batch when it has answered the one before.
+pub(crate) type Publisher = mpsc::Sender<Vec<Row>>;
+
+/// What a session works with.
+pub(crate) struct Connected {
+    /// One that ends before the session is an error.
+    pub(crate) tasks: Tasks,
+    /// By number.
+    pub(crate) publishers: Vec<Publisher>,
+    /// From the publishers, with the number of each.
+    pub(crate) outcomes: mpsc::Receiver<(usize, Outcome)>,
+    /// To the marker.
+    pub(crate) writes: mpsc::Sender<Write>,
+    /// From the marker.
+    pub(crate) written: mpsc::Receiver<Written>,
+    /// To the page reader, one at a time.
+    pub(crate) pages: mpsc::Sender<PageQuery>,
+    /// To the row loader, one at a time.
+    pub(crate) loads: mpsc::Sender<LoadQuery>,
+    /// From page reader and row loader.
+    pub(crate) table: mpsc::Receiver<TableNews>,
+    /// From the broker's connections.
+    pub(crate) broker: mpsc::Receiver<BrokerNews>,
+    /// The channels of the publishing connection.
+    pub(crate) channels: Arc<Channels>,
+    /// Where lock and connections are: the binlog must be this server's too.
+    pub(crate) server: ServerId,
+    /// What is paused at the start.
+    pub(crate) pauses: Pauses,
+}
+
+impl Connected {
+    /// Ends the publishers in order: each closes its channel before the connection is closed.
+    pub(crate) async fn end_publishers(&mut self) {
+        let mut running = self.publishers.len();
+        self.publishers.clear();
+        while running > 0 {
+            let Some(ended) = self.tasks.join_next().await else {
+                return;
+            };
+            running -= usize::from(ended.name == PUBLISHER);
+        }
+    }
+}
+
+/// What has happened outside the engine.
+enum Happened {
     Stop,
     CutOff,
     Leadership,
     KeeperGone,
-    News(BrokerNews),
-    Done(Done),
-    Written(Written),
-    Answer(Answer),
-    Arrival(Box<Arrival>),
-    TailMoved,
-    TailEnded(String),
-    TailOpened(anyhow::Result<Tail>),
     TaskEnded(Ended),
-    Timer,
+    Broker(BrokerNews),
+    Published(usize, Outcome),
+    Written(Written),
+    Table(TableNews),
+    Binlog(Result<BinlogNews, BinlogGone>),
+    Time,
 }
 
 /// See the module.
 pub struct Session<'a> {
-    pub(crate) config: &'a Config,
-    pub(crate) metrics: &'a Metrics,
-    pub(crate) readiness: &'a Readiness,
-    pub(crate) dispatch: Dispatch,
-    pub(crate) passes: Passes,
-    pub(crate) intake: Intake,
-    pub(crate) wires: Wires,
-    pub(crate) marks: Vec<Mark>,
-    /// Failures and samples: behind the marks.
-    pub(crate) records: VecDeque<Record>,
-    pub(crate) refused: Refused,
-    /// Why the table can't be read at the moment.
-    pub(crate) read_refused: Option<String>,
-    /// What readiness says of the database.
-    pub(crate) database_shown: String,
-    pub(crate) told: Told,
-    pub(crate) jam: Jam,
-    pub(crate) writing: usize,
-    pub(crate) blocked: bool,
-    pub(crate) pauses: Pauses,
-    /// When it was blocked last.
-    pub(crate) unblocked_at: Option<Instant>,
-    /// The broker is gone: what its lanes still answer is waited for, but not for long.
-    pub(crate) closing: Option<Closing>,
+    config: &'a Config,
+    show: Show<'a>,
+    connected: Connected,
+    engine: Engine,
+    commands: Vec<Command>,
+    binlog: Option<BinlogStream>,
+    clock: Option<Clock>,
+    /// What is paused, with reasons.
+    pauses: Pauses,
     draining: bool,
-    pub(crate) clock: Option<Clock>,
-    next_tick: Instant,
+    show_at: Instant,
 }
 
 impl<'a> Session<'a> {
     /// Puts a session together from connected parts.
-    pub fn new(
+    pub(crate) fn new(
         config: &'a Config,
         metrics: &'a Metrics,
         readiness: &'a Readiness,
-        wires: Wires,
-        dispatch: Dispatch,
+        connected: Connected,
+        memory: Memory,
     ) -> Self {
         let now = Instant::now();
         Self {
             config,
-            metrics,
-            readiness,
-            dispatch,
-            passes: Passes::new(now),
-            intake: Intake::new(config.mode, now),
-            wires,
-            marks: Vec::new(),
-            records: VecDeque::new(),
-            refused: Refused::default(),
-            read_refused: None,
-            database_shown: String::new(),
-            told: Told::default(),
-            jam: Jam::default(),
-            writing: 0,
-            blocked: false,
-            pauses: Pauses::default(),
-            unblocked_at: None,
-            closing: None,
-            draining: false,
+            show: Show::new(metrics, readiness),
+            engine: Engine::new(config.engine, memory, rand::random(), now),
+            commands: Vec::new(),
+            binlog: None,
             clock: None,
-            next_tick: now,
+            pauses: connected.pauses.clone(),
+            connected,
+            draining: false,
+            show_at: now,
         }
+    }
+
+    /// For the next session, and what is paused.
+    pub(crate) fn into_parts(self) -> (Connected, Memory, Pauses) {
+        (self.connected, self.engine.into_memory(), self.pauses)
     }
 
     /// Runs until something ends it.
     pub async fn run(&mut self, outside: &mut Outside) -> End {
-        let pauses = std::mem::take(&mut self.wires.pauses);
         if let Some(why) = self.take_clock(outside) {
-            self.pauses = pauses;
             return End::LeaseLost(why);
         }
-        self.show_way("");
-        self.take_pauses(pauses, Instant::now());
+        self.take_pauses(self.connected.pauses.clone());
         loop {
-            let now = Instant::now();
-            if let Err(err) = self.advance(now, outside) {
-                return End::Failed(err);
-            }
-            if let Some(end) = self.ended(now) {
+            if let Some(end) = self.execute() {
                 return end;
             }
-            let event = self.next(outside).await;
-            match self.handle(event, outside) {
-                Ok(None) => {}
-                Ok(Some(end)) => return end,
-                Err(err) => return End::Failed(err),
+            self.show_now_and_then(outside);
+            let happened = self.next(outside).await;
+            if let Some(end) = self.on(happened, outside) {
+                return end;
             }
         }
     }
 
-    fn ended(&mut self, now: Instant) -> Option<End> {
-        let drained = self.is_drained();
-        if let Some(closing) = self
-            .closing
-            .take_if(|closing| drained || now >= closing.deadline)
-        {
-            return Some(End::Failed(anyhow!("broker: {}", closing.why)));
-        }
-        (self.draining && drained).then_some(End::Drained)
-    }
-
-    /// The broker is gone. Every lane will say so of its batch, and whether something in the batch is
-    /// to blame; confirmed rows are still marked.
-    pub(crate) fn close(&mut self, why: String, now: Instant) {
-        let deadline = now + CLOSING_MAX;
-        self.closing.get_or_insert(Closing { why, deadline });
-    }
-
-    async fn next(&mut self, outside: &mut Outside) -> Event {
-        let wake = self.wake_at();
-        let takes = self.takes_from_tail();
-        let verifying = self.passes.awaited().is_some();
+    /// The one `select!`, in order of priority.
+    async fn next(&mut self, outside: &mut Outside) -> Happened {
+        let wake = self.engine.deadline().min(self.show_at);
+        let takes = self.engine.takes_transactions();
+        let moves = takes && self.engine.awaits_position();
         let draining = self.draining;
-        let Wires {
-            done,
-            written,
-            answers,
-            news,
+        let Connected {
             tasks,
+            outcomes,
+            written,
+            table,
+            broker,
             ..
-        } = &mut self.wires;
-        let (opening, groups, moves) = self.intake.tail.ears();
+        } = &mut self.connected;
+        let binlog = self.binlog.as_mut();
         tokio::select! {
             biased;
-            () = outside.stop.now.cancelled() => Event::CutOff,
-            () = outside.stop.drain.cancelled(), if !draining => Event::Stop,
-            told = outside.leadership.changed() => {
-                told.map_or(Event::KeeperGone, |()| Event::Leadership)
+            () = outside.stop.now.cancelled() => Happened::CutOff,
+            () = outside.stop.drain.cancelled(), if !draining => Happened::Stop,
+            changed = outside.leadership.changed() => {
+                changed.map_or(Happened::KeeperGone, |()| Happened::Leadership)
             }
             // Before what the others say: without one of its tasks the session knows no better.
-            Some(ended) = tasks.join_next() => Event::TaskEnded(ended),
-            Some(told) = news.recv() => Event::News(told),
-            Some(batch) = done.recv() => Event::Done(batch),
-            Some(write) = written.recv() => Event::Written(write),
-            Some(answer) = answers.recv() => Event::Answer(answer),
-            opened = opening.done() => Event::TailOpened(opened),
-            arrival = groups.next(), if takes => {
-                arrival.map_or_else(Event::TailEnded, |arrival| Event::Arrival(Box::new(arrival)))
-            }
-            () = moves.next(), if verifying => Event::TailMoved,
-            () = tokio::time::sleep_until(wake.into()) => Event::Timer,
+            Some(ended) = tasks.join_next() => Happened::TaskEnded(ended),
+            Some(news) = broker.recv() => Happened::Broker(news),
+            Some((publisher, outcome)) = outcomes.recv() => Happened::Published(publisher, outcome),
+            Some(done) = written.recv() => Happened::Written(done),
+            Some(news) = table.recv() => Happened::Table(news),
+            news = next_of(binlog, takes, moves) => Happened::Binlog(news),
+            () = tokio::time::sleep_until(wake.into()) => Happened::Time,
         }
     }
 
-    fn handle(&mut self, event: Event, outside: &mut Outside) -> anyhow::Result<Option<End>> {
-        let now = Instant::now();
-        match event {
-            Event::CutOff => return Ok(Some(End::CutOff)),
-            Event::Stop => {
+    /// Returns why the session ends, if it does.
+    fn on(&mut self, happened: Happened, outside: &mut Outside) -> Option<End> {
+        match happened {
+            Happened::CutOff => return Some(End::CutOff),
+            Happened::Stop => {
+                tracing::info!(in_flight = self.engine.in_flight(), "draining");
                 outside.systemd.stopping();
-                self.begin_drain();
+                self.draining = true;
+                self.feed(Event::Drain);
             }
-            Event::Leadership => {
+            Happened::Leadership => {
                 if let Some(why) = self.take_clock(outside) {
-                    return Ok(Some(End::LeaseLost(why)));
+                    return Some(End::LeaseLost(why));
                 }
             }
-            Event::KeeperGone => return Err(anyhow!("the keeper of the lock is gone")),
-            Event::News(BrokerNews::Lost(why)) => self.close(why, now),
-            Event::News(BrokerNews::Blocked(why)) => {
+            Happened::KeeperGone => {
+                return Some(End::Failed(anyhow!("the keeper of the lock is gone")));
+            }
+            Happened::TaskEnded(ended) => return Some(task_ended(ended)),
+            Happened::Broker(BrokerNews::Lost(why)) => self.feed(Event::BrokerLost(why)),
+            Happened::Broker(BrokerNews::Blocked(why)) => {
                 tracing::warn!(reason = %why, "the broker blocks publishers, intake stops");
-                self.set_blocked(true, format!("blocked by the broker: {why}"));
+                self.feed(Event::BrokerBlocked(why));
             }
-            Event::News(BrokerNews::Unblocked) => {
+            Happened::Broker(BrokerNews::Unblocked) => {
                 tracing::info!("the broker takes publishes again");
-                self.set_blocked(false, "connected".into());
+                self.feed(Event::BrokerUnblocked);
             }
-            Event::Done(done) => self.on_done(done, now),
-            Event::Written(written) => self.on_written(written, now),
-            Event::Answer(Answer::Locked(why)) => self.read_refused = Some(why),
-            Event::Answer(Answer::Page(page)) => {
-                self.read_refused = None;
-                self.on_page(page, now);
+            Happened::Published(publisher, outcome) => {
+                self.feed(Event::Published { publisher, outcome });
             }
-            Event::Answer(Answer::Rows(rows)) => {
-                self.read_refused = None;
-                let asked = self.passes.loaded(now);
-                self.dispatch.loaded(&asked, rows, now);
+            Happened::Written(written) => self.feed(Event::Written(written)),
+            Happened::Table(TableNews::Page(page)) => self.feed(Event::Page(page)),
+            Happened::Table(TableNews::Rows(rows)) => self.feed(Event::Rows(rows)),
+            Happened::Table(TableNews::Refused(why)) => self.feed(Event::TableRefused(why)),
+            Happened::Table(TableNews::Pauses(pauses)) => self.take_pauses(pauses),
+            Happened::Binlog(Ok(news)) => self.on_binlog(news),
+            Happened::Binlog(Err(BinlogGone::Elsewhere(why))) => return Some(End::GiveUp(why)),
+            Happened::Binlog(Err(BinlogGone::Ended(end))) => {
+                self.binlog = None;
+                self.feed(Event::BinlogEnded(end));
             }
-            // A drain takes nothing in any more, whatever is resumed.
-            Event::Answer(Answer::Pauses(_)) if self.draining => {}
-            Event::Answer(Answer::Pauses(pauses)) => self.take_pauses(pauses, now),
-            Event::Arrival(first) => {
-                self.on_arrival(*first, now);
-                for _ in 1..GROUPS_AT_ONCE {
-                    let next = self
-                        .takes_from_tail()
-                        .then(|| self.intake.tail.try_arrival());
-                    let Some(Some(next)) = next else { break };
-                    self.on_arrival(next, now);
+            Happened::Time => self.feed(Event::Tick),
+        }
+        None
+    }
+
+    fn feed(&mut self, event: Event) {
+        self.engine
+            .handle(event, Instant::now(), &mut self.commands);
+    }
+
+    /// Takes what there is, so that one query reads all of it.
+    fn on_binlog(&mut self, news: BinlogNews) {
+        let mut next = Some(news);
+        for _ in 0..TRANSACTIONS_AT_ONCE {
+            let Some(news) = next else { break };
+            match news {
+                BinlogNews::Opened => {
+                    tracing::info!("tailing the binlog");
+                    self.feed(Event::BinlogOpened);
                 }
-            }
-            Event::TailOpened(opened) => return Ok(self.on_tail_opened(opened, now)),
-            Event::TailEnded(why) => self.on_tail_ended(&why, now),
-            Event::TaskEnded(ended) => return task_ended(ended).map(Some),
-            Event::TailMoved | Event::Timer => {}
-        }
-        Ok(None)
-    }
-
-    /// Everything that follows from the state: batches, writes, the next page, the next pass.
-    fn advance(&mut self, now: Instant, outside: &Outside) -> anyhow::Result<()> {
-        self.feed_lanes()?;
-        self.feed_marker();
-        if self.takes_in() {
-            self.check_tail(now);
-            self.advance_pass(now)?;
-            self.feed_lanes()?;
-        }
-        if now >= self.next_tick {
-            self.next_tick = now + TICK;
-            outside.lag.send_replace(self.tail_lag());
-            outside.tell_turn(self.metrics, self.readiness);
-            self.metrics.set_waiting(&self.dispatch.held.waiting());
-            self.show_jam(now);
-        }
-        self.metrics
-            .in_flight
-            .set(i64::try_from(self.dispatch.in_flight()).unwrap_or(i64::MAX));
-        Ok(())
-    }
-
-    fn advance_pass(&mut self, now: Instant) -> anyhow::Result<()> {
-        if self.dispatch.held.take_opened() {
-            self.passes.end_rest(now);
-        }
-        loop {
-            let progress = if self.passes.is_idle() {
-                self.intake
-                    .next_pass(&self.passes, &self.dispatch, self.config, now)
-                    .map_or(Progress::Wait, |plan| {
-                        Progress::Ask(self.passes.begin(plan, &mut self.dispatch, now))
-                    })
-            } else {
-                let room = self.room(Source::Sweep);
-                self.passes.go_on(&mut self.dispatch, room, now)
-            };
-            self.metrics
-                .missed_by_binlog
-                .inc_by(self.passes.take_missed());
-            match progress {
-                Progress::Wait => return Ok(()),
-                Progress::Took => {}
-                Progress::Ask(ask) => {
-                    self.note_tail_position();
-                    return match self.wires.asks.try_send(ask) {
-                        Err(mpsc::error::TrySendError::Full(_)) => {
-                            Err(anyhow!("the table reader is asked twice"))
-                        }
-                        // If it is gone, its task tells why.
-                        Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
-                    };
+                BinlogNews::Doubt(doubt) => {
+                    self.show.doubt(&doubt);
+                    self.feed(Event::Doubt);
                 }
-                Progress::Ended(summary) => self.on_pass_ended(*summary, now),
+                BinlogNews::Committed(added) => {
+                    let clock = self.clock;
+                    let binlog = self.binlog.as_mut();
+                    if let Some(transaction) = binlog.map(|binlog| binlog.transaction(added, clock))
+                    {
+                        self.feed(Event::Committed(transaction));
+                    }
+                }
+                BinlogNews::Moved => {}
             }
+            // The engine may have closed the stream: nothing more of it may be reported.
+            let closes = |command: &Command| matches!(command, Command::CloseBinlog);
+            if !self.engine.takes_transactions() || self.commands.iter().any(closes) {
+                return;
+            }
+            next = self.binlog.as_mut().and_then(BinlogStream::try_next);
         }
-    }
-
-    fn set_blocked(&mut self, blocked: bool, detail: String) {
-        self.blocked = blocked;
-        self.unblocked_at = (!blocked).then(Instant::now);
-        self.readiness.set("broker", !blocked, detail);
-        self.metrics.broker_blocked.set(i64::from(blocked));
+        if self.engine.awaits_position()
+            && let Some(position) = self.binlog.as_mut().and_then(BinlogStream::position)
+        {
+            self.feed(Event::BinlogAt(position));
+        }
     }
 
     fn take_clock(&mut self, outside: &mut Outside) -> Option<String> {
         match &*outside.leadership.borrow_and_update() {
             // The lock was lost and won again, elsewhere, while the others were connected.
-            Leadership::Leader { server, .. } if *server != self.wires.server => {
+            Leadership::Leader { server, .. } if *server != self.connected.server => {
                 Some(format!("the lock is on another server now: {server}"))
             }
             Leadership::Leader { clock, .. } => {
@@ -345,59 +333,109 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn begin_drain(&mut self) {
-        tracing::info!(in_flight = self.dispatch.in_flight(), "draining");
-        self.draining = true;
-        self.metrics.set_phase(Phase::Draining);
-        self.readiness.set(INTAKE, false, "draining");
-        self.intake.tail = TailState::Closed;
-        self.dispatch.put_back_all(Instant::now());
+    fn take_pauses(&mut self, pauses: Pauses) {
+        // A drain takes nothing in any more, whatever is resumed.
+        if !self.draining {
+            self.show.pauses(&self.pauses, &pauses);
+            self.pauses = pauses;
+            let known = engine::Pauses {
+                whole: self.pauses.whole.is_some(),
+                routes: self.pauses.routes.keys().cloned().collect(),
+            };
+            self.feed(Event::Pauses(known));
+        }
     }
 
-    pub(crate) fn takes_in(&self) -> bool {
-        !self.draining && self.closing.is_none() && !self.is_paused()
+    /// Executes the engine's commands. Returns why the session ends, if it does.
+    fn execute(&mut self) -> Option<End> {
+        let mut end = None;
+        for command in std::mem::take(&mut self.commands) {
+            let done = match command {
+                Command::OpenBinlog(from) => {
+                    self.binlog = Some(BinlogStream::open(self.binlog_of(), from));
+                    Ok(())
+                }
+                Command::CloseBinlog => {
+                    self.binlog = None;
+                    Ok(())
+                }
+                Command::ReadPage(query) => send(&self.connected.pages, query, "page reader"),
+                Command::Load(query) => send(&self.connected.loads, query, "row loader"),
+                Command::Publish { publisher, batch } => {
+                    send(&self.connected.publishers[publisher], batch, "publisher")
+                }
+                Command::Write(write) => send(&self.connected.writes, write, "marker"),
+                Command::Report(report) => {
+                    self.show.report(report);
+                    Ok(())
+                }
+                Command::End(engine::End::Drained) => {
+                    end = Some(End::Drained);
+                    Ok(())
+                }
+                Command::End(engine::End::BrokerLost(why)) => {
+                    end = Some(End::Failed(anyhow!("broker: {why}")));
+                    Ok(())
+                }
+            };
+            if let Err(err) = done {
+                return Some(End::Failed(err));
+            }
+        }
+        end
     }
 
-    fn wake_at(&self) -> Instant {
-        if let Some(closing) = &self.closing {
-            return closing.deadline.min(self.next_tick);
+    fn binlog_of(&self) -> BinlogOf {
+        BinlogOf {
+            table: self.config.table.clone(),
+            reader: self.config.reader,
+            server: self.connected.server.clone(),
         }
-        if !self.takes_in() {
-            return self.next_tick;
-        }
-        let deadline = self.passes.awaited().map(|(_, deadline)| deadline);
-        let pass = self
-            .passes
-            .is_idle()
-            .then(|| self.intake.next_pass_at(&self.passes, &self.dispatch));
-        deadline
-            .into_iter()
-            .chain(pass)
-            .fold(self.next_tick, Instant::min)
     }
 
-    fn tail_lag(&self) -> TailLag {
-        // Rows that wait in the table, or before a full queue, are late as well: the table knows.
-        let stuck = self.room(Source::Sweep).rows == 0 || !self.dispatch.held.waiting().is_empty();
-        if stuck || !self.intake.tail.is_open() || self.config.mode == Mode::Poll {
-            return TailLag::NotTailing;
+    fn show_now_and_then(&mut self, outside: &Outside) {
+        let now = Instant::now();
+        self.show.in_flight(self.engine.in_flight());
+        if now < self.show_at && self.show.is_of(self.engine.state()) {
+            return;
         }
-        let with_broker = self.wires.lanes.iter().filter_map(|lane| lane.busy?.oldest);
-        TailLag::Tailing(with_broker.chain(self.dispatch.queue.oldest_commit()).min())
+        self.show_at = now + SHOW_EVERY;
+        let snapshot = self.engine.snapshot();
+        outside.lag.send_replace(snapshot.lag);
+        self.show.snapshot(&snapshot, &self.pauses);
+        outside.report(self.engine.state().name(), self.show.readiness());
+    }
+}
+
+/// A task that takes nothing more has ended, and says why itself.
+fn send<T>(to: &mpsc::Sender<T>, what: T, task: &str) -> anyhow::Result<()> {
+    match to.try_send(what) {
+        Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+        Err(mpsc::error::TrySendError::Full(_)) => Err(anyhow!("the {task} has too much to do")),
+    }
+}
+
+async fn next_of(
+    binlog: Option<&mut BinlogStream>,
+    takes: bool,
+    moves: bool,
+) -> Result<BinlogNews, BinlogGone> {
+    match binlog {
+        Some(binlog) => binlog.next(takes, moves).await,
+        None => std::future::pending().await,
     }
 }
 
 /// A write that was refused because the server takes none is a lock that is worth nothing: a primary
 /// that has become a replica goes on granting it.
-fn task_ended(ended: Ended) -> anyhow::Result<End> {
+fn task_ended(ended: Ended) -> End {
     if let Err(TaskError::Failed(err)) = &ended.outcome
         && let Some(err) = err.downcast_ref::<sqlx::Error>()
         && classify(err) == Fault::ReadOnly
     {
-        let why = format!("the database takes no writes: {err}");
-        return Ok(End::GiveUp(why));
+        return End::GiveUp(format!("the database takes no writes: {err}"));
     }
-    Err(why_ended(ended))
+    End::Failed(why_ended(ended))
 }
 
 /// A task that ends before its session is an error, even when it ends well.

@@ -3,39 +3,26 @@
 
 use std::collections::HashMap;
 
+use outbox::row::rfc3339;
 use serde::Serialize;
 use sqlx::{Connection as _, MySql, MySqlConnection, QueryBuilder, Row as _, Transaction};
 use time::PrimitiveDateTime;
-use utoipa::ToSchema;
 
-use crate::audit::{self, Entry, Last};
+use crate::audit::{self, By, Entry, Last};
 use crate::console::{Console, again, unit};
 use crate::error::Error;
 use crate::filter::State;
-use crate::row::rfc3339;
 use crate::statement::push_keys;
 use crate::table::{Key, Table};
 
 /// Rows of one call, at most.
 pub const KEYS_MAX: usize = 500;
-/// `operator_actions.actor`, in characters.
-const ACTOR_MAX: usize = 64;
-/// `operator_actions.reason`, in characters.
-pub const REASON_MAX: usize = 1000;
 /// Rows that somebody else works on are waited for this long, in seconds.
 const LOCK_WAIT_S: u32 = 5;
 
-/// Who acts, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct By {
-    /// 1 to 64 characters.
-    pub actor: String,
-    /// 1 to 1,000 characters; to discard needs one.
-    pub reason: Option<String>,
-}
-
 /// What became of one row.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 #[serde(tag = "outcome", rename_all = "lowercase")]
 pub enum Outcome {
     /// Done.
@@ -117,41 +104,6 @@ struct Found {
     /// It waits for a time that no lease can explain.
     is_later: bool,
     created: Option<PrimitiveDateTime>,
-}
-
-impl By {
-    /// Checks and trims.
-    ///
-    /// # Errors
-    /// Texts that are empty or too long.
-    pub fn checked(&self) -> Result<Self, Error> {
-        let reason = match self.reason.as_deref().map(str::trim) {
-            None | Some("") => None,
-            Some(text) => Some(within("reason", text, REASON_MAX)?),
-        };
-        Ok(Self {
-            actor: within("actor", self.actor.trim(), ACTOR_MAX)?,
-            reason,
-        })
-    }
-
-    pub(crate) fn with_reason(&self) -> Result<Self, Error> {
-        let by = self.checked()?;
-        match by.reason {
-            Some(_) => Ok(by),
-            None => Err(Error::invalid("reason", "must be given")),
-        }
-    }
-}
-
-fn within(field: &'static str, text: &str, max: usize) -> Result<String, Error> {
-    if (1..=max).contains(&text.chars().count()) {
-        return Ok(text.to_owned());
-    }
-    Err(Error::invalid(
-        field,
-        format!("is not 1 to {max} characters"),
-    ))
 }
 
 impl Console {

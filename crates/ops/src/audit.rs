@@ -3,9 +3,7 @@
 use serde::{Deserialize, Serialize};
 use sqlx::mysql::MySqlRow;
 use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _, Transaction};
-use utoipa::{IntoParams, ToSchema};
 
-use crate::act::By;
 use crate::console::{Console, unit};
 use crate::error::Error;
 use crate::row::{text, time};
@@ -16,9 +14,21 @@ const LOOK_MAX: u32 = 10_000;
 pub const LIMIT_MAX: u32 = 10_000;
 /// `target` in characters.
 const TARGET_MAX: usize = 1000;
-/// `operator_actions.actor` and `operator_actions.action`, in characters.
-const ACTOR_MAX: usize = 64;
+/// `operator_actions.actor`, in characters.
+pub const ACTOR_MAX: usize = 64;
+/// `operator_actions.action`, in characters.
 const ACTION_MAX: usize = 32;
+/// `operator_actions.reason`, in characters.
+pub const REASON_MAX: usize = 1000;
+
+/// Who acts, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct By {
+    /// 1 to 64 characters.
+    pub actor: String,
+    /// 1 to 1,000 characters; to discard needs one.
+    pub reason: Option<String>,
+}
 
 /// An action to be written, beside who and why.
 #[derive(Clone, Debug)]
@@ -34,7 +44,8 @@ pub struct Entry {
 }
 
 /// Who acted last on a row.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Last {
     /// Who.
     pub actor: String,
@@ -45,7 +56,8 @@ pub struct Last {
 }
 
 /// An action as it was written.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Action {
     /// Grows.
     pub id: u64,
@@ -66,25 +78,29 @@ pub struct Action {
 }
 
 /// Which actions, the newest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[cfg_attr(feature = "console", derive(utoipa::IntoParams))]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
+#[cfg_attr(feature = "console", into_params(parameter_in = Query))]
 pub struct ActionFilter {
     /// By this person
     #[arg(long)]
-    #[param(max_length = 64)]
+    #[cfg_attr(feature = "console", param(max_length = 64))]
     pub actor: Option<String>,
     /// Of this kind, e.g. discard
     #[arg(long)]
-    #[param(max_length = 32)]
+    #[cfg_attr(feature = "console", param(max_length = 32))]
     pub action: Option<String>,
     /// On this row or bulk
     #[arg(long)]
-    #[param(max_length = 1000)]
+    #[cfg_attr(feature = "console", param(max_length = 1000))]
     pub target: Option<String>,
     /// Actions of a page, 1 to 10000
     #[arg(long, default_value = "100", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    #[param(minimum = 1, maximum = 10_000, default = 100)]
+    #[cfg_attr(
+        feature = "console",
+        param(minimum = 1, maximum = 10_000, default = 100)
+    )]
     pub limit: Option<u32>,
     /// Where to go on: `next` of the page before
     #[arg(long, value_name = "ID")]
@@ -92,12 +108,48 @@ pub struct ActionFilter {
 }
 
 /// A page of the audit.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Actions {
     /// The newest first.
     pub actions: Vec<Action>,
     /// Where the next page begins; `null`: there is none.
     pub next: Option<u64>,
+}
+
+impl By {
+    /// Checks and trims.
+    ///
+    /// # Errors
+    /// Texts that are empty or too long.
+    pub fn checked(&self) -> Result<Self, Error> {
+        let reason = match self.reason.as_deref().map(str::trim) {
+            None | Some("") => None,
+            Some(text) => Some(within("reason", text, REASON_MAX)?),
+        };
+        Ok(Self {
+            actor: within("actor", self.actor.trim(), ACTOR_MAX)?,
+            reason,
+        })
+    }
+
+    pub(crate) fn with_reason(&self) -> Result<Self, Error> {
+        let by = self.checked()?;
+        match by.reason {
+            Some(_) => Ok(by),
+            None => Err(Error::invalid("reason", "must be given")),
+        }
+    }
+}
+
+fn within(field: &'static str, text: &str, max: usize) -> Result<String, Error> {
+    if (1..=max).contains(&text.chars().count()) {
+        return Ok(text.to_owned());
+    }
+    Err(Error::invalid(
+        field,
+        format!("is not 1 to {max} characters"),
+    ))
 }
 
 impl Console {

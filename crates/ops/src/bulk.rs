@@ -19,7 +19,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sqlx::mysql::MySqlRow;
 use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _};
-use utoipa::ToSchema;
 
 pub use act::{active, stop};
 pub use keep::{Keeper, check, rest_before_start};
@@ -37,22 +36,23 @@ pub const ROWS_MAX: u32 = 100_000;
 const BULKS_SHOWN: u32 = 20;
 
 /// What a bulk is to do.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Plan {
     /// Which rows: parked ones, or waiting ones that are not due yet.
     pub filter: Filter,
     /// Rows that go first, at once.
-    #[schema(minimum = 0, maximum = 100_000)]
+    #[cfg_attr(feature = "console", schema(minimum = 0, maximum = 100_000))]
     pub canary: u32,
     /// Seconds from the canary to the rest. The relay may take a sweep interval (10 s) to see a row.
-    #[schema(minimum = 0, maximum = 86_400)]
+    #[cfg_attr(feature = "console", schema(minimum = 0, maximum = 86_400))]
     pub canary_wait: u32,
     /// Rows of the rest per second; 0: all at once.
-    #[schema(minimum = 0.0, maximum = 100_000.0)]
+    #[cfg_attr(feature = "console", schema(minimum = 0.0, maximum = 100_000.0))]
     pub rate: f64,
     /// Rows, at most; 1 to 100,000.
-    #[schema(minimum = 1, maximum = 100_000)]
+    #[cfg_attr(feature = "console", schema(minimum = 1, maximum = 100_000))]
     pub max: u32,
 }
 
@@ -69,7 +69,8 @@ impl Default for Plan {
 }
 
 /// Where a bulk stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum BulkState {
     /// Its rows are being put together; those that are in are on their way.
@@ -130,7 +131,8 @@ impl BulkState {
 }
 
 /// A bulk and how far it is.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Bulk {
     /// Its number.
     pub id: u64,
@@ -161,7 +163,8 @@ pub struct Bulk {
 }
 
 /// Rows of a bulk by what became of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Progress {
     /// All.
     pub rows: u64,
@@ -195,7 +198,8 @@ pub enum BulkAct {
 }
 
 /// What came of it.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 #[serde(tag = "outcome", rename_all = "lowercase")]
 pub enum BulkOutcome {
     /// Done.
@@ -255,8 +259,8 @@ impl Bulk {
 
 impl Progress {
     /// For the audit: `rows 100, waiting 90, done 10`.
-    fn told(&self) -> String {
-        let mut told = format!("rows {}", self.rows);
+    fn summary(&self) -> String {
+        let mut text = format!("rows {}", self.rows);
         for (name, count) in [
             ("waiting", self.waiting),
             ("trying", self.trying),
@@ -267,10 +271,10 @@ impl Progress {
             ("gone", self.gone),
         ] {
             if count > 0 {
-                told.push_str(&format!(", {name} {count}"));
+                text.push_str(&format!(", {name} {count}"));
             }
         }
-        told
+        text
     }
 }
 
@@ -331,7 +335,7 @@ fn bulk_of(row: &MySqlRow) -> Result<Bulk, sqlx::Error> {
         followed: state != BulkState::Filling && (held || !state.holds_back()),
         actor: text(row, 2)?.unwrap_or_default(),
         reason: text(row, 3)?,
-        filter: serde_json::from_str::<Filter>(&filter).map_or(filter, |filter| filter.told()),
+        filter: serde_json::from_str::<Filter>(&filter).map_or(filter, |filter| filter.summary()),
         canary: row.try_get(5)?,
         canary_wait: Duration::from_micros(row.try_get(6)?).as_secs_f64(),
         rate: match interval {

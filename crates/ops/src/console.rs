@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::MySqlPool;
 use sqlx::pool::PoolConnection;
 use svc_kit::database::{DatabaseUrl, Fault, at_login, classify};
-use svc_kit::ops::Tokens;
+use svc_kit::operators::Tokens;
 use svc_kit::tasks;
 
 use crate::error::Error;

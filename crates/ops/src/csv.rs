@@ -1,6 +1,6 @@
 //! The audit for spreadsheets.
 
-use crate::audit::{Action, Actions};
+use crate::audit::Actions;
 
 const HEADER: &str = "id,at,actor,action,target,reason,before,after\r\n";
 
@@ -15,27 +15,16 @@ impl Actions {
     pub(crate) fn csv_rows(&self) -> String {
         let mut out = String::new();
         for action in &self.actions {
-            let Action {
-                id,
-                at,
-                actor,
-                action,
-                target,
-                reason,
-                before,
-                after,
-            } = action;
-            out.push_str(&id.to_string());
-            let texts = [
-                at.as_deref(),
-                Some(actor),
-                Some(action),
-                Some(target),
-                reason.as_deref(),
-                before.as_deref(),
-                after.as_deref(),
-            ];
-            for text in texts {
+            out.push_str(&action.id.to_string());
+            for text in [
+                action.at.as_deref(),
+                Some(&action.actor),
+                Some(&action.action),
+                Some(&action.target),
+                action.reason.as_deref(),
+                action.before.as_deref(),
+                action.after.as_deref(),
+            ] {
                 out.push(',');
                 push_field(&mut out, text.unwrap_or_default());
             }

@@ -3,7 +3,6 @@
 use serde::Serialize;
 use sqlx::mysql::MySqlRow;
 use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _};
-use utoipa::ToSchema;
 
 use crate::audit::{self, Action};
 use crate::console::{Console, unit};
@@ -18,7 +17,8 @@ use crate::table::{Key, Table};
 const HISTORY_MAX: u32 = 200;
 
 /// Everything about a row.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Detail {
     /// As in lists.
     pub row: Row,
@@ -39,7 +39,8 @@ pub struct Detail {
 }
 
 /// A failed attempt.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Attempt {
     /// When, UTC.
     pub at: Option<String>,
@@ -52,7 +53,8 @@ pub struct Attempt {
 }
 
 /// Something in a row's life.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Moment {
     /// When, UTC.
     pub at: Option<String>,

@@ -1,17 +1,16 @@
 //! Edit and retry: a new message with another id, and the original kept, discarded.
 
-mod told;
+mod changes;
 
 use std::collections::BTreeMap;
 
 use outbox::{Event, MessageId, Received, WriteError};
 use serde::{Deserialize, Serialize};
 use sqlx::{MySql, QueryBuilder, Row as _, Transaction};
-use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::act::{By, Outcome, begin};
-use crate::audit::{self, Entry};
+use crate::act::{Outcome, begin};
+use crate::audit::{self, By, Entry};
 use crate::console::{Console, again, unit};
 use crate::error::Error;
 use crate::filter::State;
@@ -20,7 +19,8 @@ use crate::statement::push_key;
 use crate::table::{Key, Table};
 
 /// What is to be different in the new message; what is not given stays.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Edit {
     /// AMQP `type`.
@@ -39,7 +39,8 @@ pub struct Edit {
 }
 
 /// What came of an edit.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Edited {
     /// What became of the original: discarded, unless somebody else acted.
     pub original: Outcome,
@@ -142,7 +143,7 @@ async fn transaction(
         key: new,
         message_id,
     } = written;
-    let changed = told::changed(&given);
+    let changed = changes::changed(&given);
     let entries = [
         Entry {
             action: "edit",

@@ -1,7 +1,6 @@
 //! Which rows an operator asks for.
 
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
 
 use crate::error::Error;
 
@@ -18,9 +17,8 @@ const AGE_MAX: u64 = 100 * 366 * 86_400;
 
 /// What a row is in. The words are those of both tables: `pending` and `received` are `waiting`,
 /// `sent` and `processed` are `done`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 #[value(rename_all = "lowercase")]
 pub enum State {
@@ -76,61 +74,60 @@ impl State {
 }
 
 /// Which rows. An empty text is as none.
-#[derive(
-    Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams, clap::Args,
-)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema, utoipa::IntoParams))]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
+#[cfg_attr(feature = "console", into_params(parameter_in = Query))]
 pub struct Filter {
     /// Rows in this state
     #[arg(long, value_enum, default_value = "parked")]
-    #[schema(default = "parked")]
-    #[param(inline, default = "parked")]
+    #[cfg_attr(feature = "console", schema(default = "parked"))]
+    #[cfg_attr(feature = "console", param(inline, default = "parked"))]
     pub state: State,
     /// Rows whose last failure was of this class
     #[arg(long, value_name = "CLASS")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(max_length = 255)]
+    #[cfg_attr(feature = "console", param(max_length = 255))]
     pub class: Option<String>,
     /// Rows of this event type
     #[arg(long = "type", value_name = "TYPE")]
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    #[param(max_length = 255)]
+    #[cfg_attr(feature = "console", param(max_length = 255))]
     pub event_type: Option<String>,
     /// Rows of this exchange
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(max_length = 255)]
+    #[cfg_attr(feature = "console", param(max_length = 255))]
     pub exchange: Option<String>,
     /// Rows of this routing key
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(max_length = 255)]
+    #[cfg_attr(feature = "console", param(max_length = 255))]
     pub routing_key: Option<String>,
     /// Rows of this aggregate id
     #[arg(long = "key", value_name = "AGGREGATE_ID")]
     #[serde(rename = "key", skip_serializing_if = "Option::is_none")]
-    #[param(max_length = 255)]
+    #[cfg_attr(feature = "console", param(max_length = 255))]
     pub aggregate_id: Option<String>,
     /// The row with this message id; found at once, whatever the table's size
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(max_length = 255)]
+    #[cfg_attr(feature = "console", param(max_length = 255))]
     pub message_id: Option<String>,
     /// Rows at least this old, in seconds
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(maximum = 3_162_240_000u64)]
+    #[cfg_attr(feature = "console", param(maximum = 3_162_240_000u64))]
     pub older_than: Option<u64>,
     /// Rows younger than this, in seconds
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(maximum = 3_162_240_000u64)]
+    #[cfg_attr(feature = "console", param(maximum = 3_162_240_000u64))]
     pub newer_than: Option<u64>,
     /// Rows with this text in message id, aggregate id, type, routing key or last error, in any case
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(max_length = 255)]
+    #[cfg_attr(feature = "console", param(max_length = 255))]
     pub text: Option<String>,
 }
 
@@ -184,8 +181,8 @@ impl Filter {
 
     /// For the audit and for people: `state=parked class=too_large`.
     #[must_use]
-    pub fn told(&self) -> String {
-        let mut told = format!("state={}", self.state.name());
+    pub fn summary(&self) -> String {
+        let mut text = format!("state={}", self.state.name());
         let number = |n: Option<u64>| n.map(|n| n.to_string());
         for (name, value) in [
             ("class", self.class.clone()),
@@ -199,17 +196,16 @@ impl Filter {
             ("text", self.text.clone()),
         ] {
             if let Some(value) = value {
-                told.push_str(&format!(" {name}={value:?}"));
+                text.push_str(&format!(" {name}={value:?}"));
             }
         }
-        told
+        text
     }
 }
 
 /// Which end of the table a list begins with.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
     /// The oldest first.
@@ -220,21 +216,22 @@ pub enum Order {
 }
 
 /// Which page of a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, IntoParams, clap::Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[cfg_attr(feature = "console", derive(utoipa::IntoParams))]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
+#[cfg_attr(feature = "console", into_params(parameter_in = Query))]
 pub struct PageAsk {
     /// Which end to begin with
     #[arg(long, value_enum, default_value = "newest")]
-    #[param(inline, default = "newest")]
+    #[cfg_attr(feature = "console", param(inline, default = "newest"))]
     pub order: Order,
     /// Rows of a page, 1 to 500
     #[arg(long, default_value_t = LIMIT_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=500))]
-    #[param(minimum = 1, maximum = 500, default = 50)]
+    #[cfg_attr(feature = "console", param(minimum = 1, maximum = 500, default = 50))]
     pub limit: u32,
     /// Where to go on: `next` of the page before
     #[arg(long, value_name = "CURSOR")]
-    #[param(max_length = 400)]
+    #[cfg_attr(feature = "console", param(max_length = 400))]
     pub after: Option<String>,
 }
 

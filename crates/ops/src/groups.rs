@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 use sqlx::Row as _;
-use utoipa::ToSchema;
 
 use crate::console::{Console, unit};
 use crate::error::Error;
@@ -26,7 +25,8 @@ impl Table {
 const GROUPS_MAX: u32 = 100;
 
 /// Rows of one class.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Group {
     /// Class of the last failure; `null`: the rows have none.
     pub class: Option<String>,
@@ -37,7 +37,8 @@ pub struct Group {
 }
 
 /// Rows by class, the most frequent first.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Groups {
     /// The groups.
     pub groups: Vec<Group>,

@@ -1,13 +1,13 @@
 //! A payload for people: JSON indented, anything else as a dump of its bytes.
 
 use serde::Serialize;
-use utoipa::ToSchema;
 
 /// Bytes of a payload, or of headers, that are shown.
 pub const SHOWN_MAX: usize = 64 * 1024;
 
 /// How a payload is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
     /// Indented; nothing else is changed.
@@ -17,7 +17,8 @@ pub enum Form {
 }
 
 /// A payload as it is shown.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Payload {
     /// Bytes of the whole payload.
     pub bytes: u64,

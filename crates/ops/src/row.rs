@@ -1,22 +1,20 @@
 //! A row as lists show it: without its payload, which may be large.
 
+use outbox::row::rfc3339;
 use serde::Serialize;
 use sqlx::Row as _;
 use sqlx::mysql::MySqlRow;
-use time::format_description::StaticFormatDescription;
-use time::macros::{datetime, format_description};
+use time::macros::datetime;
 use time::{Duration, PrimitiveDateTime};
-use utoipa::ToSchema;
 
 use crate::filter::State;
 use crate::table::{Key, Table};
 
-const MICROSECONDS: StaticFormatDescription =
-    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 const EPOCH: PrimitiveDateTime = datetime!(1970-01-01 0:00);
 
 /// A row of the outbox or the inbox. Times are UTC, RFC 3339 with microseconds.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Row {
     /// Names the row in this API: the outbox's id, the inbox's message id.
     pub key: String,
@@ -58,7 +56,8 @@ pub struct Row {
 }
 
 /// A page of a list.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "console", derive(utoipa::ToSchema))]
 pub struct Page {
     /// The rows.
     pub rows: Vec<Row>,
@@ -175,11 +174,6 @@ pub(crate) fn text(row: &MySqlRow, index: usize) -> Result<Option<String>, sqlx:
 pub(crate) fn time(row: &MySqlRow, index: usize) -> Option<String> {
     let at: Option<PrimitiveDateTime> = row.try_get_unchecked(index).unwrap_or(None);
     at.map(rfc3339)
-}
-
-pub(crate) fn rfc3339(at: PrimitiveDateTime) -> String {
-    at.format(MICROSECONDS)
-        .expect("a date and time have every component of the format")
 }
 
 pub(crate) fn micros_of(at: PrimitiveDateTime) -> i64 {

@@ -91,15 +91,6 @@ impl Table {
         }
     }
 
-    /// When its work was done.
-    #[must_use]
-    pub fn done_column(&self) -> &'static str {
-        match self {
-            Self::Outbox { .. } => "sent_at",
-            Self::Inbox => "processed_at",
-        }
-    }
-
     /// The columns that an index has behind `status`, by which pages are read.
     pub(crate) fn order_columns(&self) -> &'static [&'static str] {
         match self {

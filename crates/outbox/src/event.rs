@@ -234,10 +234,10 @@ async fn insert(
     let sql = format!(
         "INSERT INTO `{table}` (`message_id`, `aggregate_type`, `aggregate_id`, `event_type`, \
          `exchange`, `routing_key`, `content_type`, `headers`, `payload`, `next_attempt_at`) VALUES {}",
-        statement::rows(
-            "(?, ?, ?, ?, COALESCE(?, DEFAULT(`exchange`)), ?, \
-             COALESCE(?, DEFAULT(`content_type`)), ?, ?, ?)",
+        statement::placeholders(
             events.len(),
+            "(?, ?, ?, ?, COALESCE(?, DEFAULT(`exchange`)), ?, \
+             COALESCE(?, DEFAULT(`content_type`)), ?, ?, ?)"
         )
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));

@@ -213,7 +213,7 @@ async fn insert(
         "INSERT INTO `inbox` (`message_id`, `event_type`, `aggregate_id`, `exchange`, `routing_key`, \
          `headers`, `payload`, `status`, `next_attempt_at`, `last_error`, `deliveries`) VALUES {} \
          ON DUPLICATE KEY UPDATE `deliveries` = LEAST(`deliveries` + VALUES(`deliveries`), 4294967295)",
-        statement::rows("(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows.len())
+        statement::placeholders(rows.len(), "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for Group { head, deliveries } in rows {
@@ -246,7 +246,7 @@ async fn read_known<'a>(
     let sql = format!(
         "SELECT `message_id`, `deliveries`, SHA2(`payload`, 256), `last_error` FROM `inbox` \
          WHERE `message_id` IN ({})",
-        statement::rows("?", rows.len())
+        statement::placeholders(rows.len(), "?")
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for group in rows {
@@ -302,7 +302,7 @@ async fn insert_attempts(
     for range in statement::ranges(parked.iter().map(|_| MAX_ERROR)) {
         let sql = format!(
             "INSERT INTO `inbox_attempts` (`message_id`, `attempt`, `class`, `error`) VALUES {}",
-            statement::rows("(?, 0, ?, ?)", range.len())
+            statement::placeholders(range.len(), "(?, 0, ?, ?)")
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
         for (id, problem) in &parked[range] {

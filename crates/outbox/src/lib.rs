@@ -38,7 +38,7 @@ pub mod inbox;
 pub mod message;
 mod migrations;
 pub mod row;
-mod statement;
+pub mod statement;
 
 pub use event::{Event, WriteError};
 pub use inbox::Claim;

@@ -1,6 +1,8 @@
 //! A row of the outbox table, and the persisted states of both tables.
 
 use time::PrimitiveDateTime;
+use time::format_description::StaticFormatDescription;
+use time::macros::format_description;
 
 /// `outbox.status`. The numbers are the contract: programs in any language read and write them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,6 +101,15 @@ impl TryFrom<u8> for InboxStatus {
             other => Err(UnknownStatus(other)),
         }
     }
+}
+
+/// A time of a table, which holds UTC, as RFC 3339 with microseconds, the precision of the tables.
+#[must_use]
+pub fn rfc3339(at: PrimitiveDateTime) -> String {
+    const MICROSECONDS: StaticFormatDescription =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+    at.format(MICROSECONDS)
+        .expect("a date and time have every component of the format")
 }
 
 /// A row as the relay sees it, whichever of binlog or table it came from.

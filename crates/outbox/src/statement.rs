@@ -1,4 +1,4 @@
-//! Multi-row statements: how many rows go into one.
+//! SQL with a list of values: how many rows go into one statement, and their placeholders.
 
 use std::ops::Range;
 
@@ -28,16 +28,27 @@ pub(crate) fn ranges(sizes: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
     ranges
 }
 
-/// `one` row of placeholders, `count` times, with commas between.
-pub(crate) fn rows(one: &str, count: usize) -> String {
-    let mut sql = String::with_capacity((one.len() + 2) * count);
-    for index in 0..count {
-        if index > 0 {
-            sql.push_str(", ");
-        }
-        sql.push_str(one);
-    }
-    sql
+/// `?, ?, ?`, or rows such as `(?, ?), (?, ?)`, for `count` values.
+#[must_use]
+pub fn placeholders(count: usize, one: &str) -> String {
+    vec![one; count].join(", ")
+}
+
+/// How many values an IN list of `len` is padded to: a prepared statement for each power of two, not
+/// one for each length.
+#[must_use]
+pub fn padded_len(len: usize) -> usize {
+    len.max(1).next_power_of_two()
+}
+
+/// The items, the last one repeated up to [`padded_len`]: in an IN list it changes nothing.
+pub fn padded<T: Clone>(items: &[T]) -> impl Iterator<Item = T> {
+    let last = items.last().cloned();
+    let missing = padded_len(items.len()) - items.len();
+    items
+        .iter()
+        .cloned()
+        .chain(std::iter::repeat_n(last, missing).flatten())
 }
 
 #[cfg(test)]
@@ -64,8 +75,15 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_separated_by_commas() {
-        assert_eq!(rows("(?)", 3), "(?), (?), (?)");
-        assert_eq!(rows("(?)", 0), "");
+    fn placeholders_are_separated_by_commas() {
+        assert_eq!(placeholders(3, "(?)"), "(?), (?), (?)");
+        assert_eq!(placeholders(0, "?"), "");
+    }
+
+    #[test]
+    fn a_list_is_padded_with_its_last_item() {
+        assert_eq!(padded(&[1, 2, 3]).collect::<Vec<_>>(), [1, 2, 3, 3]);
+        assert_eq!(padded(&[1]).collect::<Vec<_>>(), [1]);
+        assert_eq!(placeholders(padded_len(3), "?"), "?, ?, ?, ?");
     }
 }

@@ -5,7 +5,6 @@ use std::process::{ExitCode, Termination};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::migrate::MigrateError;
 use crate::trace;
 
 /// How a process ended, as its exit code tells a supervisor.
@@ -144,17 +143,12 @@ pub fn conclude(program: &str, done: anyhow::Result<Exit>) -> Exit {
     done.unwrap_or_else(|err| {
         // Nobody is left to tell when the line can't be printed.
         drop(writeln!(std::io::stderr(), "{program}: {err:#}"));
-        if is_misconfigured(&err) {
+        if err.is::<ConfigError>() {
             Exit::Misconfigured
         } else {
             Exit::Failed
         }
     })
-}
-
-fn is_misconfigured(err: &anyhow::Error) -> bool {
-    let foreign = |err| matches!(err, &MigrateError::Foreign(_));
-    err.is::<ConfigError>() || err.downcast_ref().is_some_and(foreign)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod contact;
 mod fault;
+mod look;
 mod prompt;
 mod session;
 mod url;
@@ -10,6 +11,7 @@ mod url;
 pub use contact::{first_contact, first_contact_telling};
 pub(crate) use fault::without_user;
 pub use fault::{Fault, at_login, classify, is_answer};
+pub use look::look;
 pub use session::SESSION;
 pub use url::{DatabaseUrl, Tls};
 #[cfg(feature = "amqp")]

@@ -2,14 +2,17 @@
 
 mod body;
 mod metrics;
+#[cfg(feature = "openapi")]
+pub mod openapi;
 mod problem;
 mod refusal;
 mod serve;
 
-pub use body::whole_body;
+pub use body::{media_type, whole_body};
 pub use metrics::{HttpMetrics, HttpMetricsService, http_metrics};
 pub use problem::{FieldError, Problem};
 pub use refusal::{
-    database_problem, in_own_task, in_own_task_within, internal, unavailable, unreadable,
+    database_problem, in_own_task, in_own_task_within, internal, malformed_json,
+    method_not_allowed, not_json, nothing_here, unavailable, unreadable,
 };
-pub use serve::{peer, serve};
+pub use serve::{bind, peer, serve};

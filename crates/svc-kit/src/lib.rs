@@ -1,8 +1,8 @@
 //! What every service of this project needs around its own work.
 //!
 //! In the order a service meets them: [`boot`] and [`settings`] before the runtime starts,
-//! [`telemetry`], [`signals`], [`systemd`] and [`tasks`] while it runs, [`database`], [`migrate`] and `amqp` for
-//! the two servers it talks to, [`backoff`] when they do not answer, [`admin`] and [`http`] for
+//! [`telemetry`], [`signals`], [`systemd`] and [`tasks`] while it runs, [`database`], [`migrate`],
+//! [`retention`] and `amqp` for the two servers it talks to, [`backoff`] when they do not answer, [`admin`] and [`http`] for
 //! those who ask.
 
 pub mod boot;
@@ -20,7 +20,8 @@ pub mod amqp;
 pub mod backoff;
 pub mod database;
 pub mod migrate;
+pub mod retention;
 
 pub mod admin;
 pub mod http;
-pub mod ops;
+pub mod operators;

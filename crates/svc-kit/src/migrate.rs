@@ -7,15 +7,41 @@ use std::io::{self, Write};
 use sqlx::migrate::{Migrate as _, Migrator};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{Connection as _, migrate};
+use tokio_util::sync::CancellationToken;
 
-use crate::boot::ConfigError;
-use crate::database::DatabaseUrl;
+use crate::boot::{ConfigError, Exit, block_on};
+use crate::database::{DatabaseUrl, first_contact};
+use crate::settings::DatabaseArgs;
+use crate::telemetry::{self, LogArgs};
 
 mod own;
 pub use own::{check_own, foreign, until_own};
 
 /// Longest wait for another process that migrates the same set, in seconds.
 const LOCK_SECONDS: u32 = 60;
+
+/// The settings of the command `migrate`.
+#[derive(Debug, clap::Args)]
+pub struct MigrateArgs {
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// Print the SQL instead of running it
+    #[arg(long)]
+    print: bool,
+}
+
+impl MigrateArgs {
+    /// Prints the SQL of these sets, or applies what is missing of them.
+    ///
+    /// # Errors
+    /// As [`command`].
+    pub fn run(&self, sets: &[Set]) -> anyhow::Result<Exit> {
+        telemetry::init(self.log.log_format);
+        command(sets, self.print, || self.database.resolve())
+    }
+}
 
 /// Migrations that are applied together, with a tracking table of their own: `_{name}_migrations`.
 #[derive(Debug)]
@@ -103,6 +129,34 @@ pub enum MigrateError {
         #[source]
         source: migrate::MigrateError,
     },
+}
+
+/// The command `migrate` of a program: prints the SQL of these sets, or applies what is missing of them.
+/// The URL is resolved only to apply.
+///
+/// # Errors
+/// [`ConfigError`] when a setting must be fixed first, else [`MigrateError`] and what printing failed of.
+pub fn command(
+    sets: &[Set],
+    only_print: bool,
+    url: impl FnOnce() -> Result<DatabaseUrl, ConfigError>,
+) -> anyhow::Result<Exit> {
+    if only_print {
+        print(sets, &mut io::stdout().lock())?;
+        return Ok(Exit::Drained);
+    }
+    let url = url()?;
+    let applied = block_on(async {
+        // A database that is still starting is waited for, as `run` does.
+        first_contact(&url, &CancellationToken::new()).await?;
+        match run(&url, sets).await {
+            // The exit code is that of a wrong setting.
+            Err(MigrateError::Foreign(setting)) => Err(setting.into()),
+            done => Ok(done?),
+        }
+    })?;
+    tracing::info!(new = ?applied.new, already = applied.already, "migrated");
+    Ok(Exit::Drained)
 }
 
 /// Applies what is missing of these sets, in this order.

@@ -4,7 +4,9 @@
 //! repeats the value of either: the one may be the other by mistake.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::boot::ConfigError;
 use crate::database::DatabaseUrl;
-use crate::ops::Tokens;
+use crate::operators::Tokens;
 
 /// `DATABASE_URL` or `DATABASE_URL_FILE`.
 #[derive(Clone, Debug, clap::Args)]
@@ -153,6 +155,23 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 
 /// So far from now, a time can still be told: sums of times and much longer durations panic.
 const DURATION_MAX: Duration = Duration::from_hours(24 * 36_525);
+
+/// The value of a setting, if it is in a range.
+///
+/// # Errors
+/// It is not; the text has both ends.
+pub fn within<T: PartialOrd + Display>(
+    field: &str,
+    value: T,
+    range: RangeInclusive<T>,
+) -> Result<T, ConfigError> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let problem = format!("{value} is out of range");
+    let fix = format!("set it between {} and {}", range.start(), range.end());
+    Err(ConfigError::new(field, problem, fix))
+}
 
 /// A clap `value_parser` for secrets, which have no `FromStr`.
 ///

@@ -3,18 +3,9 @@
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 use crate::tasks;
-
-/// The two steps in which a process ends.
-#[derive(Clone, Debug, Default)]
-pub struct Shutdown {
-    /// Take nothing new, finish what is in hand. Cancelled by the first signal, or by the program.
-    pub drain: CancellationToken,
-    /// Drop what is in hand. Cancelled by the second signal, or when draining took too long.
-    pub now: CancellationToken,
-}
+pub use crate::tasks::Shutdown;
 
 /// Listens from here on; the default action of both signals is off.
 ///

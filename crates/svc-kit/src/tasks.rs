@@ -5,10 +5,19 @@
 use std::collections::HashMap;
 
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::boot::Exit;
-use crate::signals::Shutdown;
+
+/// The two steps in which a process ends.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    /// Take nothing new, finish what is in hand. Cancelled by the first signal, or by the program.
+    pub drain: CancellationToken,
+    /// Drop what is in hand. Cancelled by the second signal, or when draining took too long.
+    pub now: CancellationToken,
+}
 
 /// The tasks of a service, by name. Dropped, it aborts what still runs.
 #[derive(Debug, Default)]

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use e2e::wait::until;
 use futures::future::join_all;
-use order_svc::prune::{self, Page, Round};
+use order_svc::prune::{self, Round};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
+use svc_kit::retention::Next;
 
 use crate::app::{App, SOON, config, migrate, order, problem_code};
 
@@ -204,7 +205,7 @@ async fn pruning_gets_past_keys_that_can_not_be_deleted() {
         }
         let mut round = Round::default();
         let day = Duration::from_hours(24);
-        while prune::page(&pool, day, &mut round).await.unwrap() == Page::Full {}
+        while prune::page(&pool, day, &mut round).await.unwrap() == Next::Page {}
         assert_eq!(round.left, 3, "{:?}", db.flavor());
         assert_eq!(app.count("idempotency_keys").await, 3);
     }

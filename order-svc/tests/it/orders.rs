@@ -146,7 +146,7 @@ async fn a_rolled_back_order_leaves_no_event() {
         let mut tx = app.pool.begin().await.unwrap();
         let wanted = Wanted::new(new.clone(), None, Trace::start());
         let placed = place::write(&mut tx, &[&wanted]).await.unwrap();
-        assert_eq!(placed, [Placed::New(new.receipt())]);
+        assert_eq!(placed, [Placed::New(new.receipt().json())]);
         tx.rollback().await.unwrap();
         assert_eq!(
             (app.count("orders").await, app.count("outbox").await),

@@ -12,9 +12,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret, SecretString};
 use svc_kit::boot::ConfigError;
-use svc_kit::settings::{duration, secret, secret_value};
+use svc_kit::settings::{duration, secret, secret_value, within};
 
-use super::within;
 use crate::provider::{HttpSettings, SimulatedSettings, is_header};
 
 #[derive(Debug, Args)]
@@ -123,8 +122,7 @@ impl ProviderArgs {
         let limit = within(
             "PAY_PROVIDER_CONCURRENCY",
             self.provider_concurrency,
-            1,
-            5000,
+            1..=5000,
         )?;
         Ok(match self.provider {
             ProviderKind::Simulated => None,

@@ -46,7 +46,7 @@ pub(super) fn read(answer: Answer<'_>, now: OffsetDateTime) -> Result<Receipt, C
         Some(_) | None => None,
     };
     let body = body.unwrap_or_default();
-    let text = told(status, body.code.as_deref());
+    let text = failure_text(status, body.code.as_deref());
     let unavailable = |text| {
         let retry_after = answer.retry_after.and_then(|after| wait(after, now));
         Err(ChargeError::Unavailable { text, retry_after })
@@ -71,7 +71,7 @@ pub(super) fn read(answer: Answer<'_>, now: OffsetDateTime) -> Result<Receipt, C
 }
 
 /// The status, and the error's code where it is one: never free text, which may hold anything.
-fn told(status: StatusCode, code: Option<&str>) -> String {
+fn failure_text(status: StatusCode, code: Option<&str>) -> String {
     let is_code = |code: &&str| {
         let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         (1..=CODE_MAX).contains(&code.len()) && code.bytes().all(known)

@@ -175,7 +175,7 @@ mod tests {
         Property::parse(&text).unwrap()
     }
 
-    fn told(found: &[Property]) -> String {
+    fn debug_text(found: &[Property]) -> String {
         format!("{:?}", meanings(found))
     }
 
@@ -206,9 +206,11 @@ mod tests {
     #[test]
     fn what_consuming_would_lose_is_refused_and_the_rest_named() {
         let stream = [found(KIND, "'stream'"), found(LIMIT, "none")];
-        assert!(told(&stream).contains("Refused(\"the queue order-queue: x-queue-type is stream"));
+        assert!(
+            debug_text(&stream).contains("Refused(\"the queue order-queue: x-queue-type is stream")
+        );
         let gone = [found("auto_delete", "'true'")];
-        assert!(told(&gone).contains("Refused(\"the queue order-queue: auto_delete is true"));
+        assert!(debug_text(&gone).contains("Refused(\"the queue order-queue: auto_delete is true"));
         for (name, current) in [
             (KIND, "'classic'"),
             ("x-message-ttl", "the value '5' of type 'long'"),
@@ -221,16 +223,20 @@ mod tests {
                 "the value 'true' of type 'bool'",
             ),
         ] {
-            let told = told(&[found(name, current)]);
+            let text = debug_text(&[found(name, current)]);
             assert!(
-                told.starts_with("[Differs(") && told.contains(name),
-                "{told}"
+                text.starts_with("[Differs(") && text.contains(name),
+                "{text}"
             );
         }
         let rejects = [
             found("x-max-length", "the value '5' of type 'long'"),
             found("x-overflow", "the value 'reject-publish' of type 'longstr'"),
         ];
-        assert!(!told(&rejects).contains("dropped"), "{}", told(&rejects));
+        assert!(
+            !debug_text(&rejects).contains("dropped"),
+            "{}",
+            debug_text(&rejects)
+        );
     }
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use e2e::wait::until;
-use pay_svc::prune::{self, Round, Step};
+use pay_svc::prune::{self, Round};
 use pay_svc::worker::Step as Worked;
 use sqlx::MySqlPool;
 use sqlx::mysql::MySqlPoolOptions;
+use svc_kit::retention::Next;
 use uuid::Uuid;
 
 use crate::app::{App, SOON, classes, config, database, inbox_row, payments, vhost};
@@ -43,7 +44,7 @@ async fn round(pool: &MySqlPool) -> u64 {
         let page = prune::page(pool, RETENTION, &mut round).await.unwrap();
         assert!(page.deleted <= 500, "a page of {}", page.deleted);
         deleted += page.deleted;
-        if page.step == Step::Done {
+        if page.next == Next::Rest {
             return deleted;
         }
     }
@@ -225,7 +226,7 @@ async fn pruning_gets_past_whatever_a_message_may_contain() {
             deleted += page.deleted;
             skipped.0 += page.skipped.no_time;
             skipped.1 += page.skipped.refused;
-            if page.step == Step::Done {
+            if page.next == Next::Rest {
                 break;
             }
         }

@@ -63,7 +63,7 @@ async fn flows_after_probe(rig: &Rig) {
     let id = rig.insert_one("after", "order.pay", b"{}").await;
     rig.wait_status(&id, 2).await;
     let took = open.elapsed();
-    let most = relay::shut::PROBE_MAX + std::time::Duration::from_secs(5);
+    let most = relay::engine::PROBE_MAX + std::time::Duration::from_secs(5);
     assert!(took < most, "{took:?}");
 }
 

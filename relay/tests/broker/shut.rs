@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use e2e::Db;
-use relay::shut::PROBE_MAX;
+use relay::engine::PROBE_MAX;
 use serde_json::json;
 
 use crate::rig::{Deliveries, LATER, QUEUE, Rig};

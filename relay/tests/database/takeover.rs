@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use e2e::Db;
 use futures::future::join_all;
-use relay::config::OutboxTable;
-use relay::lease::lock_name;
+use relay::leadership::lock::lock_name;
+use relay::outbox_table::OutboxTable;
 use svc_kit::database::DatabaseUrl;
 
 use crate::pair::{Trace, Twin, settled};

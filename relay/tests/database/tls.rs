@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use e2e::certificates::{Authority, Identity, Validity};
 use e2e::{Clock, DbOptions, Flavor};
 use futures::future::join_all;
-use relay::binlog::connect;
-use relay::binlog::position::Position;
+use relay::engine::position::Position;
+use relay::source::binlog::connection;
 use sqlx::Row;
 use svc_kit::database::DatabaseUrl;
 
@@ -104,7 +104,7 @@ async fn stream(secured: &Secured) -> Result<(), String> {
     let mut admin = secured.rig.db.admin().await.unwrap();
     let logs = sqlx::query("SHOW BINARY LOGS").fetch_one(&mut admin);
     let file: String = logs.await.unwrap().get(0);
-    let opened = connect::try_out(&url, &Position::new(file, 4)).await;
+    let opened = connection::try_out(&url, &Position::new(file, 4)).await;
     opened.map_err(|err| format!("{err:?}"))
 }
 

@@ -5,11 +5,8 @@ use std::cell::Cell;
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, ConnectionProperties};
 use outbox::row::Row;
-use relay::lane::Outcome;
-use relay::metrics::Source;
-use relay::publish::publish;
-use relay::queue::{Company, Item};
-use relay::settle::Verdict;
+use relay::publish::batch::publish;
+use relay::publish::confirms::{Outcome, Verdict};
 
 use crate::rig::{EXCHANGE, QUEUE, Rig, SOON};
 
@@ -22,24 +19,24 @@ async fn each_row_of_a_large_batch_has_its_own_answer() {
     let (channel, _connection) = channel(&rig).await;
     let invalid = [3, 510, 511, 512, 513, 1_099];
     let unroutable = [0, 509, 514, 1_023, 1_024, 1_098];
-    let mut items: Vec<Item> = (0..1_100).map(item).collect();
+    let mut rows: Vec<Row> = (0..1_100).map(row).collect();
     for at in invalid {
-        items[at].row.headers = Some(b"[]".to_vec());
+        rows[at].headers = Some(b"[]".to_vec());
     }
     for at in unroutable {
-        items[at].row.routing_key = b"nobody.listens".to_vec();
+        rows[at].routing_key = b"nobody.listens".to_vec();
     }
 
-    let outcome = publish(&channel, &items, FRAME_MAX, SOON, || true).await;
+    let outcome = publish(&channel, &rows, FRAME_MAX, SOON, || true).await;
     let Outcome::Settled(verdicts) = outcome else {
         panic!("{outcome:?}")
     };
-    assert_eq!(verdicts.len(), items.len());
+    assert_eq!(verdicts.len(), rows.len());
     for (at, verdict) in verdicts.iter().enumerate() {
         let right = match verdict {
             Verdict::Invalid(_) => invalid.contains(&at),
             Verdict::Returned(_) => unroutable.contains(&at),
-            Verdict::Confirmed => !invalid.contains(&at) && !unroutable.contains(&at),
+            Verdict::Confirmed(_) => !invalid.contains(&at) && !unroutable.contains(&at),
             Verdict::Nacked => false,
         };
         assert!(right, "row {at}: {verdict:?}");
@@ -54,16 +51,16 @@ async fn a_batch_goes_no_further_once_the_lease_is_over() {
     let rig = Rig::new(e2e::shared::mariadb().await).await;
     let deliveries = rig.consume(QUEUE).await;
     let (channel, connection) = channel(&rig).await;
-    let items: Vec<Item> = (0..1_100).map(item).collect();
+    let rows: Vec<Row> = (0..1_100).map(row).collect();
     let asked = Cell::new(0);
     let once = || asked.replace(asked.get() + 1) == 0;
 
-    let outcome = publish(&channel, &items, FRAME_MAX, SOON, once).await;
+    let outcome = publish(&channel, &rows, FRAME_MAX, SOON, once).await;
     assert!(matches!(outcome, Outcome::Lost(_)), "{outcome:?}");
-    let never = publish(&channel, &items, FRAME_MAX, SOON, || false).await;
+    let never = publish(&channel, &rows, FRAME_MAX, SOON, || false).await;
     assert!(matches!(never, Outcome::LeaseOver), "{never:?}");
     // After all that was sent before on this channel.
-    let last = publish(&channel, &[item(5_000)], FRAME_MAX, SOON, || true).await;
+    let last = publish(&channel, &[row(5_000)], FRAME_MAX, SOON, || true).await;
     assert!(matches!(last, Outcome::Settled(_)), "{last:?}");
     drop(connection);
     let is_last = async || deliveries.ids().iter().any(|id| id == "m-5000");
@@ -82,25 +79,18 @@ async fn channel(rig: &Rig) -> (Channel, Connection) {
 }
 
 /// A message that nothing is wrong with.
-pub(crate) fn item(number: usize) -> Item {
-    Item {
-        row: Row {
-            id: number as u64,
-            message_id: format!("m-{number}"),
-            aggregate_type: "order".into(),
-            aggregate_id: number.to_string().into(),
-            event_type: "order.placed.v1".into(),
-            exchange: EXCHANGE.into(),
-            routing_key: "order.pay".into(),
-            content_type: "application/json".into(),
-            headers: None,
-            payload: "{}".into(),
-            created_at: Some(time::macros::datetime!(2026-01-01 0:00)),
-        },
-        attempts: 0,
-        key: 0,
-        source: Source::Sweep,
-        committed: None,
-        company: Company::Anyone,
+pub(crate) fn row(number: usize) -> Row {
+    Row {
+        id: number as u64,
+        message_id: format!("m-{number}"),
+        aggregate_type: "order".into(),
+        aggregate_id: number.to_string().into(),
+        event_type: "order.placed.v1".into(),
+        exchange: EXCHANGE.into(),
+        routing_key: "order.pay".into(),
+        content_type: "application/json".into(),
+        headers: None,
+        payload: "{}".into(),
+        created_at: Some(time::macros::datetime!(2026-01-01 0:00)),
     }
 }

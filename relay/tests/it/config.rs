@@ -433,10 +433,7 @@ async fn check_lists_every_unmet_condition_with_its_mend_and_passes_once_all_are
     for flavor in flavors().await {
         let db = OwnDb::start(flavor, &[]).await;
         let mut rig = db.rig().await;
-        let mut spoilt = vec![
-            "binlog_format = 'STATEMENT'",
-            "binlog_row_image = 'MINIMAL'",
-        ];
+        let mut spoilt = vec!["binlog_format = 'STATEMENT'"];
         if flavor == Flavor::MySql {
             spoilt.push("binlog_order_commits = OFF");
         }
@@ -455,7 +452,6 @@ async fn check_lists_every_unmet_condition_with_its_mend_and_passes_once_all_are
         let mut fixes = vec![
             "run `relay migrate`",
             "SET GLOBAL binlog_format = 'ROW'",
-            "SET GLOBAL binlog_row_image = 'FULL'",
             grant.as_str(),
             "start RabbitMQ",
         ];

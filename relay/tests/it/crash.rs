@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use e2e::Db;
 use e2e::product::Process;
 use rand::RngExt;
-use relay::lane::{self, Broker, Outcome};
-use relay::lease::Lease;
-use sqlx::Executor;
+use relay::leadership::lock::Lease;
+use relay::publish::confirms::Outcome;
+use relay::publish::publisher_task::{self, Broker};
+use sqlx::{Connection as _, Executor};
 use svc_kit::amqp::{Amqp, Channels};
 use tokio::sync::mpsc;
 
-use crate::batch::item;
+use crate::batch::row;
 use crate::rig::ops::{readiness, wait_delivered};
 
 use crate::rig::{LATER, QUEUE, Rig, SOON};
@@ -79,7 +80,7 @@ async fn kills(db: &'static Db) {
     assert_eq!(placed.len(), ORDERS);
     assert!(arrived == placed, "{} of {ORDERS}", arrived.len());
     let twice = deliveries.twice();
-    let bound = KILLS * (LANES * BATCH + relay::session::MARKS_MAX);
+    let bound = KILLS * (LANES * BATCH + relay::engine::UNWRITTEN_MAX);
     tell(&format!(
         "{:?}: {twice} duplicate deliveries after {KILLS} kills, bound {bound}",
         db.flavor()
@@ -105,13 +106,17 @@ async fn a_table_locked_for_longer_than_a_read_may_take_costs_no_copy_and_no_ses
             let row = sqlx::AssertSqlSafe(row.as_str());
             operator.execute(row).await.unwrap();
         }
-        e2e::wait::until("the rows", SOON, async || deliveries.count() == 10).await;
         e2e::wait::until("readiness says why", SOON, async || {
             let (status, body) = readiness(&rig).await.unwrap();
             let why = "the table can't be read, it is tried again";
             status == 200 && body.to_string().contains(why)
         })
         .await;
+        assert_eq!(
+            deliveries.count(),
+            0,
+            "a row that can't be read is not sent"
+        );
         let what = "a lock longer than a read may take";
         e2e::wait::until(what, 2 * LOCKED, async || Instant::now() > unlock).await;
         operator.execute("UNLOCK TABLES").await.unwrap();
@@ -131,21 +136,28 @@ async fn a_late_mark_after_truncate_marks_nothing_that_was_not_sent() {
         let relay = rig.tailing().await;
         let deliveries = rig.consume(QUEUE).await;
         let mut operator = rig.database.connect().await.unwrap();
-        // The lock stops the mark, not the binlog.
+        let mut writer = rig.database.connect().await.unwrap();
+        let mut rows = writer.begin().await.unwrap();
+        for number in 0..10 {
+            let row = insert("old", number);
+            let row = sqlx::AssertSqlSafe(row.as_str());
+            rows.execute(row).await.unwrap();
+        }
+        rows.commit().await.unwrap();
+        // The lock stops the marks, which are collected for a moment, and not the reads.
+        operator.execute("LOCK TABLES outbox READ").await.unwrap();
+        e2e::wait::until("the old ones", SOON, async || deliveries.count() == 10).await;
+        let refused = "outbox_relay_refused_records{kind=\"mark\"}";
+        rig.wait_metric(refused, 10.0).await;
+        // Marks that met a lock are put off for seconds: the table is another one by then.
+        operator.execute("UNLOCK TABLES").await.unwrap();
         operator.execute("LOCK TABLES outbox WRITE").await.unwrap();
-        for generation in ["old", "new"] {
-            if generation == "new" {
-                operator.execute("TRUNCATE TABLE outbox").await.unwrap();
-            }
-            for number in 0..10 {
-                operator
-                    .execute(sqlx::AssertSqlSafe(insert(generation, number).as_str()))
-                    .await
-                    .unwrap();
-            }
-            if generation == "old" {
-                e2e::wait::until("the old ones", SOON, async || deliveries.count() == 10).await;
-            }
+        operator.execute("TRUNCATE TABLE outbox").await.unwrap();
+        for number in 0..10 {
+            operator
+                .execute(sqlx::AssertSqlSafe(insert("new", number).as_str()))
+                .await
+                .unwrap();
         }
         // The TRUNCATE makes the relay read the table; without its fence it can't, so the marks come
         // first and meet rows that were not sent.
@@ -320,7 +332,7 @@ async fn a_suspended_relay_is_replaced_within_10_s_and_publishes_nothing_when_it
 
 /// The check that a relay which wakes up depends on: it may take a while until it is told.
 #[tokio::test]
-async fn a_lane_whose_lease_is_over_publishes_nothing() {
+async fn a_publisher_whose_lease_is_over_publishes_nothing() {
     let rig = Rig::new(e2e::shared::mariadb().await).await;
     let deliveries = rig.consume(QUEUE).await;
     let amqp = Amqp::parse(&rig.vhost.amqp_url).unwrap();
@@ -334,13 +346,14 @@ async fn a_lane_whose_lease_is_over_publishes_nothing() {
         confirm_timeout: SOON,
     };
     let (batches, inlet) = mpsc::channel(1);
-    let (done_in, mut done) = mpsc::channel(1);
-    let lane = svc_kit::tasks::unit(lane::run(0, broker, inlet, done_in));
-    batches.send(vec![item(1)]).await.unwrap();
-    let outcome = done.recv().await.unwrap().outcome;
+    let (outcomes_in, mut outcomes) = mpsc::channel(1);
+    let publisher = publisher_task::run(0, broker, inlet, outcomes_in);
+    let publisher = svc_kit::tasks::unit(publisher);
+    batches.send(vec![row(1)]).await.unwrap();
+    let (_, outcome) = outcomes.recv().await.unwrap();
     assert!(matches!(outcome, Outcome::LeaseOver), "{outcome:?}");
     drop(batches);
-    lane.await.unwrap().unwrap();
+    publisher.await.unwrap().unwrap();
 
     // The queue is first in, first out: nothing came before this.
     let relay = rig.relay();

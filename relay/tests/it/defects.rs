@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use e2e::{Rabbit, RabbitOptions};
-use relay::config::OutboxTable;
-use relay::table::Queries;
+use relay::outbox_table::OutboxTable;
+use relay::source::table::queries::Queries;
 use sqlx::{AssertSqlSafe, Executor as _};
 use svc_kit::database::DatabaseUrl;
 

@@ -1,8 +1,6 @@
 //! Every difference in the outbox's definition: harmless, and then rows come by the binlog as they were
 //! written; or warned of; or refused by check and start, and the ALTER that is offered removes it.
 
-use std::time::Duration;
-
 use e2e::{Db, Flavor};
 use sqlx::Row as _;
 
@@ -23,7 +21,7 @@ enum On {
 use On::{Both, MariaDb, MySql};
 
 /// Rows come by the binlog; `check` warns of this text, if there is one.
-const WORKING: [(On, &str, Option<&str>); 22] = [
+const WORKING: [(On, &str, Option<&str>); 30] = [
     (Both, "MODIFY aggregate_id BIGINT NOT NULL", None),
     (Both, "MODIFY aggregate_id INT UNSIGNED NOT NULL", None),
     (Both, "MODIFY aggregate_id VARBINARY(64) NOT NULL", None),
@@ -102,40 +100,38 @@ const WORKING: [(On, &str, Option<&str>); 22] = [
         "ALTER INDEX outbox_status_id INVISIBLE",
         Some("no index on (status, id)"),
     ),
-];
-
-/// Refused in cdc mode, with what is said beside the ALTER.
-const REFUSED: [(On, &str, &str); 20] = [
     (
         Both,
         "MODIFY aggregate_id VARCHAR(64) CHARACTER SET latin1 NOT NULL",
-        "`aggregate_id` is in the character set latin1",
-    ),
-    (
-        Both,
-        "MODIFY aggregate_type VARCHAR(64) CHARACTER SET latin1 NOT NULL",
-        "`aggregate_type` is in the character set latin1",
+        None,
     ),
     (
         Both,
         "MODIFY routing_key VARCHAR(64) CHARACTER SET utf16 NOT NULL",
-        "`routing_key` is in the character set utf16",
+        None,
     ),
     (
         Both,
         "MODIFY payload LONGTEXT CHARACTER SET latin1 NOT NULL",
-        "`payload` is in the character set latin1",
+        None,
     ),
     (
         Both,
-        "MODIFY aggregate_id ENUM('1', '2') NOT NULL",
-        "`aggregate_id` is enum",
+        "MODIFY aggregate_id ENUM('1', '4200000') NOT NULL",
+        None,
     ),
     (
-        Both,
-        "MODIFY aggregate_id INT ZEROFILL NOT NULL",
-        "`aggregate_id` is int",
+        MariaDb,
+        "ADD COLUMN note BLOB, ADD UNIQUE KEY note (note)",
+        None,
     ),
+    (MariaDb, "ADD SYSTEM VERSIONING", None),
+    (MariaDb, "MODIFY payload LONGBLOB NOT NULL COMPRESSED", None),
+    (MariaDb, "ADD COLUMN note TEXT COMPRESSED", None),
+];
+
+/// Refused in cdc mode, with what is said beside the ALTER.
+const REFUSED: [(On, &str, &str); 10] = [
     (
         Both,
         "MODIFY message_id BINARY(16) NOT NULL",
@@ -185,22 +181,6 @@ const REFUSED: [(On, &str, &str); 20] = [
         Both,
         "MODIFY id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT, ADD KEY (id), DROP PRIMARY KEY, ADD PRIMARY KEY (message_id)",
         "`id` is not the first column of the primary key",
-    ),
-    (
-        MariaDb,
-        "ADD COLUMN note BLOB, ADD UNIQUE KEY note (note)",
-        "hidden column",
-    ),
-    (MariaDb, "ADD SYSTEM VERSIONING", "SYSTEM VERSIONING"),
-    (
-        MariaDb,
-        "MODIFY payload LONGBLOB NOT NULL COMPRESSED",
-        "`payload` is compressed",
-    ),
-    (
-        MariaDb,
-        "ADD COLUMN note TEXT COMPRESSED",
-        "`note` is compressed",
     ),
 ];
 
@@ -335,9 +315,9 @@ async fn integers_beyond_the_half_of_their_range_keep_their_value() {
     }
 }
 
-/// A hundred documents with numbers of every size: what the tail renders is what a SELECT brings.
+/// A hundred documents with numbers of every size.
 #[tokio::test]
-async fn json_payloads_are_the_same_bytes_by_the_binlog_and_by_a_select() {
+async fn json_payloads_are_the_servers_own_text() {
     let Some(db) = e2e::shared::mysql().await else {
         return;
     };
@@ -351,7 +331,7 @@ async fn json_payloads_are_the_same_bytes_by_the_binlog_and_by_a_select() {
              payload) VALUES (UUID(), 'order', '{number}', 't', 'order.pay', JSON_OBJECT( \
              'd', (RAND() - 0.5) * POW(10, {number} - 50), 'n', {number} * 1234567, 'm', -70000 * {number}, \
              'dec', CAST(RAND() * 1000 AS DECIMAL(20, 6)), 'bytes', CONCAT(CHAR({number} USING utf8mb4), \
-             'é\\\"\\\\'), 'long', REPEAT('x', {number} * 700), 'list', JSON_ARRAY(), 'u', 18446744073709551615))"
+             'é\\\"\\\\'), 'long', REPEAT('x', {number} * 700), 'list', JSON_ARRAY(), 'u', 18446744073709551615, 'at', NOW(6)))"
         ))
         .await;
     }
@@ -374,12 +354,4 @@ async fn json_payloads_are_the_same_bytes_by_the_binlog_and_by_a_select() {
         "{}",
         relay.log()
     );
-    // A value of an SQL type is left to a pass, which brings it within a second.
-    rig.sql(
-        "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, routing_key, payload) \
-         VALUES (UUID(), 'order', 'k', 't', 'order.pay', JSON_OBJECT('at', NOW(6)))",
-    )
-    .await;
-    let sent = tokio::time::timeout(Duration::from_secs(5), rig.wait_sent(101));
-    sent.await.unwrap();
 }

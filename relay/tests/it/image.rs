@@ -2,11 +2,12 @@
 
 use futures::StreamExt as _;
 use mysql_async::Value;
-use mysql_async::binlog::EventType;
-use relay::binlog::position::Position;
-use relay::binlog::reader::Reader;
-use relay::config::OutboxTable;
-use relay::table::Queries;
+use mysql_async::binlog::events::{EventData, RowsEventData, TableMapEvent};
+use mysql_async::binlog::value::BinlogValue;
+use relay::engine::position::Position;
+use relay::outbox_table::OutboxTable;
+use relay::source::binlog::library::Reader;
+use relay::source::table::queries::Queries;
 use svc_kit::database::DatabaseUrl;
 
 use crate::rig::{QUEUE, Rig, SOON};
@@ -27,40 +28,43 @@ struct Seen {
 /// Reads the UPDATEs of the outbox between two positions.
 async fn updates(outbox: &OutboxTable, from: &Position, to: &Position) -> Seen {
     assert_eq!(from.file, to.file);
-    let mut reading = Reader::MysqlAsync
+    let mut events = Reader::MysqlAsync
         .open(&outbox.url, from, None)
         .await
         .unwrap();
     let mut seen = Seen::default();
-    let mut layout = None;
+    let mut map: Option<TableMapEvent<'static>> = None;
     let mut at = from.offset;
     while at < to.offset {
-        let event = tokio::time::timeout(SOON, reading.events.next()).await;
+        let event = tokio::time::timeout(SOON, events.next()).await;
         let event = event.unwrap().unwrap().unwrap();
         at = at.max(u64::from(event.header().log_pos()));
-        match event.header().event_type() {
-            Ok(EventType::TABLE_MAP_EVENT) => {
-                let map = (reading.library.layout)(&event).unwrap();
-                let name = outbox.url.database().as_bytes().to_vec();
-                let mut names = event.data().windows(name.len());
-                let ours = names.any(|some| some == name) && map.columns() == COLUMNS;
-                layout = ours.then_some(map);
+        match event.read_data().unwrap() {
+            Some(EventData::TableMapEvent(found)) => {
+                let ours = found.database_name() == outbox.url.database()
+                    && found.table_name() == outbox.name;
+                map = ours.then(|| found.into_owned());
             }
-            Ok(EventType::UPDATE_ROWS_EVENT | EventType::UPDATE_ROWS_EVENT_V1) => {
-                let Some(map) = &layout else { continue };
+            Some(EventData::RowsEvent(
+                data @ (RowsEventData::UpdateRowsEvent(_) | RowsEventData::UpdateRowsEventV1(_)),
+            )) => {
+                let Some(map) = &map else { continue };
                 seen.bytes += usize::try_from(event.header().event_size()).unwrap();
-                let mut shown = Vec::new();
-                let whole = map.changes(&event, &mut |before, after| {
-                    assert_eq!(before.take(PAYLOAD)?, after.take(PAYLOAD)?);
-                    let Value::Int(status) = after.take(STATUS)? else {
-                        return Err("no status".into());
+                let before = data.columns_before_image().unwrap();
+                let after = data.columns_after_image().unwrap();
+                let are_whole = before.count_ones() == COLUMNS && after.count_ones() == COLUMNS;
+                if !are_whole {
+                    seen.partial += 1;
+                    continue;
+                }
+                for images in data.rows(map) {
+                    let (before, after) = images.unwrap();
+                    let (mut before, mut after) = (before.unwrap(), after.unwrap());
+                    assert_eq!(before.take(PAYLOAD), after.take(PAYLOAD));
+                    let Some(BinlogValue::Value(Value::Int(status))) = after.take(STATUS) else {
+                        panic!("no status");
                     };
-                    shown.push(status.cast_unsigned());
-                    Ok(())
-                });
-                match whole {
-                    Ok(()) => seen.whole.extend(shown),
-                    Err(_) => seen.partial += 1,
+                    seen.whole.push(status.cast_unsigned());
                 }
             }
             _ => {}

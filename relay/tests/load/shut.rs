@@ -9,7 +9,7 @@ use crate::rig::{EXCHANGE, LATER, QUEUE, Rig};
 use crate::writers::tell;
 
 /// The relay's own bound between two probes of a route.
-const PROBE_MAX: std::time::Duration = relay::shut::PROBE_MAX;
+const PROBE_MAX: std::time::Duration = relay::engine::PROBE_MAX;
 
 #[tokio::test]
 async fn a_route_with_many_waiting_rows_opens_by_itself_within_a_probe_interval() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use prometheus::Registry;
 use relay::config::RunArgs;
-use relay::relay::{CONDITIONS, Relay};
+use relay::supervisor::{CONDITIONS, Relay};
 use svc_kit::admin::Readiness;
 use svc_kit::boot::Exit;
 use svc_kit::signals::Shutdown;

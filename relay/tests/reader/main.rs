@@ -7,20 +7,8 @@
 #[path = "../rig/mod.rs"]
 mod rig;
 
-#[path = "../decoder/fuzz.rs"]
-mod fuzz;
-
 mod differential;
 mod limits;
 mod reading;
 mod smoke;
 mod workload;
-
-use relay::binlog::reader::Reader;
-
-#[test]
-fn ten_seconds_of_mutated_events_through_the_second_reader() {
-    let of = |reader| fuzz::Corpus::read(fuzz::FIXTURES[0].1).tell(reader).len();
-    assert_eq!(of(Reader::MysqlAsync), of(Reader::MysqlCdc));
-    fuzz::run(&[Reader::MysqlCdc], std::time::Duration::from_secs(10));
-}

@@ -4,31 +4,36 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use mysql_async::binlog::events::Event;
-use outbox::row::Row;
-use relay::binlog::decode::Columns;
-use relay::binlog::group::{Committed, Doubt, Grouper};
-use relay::binlog::position::Position;
-use relay::binlog::reader::Reader;
-use relay::config::OutboxTable;
-use relay::table::Queries;
+use relay::engine::position::Position;
+use relay::outbox_table::OutboxTable;
+use relay::source::binlog::library::Reader;
+use relay::source::binlog::row_decoder::Columns;
+use relay::source::binlog::transaction::{Change, Decoder};
+use relay::source::table::queries::Queries;
 use svc_kit::database::DatabaseUrl;
 
 use crate::rig::Rig;
 
-/// A group, and where it ended.
+/// A change, and where it ended.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Told {
-    pub(crate) rows: Vec<Row>,
-    pub(crate) deferred: Vec<Row>,
-    pub(crate) committed: Committed,
-    pub(crate) doubt: Option<Doubt>,
+pub(crate) struct Seen {
+    pub(crate) change: Change,
     pub(crate) position: Position,
+}
+
+impl Seen {
+    pub(crate) fn ids(&self) -> &[u64] {
+        match &self.change {
+            Change::Added { ids, .. } => ids,
+            Change::Doubt(_) => &[],
+        }
+    }
 }
 
 /// The table of a rig and its shape when it was made.
 pub(crate) struct Outbox {
     pub(crate) table: OutboxTable,
-    pub(crate) columns: Columns,
+    columns: Columns,
     names: (String, String),
 }
 
@@ -59,10 +64,9 @@ impl Outbox {
         queries.unwrap().position(&mut connection).await.unwrap()
     }
 
-    pub(crate) fn grouper(&self, reader: Reader, from: Position) -> Grouper {
+    fn decoder(&self, from: Position) -> Decoder {
         let names = (self.names.0.as_str(), self.names.1.as_str());
-        let columns = self.columns.clone();
-        Grouper::new(names, columns, reader.library(), 1 << 30, from)
+        Decoder::new(names, self.columns, from)
     }
 
     /// Reads from one position to the other.
@@ -71,24 +75,21 @@ impl Outbox {
         reader: Reader,
         (from, until): (&Position, &Position),
         mut look: impl FnMut(&Event),
-    ) -> Vec<Told> {
-        let mut reading = reader.open(&self.table.url, from, None).await.unwrap();
-        let mut grouper = self.grouper(reader, from.clone());
-        let mut told = Vec::new();
-        while grouper.position() < until {
-            let next = tokio::time::timeout(Duration::from_secs(20), reading.events.next()).await;
+    ) -> Vec<Seen> {
+        let mut events = reader.open(&self.table.url, from, None).await.unwrap();
+        let mut decoder = self.decoder(from.clone());
+        let mut seen = Vec::new();
+        while decoder.position() < until {
+            let next = tokio::time::timeout(Duration::from_secs(20), events.next()).await;
             let event = next.expect("an event in time").unwrap().unwrap();
             look(&event);
-            if let Some(group) = grouper.feed(&event) {
-                told.push(Told {
-                    rows: group.rows,
-                    deferred: group.deferred,
-                    committed: group.committed,
-                    doubt: group.doubt,
-                    position: grouper.position().clone(),
+            if let Some(change) = decoder.feed(&event) {
+                seen.push(Seen {
+                    change,
+                    position: decoder.position().clone(),
                 });
             }
         }
-        told
+        seen
     }
 }

@@ -13,6 +13,7 @@ mod deploy;
 mod examples;
 mod hostile;
 mod idle;
+mod imports;
 mod observe;
 mod owner;
 mod product;

@@ -7,8 +7,8 @@ use svc_kit::tasks;
 
 use super::standing::{TEXT_MAX, lock, set};
 use super::{BulkAct, BulkOutcome, BulkState, carry};
-use crate::act::{By, begin};
-use crate::audit::{self, Action, Entry, Last};
+use crate::act::begin;
+use crate::audit::{self, Action, By, Entry, Last};
 use crate::console::{Console, again, unit};
 use crate::error::Error;
 use crate::statement::push_keys;

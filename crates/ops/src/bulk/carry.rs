@@ -9,8 +9,8 @@ use super::fill::{self, Batch};
 use super::hold::{self, Untried, Window};
 use super::standing::{lock, set};
 use super::{BulkState, progress};
-use crate::act::{By, begin};
-use crate::audit::{self, Entry};
+use crate::act::begin;
+use crate::audit::{self, By, Entry};
 use crate::console::{Console, again, unit};
 use crate::error::Error;
 use crate::row::{Cursor, text};
@@ -227,7 +227,7 @@ async fn turn(
         action,
         target: table.bulk_target(id),
         before: Some(state.name().to_owned()),
-        after: Some(counts.told()),
+        after: Some(counts.summary()),
     };
     audit::write(&mut tx, &by, &[entry]).await?;
     tx.commit().await

@@ -29,7 +29,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Whoever carries out a bulk has left it when nothing was changed for this long, in seconds: its
 /// process has died.
 const LEFT_S: u32 = 10;
-/// The rows of a bulk are told apart for this long after its end, in days.
+/// The rows of a bulk are kept apart for this long after its end, in days.
 const ROWS_KEPT_DAYS: u32 = 30;
 /// Rows of ended bulks that one look deletes, at most: in that many statements, of `DELETED` each.
 const DELETES: u32 = 20;
@@ -64,7 +64,7 @@ impl Keeper {
                         }
                         (checked, last) = (false, Err(right));
                     }
-                    // The database's own troubles are told elsewhere; nothing else waits for bulks.
+                    // The database's own troubles are reported elsewhere; nothing else waits for bulks.
                     None => {
                         tracing::debug!(error = %err, "could not look at the bulks");
                         if !passes(&err) {
@@ -75,8 +75,8 @@ impl Keeper {
             }
             if checked || last.is_err() {
                 self.looked.cancel();
-                let told = last.clone().err().unwrap_or_else(|| "kept".to_owned());
-                self.readiness.set(CONDITION, true, told);
+                let text = last.clone().err().unwrap_or_else(|| "kept".to_owned());
+                self.readiness.set(CONDITION, true, text);
             }
             tokio::select! {
                 () = stop.cancelled() => {}

@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::{MySql, QueryBuilder, Transaction};
 
 use super::{Plan, ROWS_MAX};
-use crate::act::{By, begin};
-use crate::audit::{self, Entry};
+use crate::act::begin;
+use crate::audit::{self, By, Entry};
 use crate::console::{Console, unit};
 use crate::error::Error;
 use crate::filter::State;
@@ -60,7 +60,7 @@ impl Plan {
         }
     }
 
-    fn told(&self) -> String {
+    fn summary(&self) -> String {
         let Self {
             canary,
             canary_wait,
@@ -94,8 +94,8 @@ impl Console {
             let entry = Entry {
                 action: "bulk_start",
                 target: table.bulk_target(id),
-                before: Some(plan.filter.told()),
-                after: Some(plan.told()),
+                before: Some(plan.filter.summary()),
+                after: Some(plan.summary()),
             };
             audit::write(&mut tx, &by, &[entry]).await?;
             tx.commit().await?;

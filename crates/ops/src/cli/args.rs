@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::act::By;
-use crate::audit::ActionFilter;
+use crate::audit::{ActionFilter, By};
 use crate::filter::{Filter, PageAsk};
 
 /// A verb of `parked`.

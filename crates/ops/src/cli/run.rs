@@ -1,6 +1,5 @@
 //! Carrying a verb out and printing what came of it.
 
-use std::fmt::Display;
 use std::io::{Read as _, Write as _};
 
 use serde::Serialize;
@@ -11,12 +10,13 @@ use svc_kit::telemetry;
 use super::Source;
 use super::args::{BulkVerb, EditArgs, RetryArgs, StartArgs, Verb, With};
 use super::screen::Screen;
-use crate::act::{By, Outcome};
+use crate::act::Outcome;
+use crate::audit::By;
 use crate::bulk::{BulkAct, BulkOutcome, Plan};
 use crate::console::{Console, Settings};
 use crate::edit::Edit;
 use crate::error::Error;
-use crate::filter::{Filter, State};
+use crate::filter::Filter;
 
 /// Carries a verb out.
 ///
@@ -64,7 +64,7 @@ pub fn run<S: Source>(verb: &Verb<S>) -> anyhow::Result<Exit> {
         }),
         Verb::Edit(with) => edit(with),
         Verb::Bulk(verb) => run_bulk(verb),
-        Verb::Actions(with) if with.verb.csv => told(with, async |console, verb| {
+        Verb::Actions(with) if with.verb.csv => carry_out(with, async |console, verb| {
             let actions = console.actions(&verb.filter).await?;
             if let Some(next) = actions.next {
                 // Beside the file, which may go anywhere.
@@ -113,14 +113,14 @@ fn run_bulk<S: Source>(verb: &BulkVerb<S>) -> anyhow::Result<Exit> {
 }
 
 /// Runs work on a console and prints its text.
-fn told<S: Source, V: clap::Args>(
+fn carry_out<S: Source, V: clap::Args>(
     with: &With<S, V>,
     work: impl AsyncFnOnce(&Console, &V) -> Result<(String, Exit), Error>,
 ) -> anyhow::Result<Exit> {
-    told_by(with, Settings::default(), work)
+    carry_out_with(with, Settings::default(), work)
 }
 
-fn told_by<S: Source, V: clap::Args>(
+fn carry_out_with<S: Source, V: clap::Args>(
     with: &With<S, V>,
     settings: Settings,
     work: impl AsyncFnOnce(&Console, &V) -> Result<(String, Exit), Error>,
@@ -164,7 +164,7 @@ fn show<S: Source, V: clap::Args, T: Screen + Serialize>(
     with: &With<S, V>,
     read: impl AsyncFnOnce(&Console, &V) -> Result<Option<T>, Error>,
 ) -> anyhow::Result<Exit> {
-    told(with, async |console, verb| {
+    carry_out(with, async |console, verb| {
         Ok(match read(console, verb).await? {
             Some(found) => (print(&found, with.json), Exit::Drained),
             None => ("there is no such row or bulk\n".to_owned(), Exit::Failed),
@@ -177,7 +177,7 @@ fn act<S: Source, V: clap::Args>(
     with: &With<S, V>,
     change: impl AsyncFnOnce(&Console, &V) -> Result<Vec<Outcome>, Error>,
 ) -> anyhow::Result<Exit> {
-    told(with, async |console, verb| {
+    carry_out(with, async |console, verb| {
         let outcomes = change(console, verb).await?;
         let exit = exit(&outcomes);
         Ok((print(&outcomes, with.json), exit))
@@ -203,7 +203,7 @@ fn edit<S: Source>(with: &With<S, EditArgs>) -> anyhow::Result<Exit> {
             ConfigError::new("--payload", problem, "name a file with UTF-8 text")
         })?),
     };
-    told_by(with, settings, async |console, verb| {
+    carry_out_with(with, settings, async |console, verb| {
         let headers = verb.headers.iter().cloned().collect();
         let edit = Edit {
             event_type: verb.event_type.clone(),
@@ -233,7 +233,7 @@ fn read_payload(path: &std::path::Path) -> std::io::Result<String> {
 
 /// Begins a bulk and puts it together to its end.
 fn bulk<S: Source, V: clap::Args>(with: &With<S, V>, plan: &Plan, by: &By) -> anyhow::Result<Exit> {
-    told(with, async |console, _| {
+    carry_out(with, async |console, _| {
         let id = console.bulk_start(plan, by).await?;
         if let Err(err) = console.bulk_carry_out(id).await {
             let text =
@@ -252,7 +252,7 @@ fn bulk_act<S: Source>(
     with: &With<S, super::args::BulkArgs>,
     act: BulkAct,
 ) -> anyhow::Result<Exit> {
-    told(with, async |console, verb| {
+    carry_out(with, async |console, verb| {
         let by = verb.by.by(verb.reason.as_deref());
         let outcome = console.bulk_act(verb.id, act, &by).await?;
         let exit = match outcome {
@@ -263,12 +263,4 @@ fn bulk_act<S: Source>(
         };
         Ok((print(&outcome, with.json), exit))
     })
-}
-
-/// `name: text`, for states.
-pub(super) fn state(state: State, name: impl Display) -> String {
-    match state.name() == name.to_string() {
-        true => name.to_string(),
-        false => format!("{} ({name})", state.name()),
-    }
 }

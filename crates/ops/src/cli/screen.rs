@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use super::run::state;
 use crate::act::Outcome;
 use crate::audit::{Actions, Last};
 use crate::bulk::{Bulk, BulkOutcome};
@@ -55,6 +54,14 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         out.push('\n');
     }
     out
+}
+
+/// A row's state, with the table's own name for it where that is another.
+fn state(row: &Row) -> String {
+    match (row.state.name(), row.state_name) {
+        (name, own) if name == own => own.to_owned(),
+        (name, own) => format!("{name} ({own})"),
+    }
 }
 
 /// Seconds for people.
@@ -138,7 +145,7 @@ impl Screen for Detail {
         let row = &self.row;
         line(&mut out, "key", Some(&row.key));
         line(&mut out, "message id", Some(&row.message_id));
-        line(&mut out, "state", Some(&state(row.state, row.state_name)));
+        line(&mut out, "state", Some(&state(row)));
         line(&mut out, "type", row.event_type.as_deref());
         line(&mut out, "aggregate", row.aggregate_type.as_deref());
         line(&mut out, "aggregate id", row.aggregate_id.as_deref());

@@ -5,9 +5,9 @@ use axum::extract::State;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, LINK};
 use axum::http::{HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
+use svc_kit::http::openapi::Unavailable;
 
 use super::Refusal;
-use super::openapi;
 use super::request;
 use crate::audit::{ActionFilter, Actions};
 use crate::console::Console;
@@ -16,10 +16,8 @@ use crate::console::Console;
 #[utoipa::path(get, path = "/ops/api/actions", tag = "audit", params(ActionFilter),
     responses(
         (status = 200, description = "A page", body = Actions),
-        (status = "4XX", description = "Invalid query (400, 422), no token (401)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "Invalid query (400, 422), no token (401)"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn list(
     State(console): State<Console>,
@@ -33,10 +31,8 @@ pub(super) async fn list(
 #[utoipa::path(get, path = "/ops/api/actions.csv", tag = "audit", params(ActionFilter),
     responses(
         (status = 200, description = "A page", body = String, content_type = "text/csv"),
-        (status = "4XX", description = "Invalid query (400, 422), no token (401)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "Invalid query (400, 422), no token (401)"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn csv(State(console): State<Console>, uri: Uri) -> Result<Response, Refusal> {
     let filter: ActionFilter = request::query(&uri, |_| true)?;

@@ -5,13 +5,13 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use svc_kit::http::Problem;
-use svc_kit::ops::Person;
+use svc_kit::http::openapi::Unavailable;
+use svc_kit::operators::Person;
 use svc_kit::tasks;
 use utoipa::ToSchema;
 
-use super::openapi;
 use super::request::{self, Body, Part};
-use super::{Refusal, by};
+use super::{Refusal, by, conflict};
 use crate::bulk::{Bulk, BulkAct, BulkOutcome, Plan};
 use crate::console::Console;
 
@@ -46,10 +46,8 @@ pub(super) struct Begun {
     responses(
         (status = 202, description = "Begun", body = Begun),
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's (403), \
-         too long (413), not JSON (415), invalid (422)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         too long (413), not JSON (415), invalid (422)"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn start(
     State(console): State<Console>,
@@ -68,10 +66,8 @@ pub(super) async fn start(
 #[utoipa::path(get, path = "/ops/api/bulks", tag = "bulks",
     responses(
         (status = 200, description = "The bulks", body = Vec<Bulk>),
-        (status = "4XX", description = "No token (401)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "No token (401)"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn list(State(console): State<Console>) -> Answer<Vec<Bulk>> {
     Ok(Json(console.bulks().await?))
@@ -82,10 +78,8 @@ pub(super) async fn list(State(console): State<Console>) -> Answer<Vec<Bulk>> {
     params(("id" = u64, Path)),
     responses(
         (status = 200, description = "The bulk", body = Bulk),
-        (status = "4XX", description = "No token (401), no such bulk (404)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "No token (401), no such bulk (404)"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn show(State(console): State<Console>, id: Part) -> Answer<Bulk> {
     let bulk = console.bulk(number(id)?).await?;
@@ -120,21 +114,7 @@ async fn act(
         }
         BulkOutcome::Conflict { now, last, .. } => {
             let title = "The bulk is in another state";
-            let mut detail = format!("it is {}", now.name());
-            let mut problem = Problem::new(StatusCode::CONFLICT, "conflict", title);
-            problem = problem.error("state", now.name());
-            if let Some(last) = last {
-                let at = last.at.unwrap_or_default();
-                detail.push_str(&format!(
-                    "; last {:?} by {} at {at}",
-                    last.action, last.actor
-                ));
-                problem = problem
-                    .error("actor", last.actor)
-                    .error("action", last.action)
-                    .error("at", at);
-            }
-            Err(problem.detail(detail).into())
+            Err(conflict(title, now.name(), None, last).into())
         }
     }
 }
@@ -149,10 +129,8 @@ macro_rules! on_a_bulk {
                 (status = 200, description = "Done; its rows follow", body = BulkOutcome),
                 (status = "4XX", description = "Malformed (400), no token (401), not an \
                  operator's (403), no such bulk (404), in another state (409), too long (413), not \
-                 JSON (415), invalid (422)",
-                 body = openapi::Problem, content_type = "application/problem+json"),
-                (status = 503, description = "The database can't be used; see Retry-After",
-                 body = openapi::Problem, content_type = "application/problem+json"),
+                 JSON (415), invalid (422)"),
+                Unavailable,
             ), security(("token" = [])))]
         pub(super) async fn $name(
             State(console): State<Console>,

@@ -3,7 +3,6 @@
 
 mod actions;
 mod bulks;
-mod openapi;
 mod request;
 mod rows;
 
@@ -15,11 +14,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::{Extension, Json, Router};
 use serde::Serialize;
-use svc_kit::http::Problem;
-use svc_kit::ops::{Person, Role};
-use utoipa::ToSchema;
+use svc_kit::http::openapi::{Bearer, Problems, document};
+use svc_kit::http::{Problem, method_not_allowed, nothing_here};
+use svc_kit::operators::{Person, Role};
+use utoipa::{OpenApi, ToSchema};
 
-use crate::act::By;
+use crate::audit::{By, Last};
 use crate::console::Console;
 use crate::error::Error;
 use crate::page;
@@ -40,7 +40,7 @@ pub fn router(console: &Console) -> Router {
 
 fn api(console: &Console) -> Router {
     Router::new()
-        .route("/ops/openapi.json", get(openapi::document))
+        .route("/ops/openapi.json", get(document::<Contract>))
         .route("/ops/api/me", get(me))
         .route("/ops/api/rows", get(rows::list))
         .route("/ops/api/groups", get(rows::groups))
@@ -65,15 +65,46 @@ fn api(console: &Console) -> Router {
                 .route("/ops/api/rows/{key}/edit", post(rows::edit))
                 .layer(DefaultBodyLimit::max(EDIT_BODY_MAX)),
         )
-        .route("/ops/api", any(nothing))
-        .route("/ops/api/{*rest}", any(nothing))
-        .method_not_allowed_fallback(async || {
-            let title = "The path does not take this method";
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", title)
-        })
+        .route("/ops/api", any(nothing_here))
+        .route("/ops/api/{*rest}", any(nothing_here))
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(console.clone(), admit))
         .with_state(console.clone())
 }
+
+const BEARER: Bearer = Bearer("token");
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "ops",
+        description = "What an operator does with rows that need a person."
+    ),
+    paths(
+        me,
+        rows::list,
+        rows::groups,
+        rows::detail,
+        rows::retry_one,
+        rows::discard_one,
+        rows::restore_one,
+        rows::note,
+        rows::edit,
+        rows::retry,
+        rows::discard,
+        rows::restore,
+        bulks::list,
+        bulks::start,
+        bulks::show,
+        bulks::pause,
+        bulks::resume,
+        bulks::cancel,
+        actions::list,
+        actions::csv
+    ),
+    modifiers(&BEARER, &Problems)
+)]
+struct Contract;
 
 /// Who may come in: whoever has a token may look, an operator may act.
 async fn admit(State(console): State<Console>, mut request: Request, next: Next) -> Response {
@@ -129,8 +160,7 @@ struct Me {
 #[utoipa::path(get, path = "/ops/api/me", tag = "who",
     responses(
         (status = 200, description = "The person", body = Me),
-        (status = "4XX", description = "No token (401)", body = openapi::Problem,
-         content_type = "application/problem+json"),
+        (status = "4XX", description = "No token (401)"),
     ), security(("token" = [])))]
 async fn me(State(console): State<Console>, Extension(person): Extension<Person>) -> Json<Me> {
     std::future::ready(Json(Me {
@@ -152,12 +182,25 @@ fn by(person: &Person, reason: Option<String>) -> By {
     }
 }
 
+/// 409: what it is, and who acted on it last.
+fn conflict(title: &'static str, now: &str, why: Option<&str>, last: Option<Last>) -> Problem {
+    let mut detail = format!("it is {now}");
+    if let Some(why) = why {
+        detail.push_str(&format!(": {why}"));
+    }
+    let mut problem = Problem::new(StatusCode::CONFLICT, "conflict", title).error("state", now);
+    if let Some(Last { actor, action, at }) = last {
+        let at = at.unwrap_or_default();
+        detail.push_str(&format!("; last {action:?} by {actor} at {at}"));
+        problem = problem
+            .error("actor", actor)
+            .error("action", action)
+            .error("at", at);
+    }
+    problem.detail(detail)
+}
+
 async fn off() -> Problem {
     let title = "/ops is off; OPS_TOKENS turns it on";
     std::future::ready(Problem::new(StatusCode::NOT_FOUND, "ops_off", title)).await
-}
-
-async fn nothing() -> Problem {
-    let title = "There is nothing at this path";
-    std::future::ready(Problem::new(StatusCode::NOT_FOUND, "not_found", title)).await
 }

@@ -3,10 +3,9 @@
 use axum::body::Bytes;
 use axum::extract::Query;
 use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use serde::de::DeserializeOwned;
-use svc_kit::http::Problem;
+use svc_kit::http::{Problem, malformed_json, media_type, not_json};
 
 use crate::filter::{Filter, PageAsk};
 
@@ -58,32 +57,19 @@ pub(super) fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Resu
     if body.is_empty() {
         return parse(b"{}");
     }
-    let given = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    let essence = given.and_then(|value| value.split(';').next());
-    let essence = essence.unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
-        let title = "The body must be application/json";
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return Err(Problem::new(status, "not_json", title));
+    if media_type(headers) != "application/json" {
+        return Err(not_json());
     }
     parse(&body)
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|err| {
-        let problem = match err.is_data() {
-            true => Problem::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "invalid_request",
-                "The request is not valid",
-            ),
-            false => Problem::new(
-                StatusCode::BAD_REQUEST,
-                "malformed_json",
-                "The body is not valid JSON",
-            ),
-        };
-        problem.detail(err.to_string())
+    serde_json::from_slice(body).map_err(|err| match err.is_data() {
+        true => {
+            let (status, title) = (StatusCode::UNPROCESSABLE_ENTITY, "The request is not valid");
+            Problem::new(status, "invalid_request", title).detail(err.to_string())
+        }
+        false => malformed_json(err.to_string()),
     })
 }
 

@@ -5,13 +5,14 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use svc_kit::http::Problem;
-use svc_kit::ops::Person;
+use svc_kit::http::openapi::Unavailable;
+use svc_kit::operators::Person;
 use utoipa::ToSchema;
 
-use super::openapi;
 use super::request::{self, Body, Part};
-use super::{Refusal, by};
-use crate::act::{By, Outcome};
+use super::{Refusal, by, conflict};
+use crate::act::Outcome;
+use crate::audit::By;
 use crate::console::Console;
 use crate::detail::Detail;
 use crate::edit::{Edit, Edited};
@@ -61,10 +62,8 @@ pub(super) struct EditRequest {
 #[utoipa::path(get, path = "/ops/api/rows", tag = "rows", params(Filter, PageAsk),
     responses(
         (status = 200, description = "A page", body = Page),
-        (status = "4XX", description = "Invalid query (400, 422), no token (401)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "Invalid query (400, 422), no token (401)"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn list(State(console): State<Console>, uri: Uri) -> Answer<Page> {
     let (filter, ask) = request::list(&uri)?;
@@ -75,10 +74,8 @@ pub(super) async fn list(State(console): State<Console>, uri: Uri) -> Answer<Pag
 #[utoipa::path(get, path = "/ops/api/groups", tag = "rows", params(Filter),
     responses(
         (status = 200, description = "The groups", body = Groups),
-        (status = "4XX", description = "Invalid query (400, 422), no token (401)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "Invalid query (400, 422), no token (401)"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn groups(State(console): State<Console>, uri: Uri) -> Answer<Groups> {
     let filter: Filter = request::query(&uri, |_| true)?;
@@ -90,10 +87,8 @@ pub(super) async fn groups(State(console): State<Console>, uri: Uri) -> Answer<G
     params(("key" = String, Path, description = "The row's `key`")),
     responses(
         (status = 200, description = "The row", body = Detail),
-        (status = "4XX", description = "No token (401), no such row (404)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "No token (401), no such row (404)"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn detail(State(console): State<Console>, key: Part) -> Answer<Detail> {
     let detail = console.detail(&request::key(key)?).await?;
@@ -112,21 +107,7 @@ fn single(outcome: Outcome) -> Answer<Outcome> {
         Outcome::Missing { .. } => Err(unknown_row().into()),
         Outcome::Conflict { now, why, last, .. } => {
             let title = "The row is in another state";
-            let mut detail = format!("it is {}: {why}", now.name());
-            let mut problem = Problem::new(StatusCode::CONFLICT, "conflict", title);
-            problem = problem.error("state", now.name());
-            if let Some(last) = last {
-                let at = last.at.unwrap_or_default();
-                detail.push_str(&format!(
-                    "; last {:?} by {} at {at}",
-                    last.action, last.actor
-                ));
-                problem = problem
-                    .error("actor", last.actor)
-                    .error("action", last.action)
-                    .error("at", at);
-            }
-            Err(problem.detail(detail).into())
+            Err(conflict(title, now.name(), Some(&why), last).into())
         }
     }
 }
@@ -166,10 +147,8 @@ macro_rules! on_one_row {
                 (status = 200, description = "Done", body = Outcome),
                 (status = "4XX", description = "Malformed (400), no token (401), not an \
                  operator's (403), no such row (404), in another state (409), too long (413), not \
-                 JSON (415), invalid (422)",
-                 body = openapi::Problem, content_type = "application/problem+json"),
-                (status = 503, description = "The database can't be used; see Retry-After",
-                 body = openapi::Problem, content_type = "application/problem+json"),
+                 JSON (415), invalid (422)"),
+                Unavailable,
             ), security(("token" = [])))]
         pub(super) async fn $name(
             State(console): State<Console>,
@@ -192,10 +171,8 @@ macro_rules! on_several_rows {
                     responses(
                         (status = 200, description = "What became of each", body = Outcomes),
                         (status = "4XX", description = "Malformed (400), no token (401), not an \
-                 operator's (403), too long (413), not JSON (415), invalid (422)",
-                         body = openapi::Problem, content_type = "application/problem+json"),
-                        (status = 503, description = "The database can't be used; see Retry-After",
-                         body = openapi::Problem, content_type = "application/problem+json"),
+                 operator's (403), too long (413), not JSON (415), invalid (422)"),
+                        Unavailable,
                     ), security(("token" = [])))]
         pub(super) async fn $name(
             State(console): State<Console>,
@@ -249,10 +226,8 @@ on_several_rows!(
     responses(
         (status = 200, description = "Written", body = Outcome),
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's (403), \
-         no such row (404), too long (413), not JSON (415), invalid (422)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         no such row (404), too long (413), not JSON (415), invalid (422)"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn note(
     State(console): State<Console>,
@@ -272,10 +247,8 @@ pub(super) async fn note(
         (status = 200, description = "Written", body = Edited),
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's or \
          editing is off (403), no such row (404), in another state (409), too long (413), not JSON \
-         (415), invalid (422)",
-         body = openapi::Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database can't be used; see Retry-After",
-         body = openapi::Problem, content_type = "application/problem+json"),
+         (415), invalid (422)"),
+        Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn edit(
     State(console): State<Console>,

@@ -17,7 +17,7 @@ use super::notice::Notice;
 use super::session::Visitor;
 use super::show;
 use super::view::Asked;
-use crate::act::By;
+use crate::audit::By;
 use crate::bulk::{Bulk, BulkAct, BulkOutcome, Plan, Progress, ROWS_MAX};
 use crate::error::Error;
 use crate::table::Table;
@@ -33,10 +33,10 @@ struct PlanPage {
     frame: Frame,
     /// The filter, for the hidden fields.
     pairs: Vec<(&'static str, String)>,
-    told: String,
+    summary: String,
     query: String,
     rows: u64,
-    rows_told: String,
+    row_count: String,
     is_more: bool,
     max: u32,
     /// A relay knows routes that are shut; the inbox has none.
@@ -94,10 +94,10 @@ async fn counted(desk: &Desk, visitor: &Visitor, uri: &Uri) -> Result<Response, 
     let page = PlanPage {
         frame: Frame::new(desk, visitor, "bulk"),
         pairs: asked.pairs(),
-        told: show::line(&asked.filter.told()),
+        summary: show::line(&asked.filter.summary()),
         query: asked.query(&[]),
         rows,
-        rows_told: show::rows(rows),
+        row_count: show::rows(rows),
         is_more: found.or_more,
         max: ROWS_MAX,
         shuts_routes: matches!(desk.console.table(), Table::Outbox { .. }),
@@ -218,16 +218,16 @@ async fn acted(desk: &Desk, signed: &Signed, id: u64) -> Result<Response, Troubl
                 format!(" Last, {actor} did “{action}” ({at} UTC).")
             });
             let text = format!("Not done: bulk {id} is {} now.{who}", now.name());
-            let told = (StatusCode::CONFLICT, Notice::warn(text));
-            show(desk, visitor, id, Some(told)).await
+            let answer = (StatusCode::CONFLICT, Notice::warn(text));
+            show(desk, visitor, id, Some(answer)).await
         }
         BulkOutcome::Early { now, .. } => {
             let text = format!(
                 "Not done: bulk {id} is {}, and its rows are still being held back.",
                 now.name()
             );
-            let told = (StatusCode::CONFLICT, Notice::warn(text));
-            show(desk, visitor, id, Some(told)).await
+            let answer = (StatusCode::CONFLICT, Notice::warn(text));
+            show(desk, visitor, id, Some(answer)).await
         }
         BulkOutcome::Missing { .. } => Err(Trouble::missing("such bulk")),
     }
@@ -237,7 +237,7 @@ async fn show(
     desk: &Desk,
     visitor: &Visitor,
     id: u64,
-    told: Option<(StatusCode, Notice)>,
+    answer: Option<(StatusCode, Notice)>,
 ) -> Result<Response, Trouble> {
     let begun = Instant::now();
     let found = desk
@@ -250,7 +250,7 @@ async fn show(
     let progress = bulk.progress.clone().unwrap_or_default();
     let mut frame = Frame::new(desk, visitor, "bulk");
     let mut status = StatusCode::OK;
-    if let Some((code, notice)) = told {
+    if let Some((code, notice)) = answer {
         (status, frame.notice) = (code, Some(notice));
     }
     let is_under_way = !bulk.followed || progress.waiting + progress.trying > 0;

@@ -9,7 +9,7 @@ use axum::http::header::{HeaderName, RETRY_AFTER, SET_COOKIE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use svc_kit::http::peer;
-use svc_kit::ops::Refused;
+use svc_kit::operators::Refused;
 
 use super::Desk;
 use super::form::Fields;

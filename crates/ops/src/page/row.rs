@@ -15,8 +15,9 @@ use super::guard::Signed;
 use super::notice::Notice;
 use super::session::Visitor;
 use super::show;
-use super::view::{RowView, href, told};
-use crate::act::{By, Outcome};
+use super::view::{RowView, href, notice_of};
+use crate::act::Outcome;
+use crate::audit::By;
 use crate::detail::{Detail, Form, Payload};
 use crate::edit::{Edit, Edited};
 use crate::error::Error;
@@ -121,10 +122,10 @@ async fn acted(desk: &Desk, signed: &Signed, key: &str) -> Result<Response, Trou
             Notice::good("The note is written."),
         )),
         Some(done @ Outcome::Done { .. }) => {
-            Ok(again(desk, visitor, key, told(console.table(), &done)))
+            Ok(again(desk, visitor, key, notice_of(console.table(), &done)))
         }
         Some(conflict @ Outcome::Conflict { .. }) => {
-            let notice = told(console.table(), &conflict);
+            let notice = notice_of(console.table(), &conflict);
             show(desk, visitor, key, Some((StatusCode::CONFLICT, notice))).await
         }
         Some(Outcome::Missing { .. }) | None => Err(Trouble::missing("such row")),
@@ -161,7 +162,7 @@ async fn edited(desk: &Desk, signed: &Signed, key: &str, by: &By) -> Result<Resp
             Ok(again(desk, &signed.visitor, &new, Notice::good(text)))
         }
         Edited { original, .. } => {
-            let notice = told(desk.console.table(), &original);
+            let notice = notice_of(desk.console.table(), &original);
             show(
                 desk,
                 &signed.visitor,
@@ -215,14 +216,14 @@ async fn show(
     desk: &Desk,
     visitor: &Visitor,
     key: &str,
-    told: Option<(StatusCode, Notice)>,
+    answer: Option<(StatusCode, Notice)>,
 ) -> Result<Response, Trouble> {
     let found = desk.console.detail(key).await;
     let found = found.map_err(|err| Trouble::of(&err))?;
     let detail = found.ok_or_else(|| Trouble::missing("such row"))?;
     let mut frame = Frame::new(desk, visitor, "rows");
     let mut status = StatusCode::OK;
-    if let Some((code, notice)) = told {
+    if let Some((code, notice)) = answer {
         (status, frame.notice) = (code, Some(notice));
     }
     let can_edit =

@@ -14,14 +14,15 @@ use super::guard::Signed;
 use super::notice::Notice;
 use super::session::Visitor;
 use super::show;
-use super::view::{Asked, FilterView, RowView, told};
-use crate::act::{By, Outcome};
+use super::view::{Asked, FilterView, RowView, notice_of};
+use crate::act::Outcome;
+use crate::audit::By;
 use crate::error::Error;
 use crate::filter::PageAsk;
 
 /// Rows of a page.
 const PAGE: u32 = 50;
-/// Conflicts told one by one; of more, the number.
+/// Conflicts named one by one; of more, the number.
 const CONFLICTS_TOLD: usize = 5;
 
 #[derive(Template)]
@@ -79,7 +80,7 @@ async fn selected(desk: &Desk, signed: &Signed, uri: &Uri) -> Result<Response, T
     let conflicts: Vec<String> = outcomes
         .iter()
         .filter(|outcome| !matches!(outcome, Outcome::Done { .. }))
-        .map(|outcome| told(desk.console.table(), outcome).text)
+        .map(|outcome| notice_of(desk.console.table(), outcome).text)
         .collect();
     let done = outcomes.len() - conflicts.len();
     let what = match fields.get("act") {
@@ -114,7 +115,7 @@ async fn show(
     desk: &Desk,
     visitor: &Visitor,
     uri: &Uri,
-    told: Option<(StatusCode, Notice)>,
+    answer: Option<(StatusCode, Notice)>,
 ) -> Result<Response, Trouble> {
     let fields = Fields::parse(uri.query().unwrap_or_default().as_bytes())
         .map_err(|err| Trouble::bad_form(&err))?;
@@ -129,7 +130,7 @@ async fn show(
     let table = desk.console.table();
     let mut frame = Frame::new(desk, visitor, "rows");
     let mut status = StatusCode::OK;
-    if let Some((code, notice)) = told {
+    if let Some((code, notice)) = answer {
         (status, frame.notice) = (code, Some(notice));
     }
     let after = asked.after.as_deref().unwrap_or_default();

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
-use svc_kit::ops::{Person, Role};
+use svc_kit::operators::{Person, Role};
 
 use super::notice::Notice;
 
@@ -123,7 +123,7 @@ fn digest(cookie: &str) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use secrecy::SecretString;
-    use svc_kit::ops::Tokens;
+    use svc_kit::operators::Tokens;
 
     use super::*;
 

@@ -303,7 +303,7 @@ fn age_text(seconds: Option<u64>) -> Option<String> {
 }
 
 /// What came of an action on one row, in words.
-pub(super) fn told(table: &Table, outcome: &Outcome) -> Notice {
+pub(super) fn notice_of(table: &Table, outcome: &Outcome) -> Notice {
     match outcome {
         Outcome::Done { key, after, .. } => {
             let key = show::line(key);

@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, MySqlPool};
 use svc_kit::database::DatabaseUrl;
 use svc_kit::migrate::{self, Set};
-use svc_kit::ops::Tokens;
+use svc_kit::operators::Tokens;
 
 const OPERATOR: &str = "0123456789abcdef";
 const VIEWER: &str = "fedcba9876543210";

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest as _, Request};
-use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode};
 
 use super::{Problem, unreadable};
 
@@ -23,4 +24,12 @@ pub async fn whole_body(request: Request, within: Duration) -> Result<Bytes, Pro
         )
         .detail(format!("a body has {within:?} to arrive"))),
     }
+}
+
+/// What the body is said to be, in lower case and without parameters; empty when nothing is said.
+#[must_use]
+pub fn media_type(headers: &HeaderMap) -> String {
+    let given = headers.get(CONTENT_TYPE).and_then(|it| it.to_str().ok());
+    let essence = given.and_then(|value| value.split(';').next());
+    essence.unwrap_or_default().trim().to_ascii_lowercase()
 }

@@ -10,8 +10,14 @@ use serde::Serialize;
 
 /// An error answer. Its text is for the client: nothing internal belongs into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(
+    feature = "openapi",
+    schema(description = "RFC 9457; `code` is stable.")
+)]
 pub struct Problem {
     /// HTTP status.
+    #[cfg_attr(feature = "openapi", schema(value_type = u16))]
     pub status: StatusCode,
     /// Stable name that programs decide by, e.g. `invalid_order`.
     pub code: &'static str,
@@ -20,13 +26,16 @@ pub struct Problem {
     /// What is wrong this time.
     pub detail: Option<String>,
     /// When to try again; whole seconds, rounded up.
+    #[cfg_attr(feature = "openapi", schema(ignore))]
     pub retry_after: Option<Duration>,
     /// Members of the request that are wrong.
+    #[cfg_attr(feature = "openapi", schema(required = false))]
     pub errors: Vec<FieldError>,
 }
 
 /// One member of a request that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FieldError {
     /// Its name, with dots between levels.
     pub field: String,

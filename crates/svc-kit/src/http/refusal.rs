@@ -100,3 +100,30 @@ pub fn unreadable(err: &BytesRejection) -> Problem {
         "The body could not be read",
     )
 }
+
+/// 400 for a body that is no JSON; `detail` says where.
+#[must_use]
+pub fn malformed_json(detail: impl Into<String>) -> Problem {
+    let title = "The body is not valid JSON";
+    Problem::new(StatusCode::BAD_REQUEST, "malformed_json", title).detail(detail)
+}
+
+/// 415 for a body that is not said to be JSON.
+#[must_use]
+pub fn not_json() -> Problem {
+    let title = "The body must be application/json";
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", title)
+}
+
+/// 404: what a router falls back to.
+pub async fn nothing_here() -> Problem {
+    let title = "There is nothing at this path";
+    std::future::ready(Problem::new(StatusCode::NOT_FOUND, "not_found", title)).await
+}
+
+/// 405: what a router falls back to where the path is known.
+pub async fn method_not_allowed() -> Problem {
+    let title = "The path does not take this method";
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    std::future::ready(Problem::new(status, "method_not_allowed", title)).await
+}

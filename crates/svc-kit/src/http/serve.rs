@@ -16,6 +16,8 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use crate::boot::ConfigError;
+
 /// A client that takes longer to send its request's head is disconnected.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -24,6 +26,22 @@ const MAX_CONNECTIONS: usize = 4096;
 
 /// Rest after a failed accept: out of file descriptors, it would fail again at once.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Listens at `LISTEN_ADDR`; gives the address with the port that it got.
+///
+/// # Errors
+/// The address can't be bound.
+pub async fn bind(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ConfigError> {
+    let bound = TcpListener::bind(addr).await;
+    let bound = bound.and_then(|listener| {
+        let addr = listener.local_addr()?;
+        Ok((listener, addr))
+    });
+    bound.map_err(|err| {
+        let problem = format!("can't be bound: {err}");
+        ConfigError::new("LISTEN_ADDR", problem, "choose a free address")
+    })
+}
 
 /// Serves `app` until `drain` is cancelled, then lets requests in progress end within `deadline`.
 ///

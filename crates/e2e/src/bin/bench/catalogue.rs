@@ -3,7 +3,11 @@
 use anyhow::{Context as _, bail};
 use futures::future::LocalBoxFuture;
 
-use crate::{keys, results::Figures, scene::Scene};
+use crate::{
+    figures::{Figures, number},
+    keys,
+    scene::Scene,
+};
 
 /// One line of the results.
 pub(crate) struct Key {
@@ -17,6 +21,25 @@ pub(crate) struct Key {
     pub(crate) more_is_better: bool,
     /// Measures it on one server.
     pub(crate) measure: Measure,
+}
+
+impl Key {
+    /// One line for the reader.
+    pub(crate) fn line(&self, figures: &Figures) -> String {
+        let verdict = match figures.met {
+            Some(true) => ", target met",
+            Some(false) => ", target MISSED",
+            None => "",
+        };
+        format!(
+            "raw {}, product {} {}, ratio {:.2} ({}{verdict})",
+            number(figures.raw),
+            number(figures.product),
+            self.unit,
+            figures.ratio,
+            self.target
+        )
+    }
 }
 
 /// A key's function: rounds of raw and product, and a ledger check.

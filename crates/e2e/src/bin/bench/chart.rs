@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::Context as _;
 
-use crate::results::{Results, number};
+use crate::{figures::number, results::Results};
 
 const ROW: usize = 24;
 const LEFT: f64 = 250.0;

@@ -10,6 +10,7 @@ mod arrivals;
 mod bare_loop;
 mod catalogue;
 mod chart;
+mod figures;
 mod keys;
 mod ledger;
 mod order_load;
@@ -185,13 +186,13 @@ async fn measure(
     (flavor, scale): (Flavor, Scale),
     rabbit: &Arc<Rabbit>,
     memory: &Memory,
-) -> anyhow::Result<results::Figures> {
+) -> anyhow::Result<figures::Figures> {
     let started = Instant::now();
     let scene = Scene::set_up(key.name, (flavor, scale), rabbit, memory).await?;
     let figures = (key.measure)(&scene).await.with_context(|| scene.name())?;
     scene.say(&format!(
         "{} in {:.0} s",
-        figures.line(key),
+        key.line(&figures),
         started.elapsed().as_secs_f64()
     ));
     Ok(figures)

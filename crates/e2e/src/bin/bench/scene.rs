@@ -9,10 +9,7 @@ use e2e::{
 };
 use sqlx::MySqlPool;
 
-use crate::{
-    keys::relay_drain::Drain,
-    queue::{Kind, Queue},
-};
+use crate::queue::{Kind, Queue};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +29,19 @@ impl Scale {
     pub(crate) fn pick(self, full: u64, quick: u64) -> u64 {
         if self.quick { quick } else { full }
     }
+}
+
+/// One round of emptying a backlog.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drain {
+    pub(crate) messages: u64,
+    pub(crate) raw_rate: f64,
+    pub(crate) rate: f64,
+    /// Of the whole raw publisher, in CPU seconds.
+    pub(crate) raw_cpu: f64,
+    /// Of the whole relay, its start included.
+    pub(crate) cpu: f64,
+    pub(crate) duplicates: u64,
 }
 
 /// What one key has measured and another one shows as well.

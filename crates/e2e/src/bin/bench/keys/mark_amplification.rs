@@ -6,10 +6,10 @@ use sqlx::{MySqlPool, Row as _};
 use e2e::Flavor;
 
 use crate::{
+    figures::Figures,
     keys::{relay_drain::as_f64, relay_drain::drain_with, relay_latency::rounded},
     outbox_rows,
     queue::Kind,
-    results::Figures,
     scene::Scene,
     statistics::median,
 };

@@ -4,9 +4,9 @@ use e2e::Flavor;
 use serde_json::json;
 
 use crate::{
+    figures::{Figures, number},
     keys::relay_latency::rounded,
     order_load, process, raw_orders,
-    results::{Figures, number},
     scene::Scene,
     service::Service,
     shop::{Books, ORDERS},

@@ -6,11 +6,11 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 use uuid::Uuid;
 
 use crate::{
+    figures::{Figures, number},
     keys::{relay_drain::as_f64, relay_latency::rounded},
     process,
     queue::{EXCHANGE, Kind, Queue},
     raw_payments, raw_publisher,
-    results::{Figures, number},
     scene::Scene,
     service::Service,
     shop::{Books, PAYMENTS},

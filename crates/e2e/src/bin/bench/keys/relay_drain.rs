@@ -9,27 +9,14 @@ use serde_json::{Value, json};
 use sqlx::MySqlPool;
 
 use crate::{
+    figures::{Figures, number},
     ledger, outbox_rows,
     queue::{Kind, Queue},
     raw_publisher,
     relay::Relay,
-    results::{Figures, number},
-    scene::Scene,
+    scene::{Drain, Scene},
     statistics::median,
 };
-
-/// One round.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Drain {
-    pub(crate) messages: u64,
-    pub(crate) raw_rate: f64,
-    pub(crate) rate: f64,
-    /// Of the whole raw publisher, in CPU seconds.
-    pub(crate) raw_cpu: f64,
-    /// Of the whole relay, its start included.
-    pub(crate) cpu: f64,
-    pub(crate) duplicates: u64,
-}
 
 /// What one drain of the product's took.
 pub(crate) struct Drained {

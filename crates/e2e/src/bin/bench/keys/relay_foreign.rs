@@ -9,11 +9,11 @@ use std::time::Instant;
 use sqlx::{Executor as _, MySqlPool};
 
 use crate::{
+    figures::{Figures, number},
     keys::{relay_drain::as_f64, relay_latency::rounded},
     ledger, outbox_rows,
     queue::{Kind, Queue},
     relay::Relay,
-    results::{Figures, number},
     scene::Scene,
     statistics::median,
 };

@@ -4,10 +4,10 @@
 use sqlx::{Executor as _, MySqlPool};
 
 use crate::{
+    figures::{Figures, number},
     keys::{relay_drain::drain, relay_latency::rounded},
     outbox_rows,
     queue::Kind,
-    results::{Figures, number},
     scene::Scene,
     statistics::median,
 };

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     arrivals::{Way, one_at_a_time},
-    results::Figures,
+    figures::Figures,
     scene::Scene,
     statistics::{median, percentile},
 };

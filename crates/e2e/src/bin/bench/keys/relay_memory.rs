@@ -8,17 +8,17 @@ use std::pin::pin;
 use std::time::Duration;
 
 use crate::{
+    figures::{Figures, number},
     keys::relay_latency::rounded,
     ledger, outbox_rows,
     queue::Kind,
     relay::Relay,
-    results::{Figures, number},
     scene::Scene,
 };
 
 const IDLE_MAX: f64 = 20.0;
 const BACKLOG_MAX: f64 = 64.0;
-/// What ARCHITECTURE.md reckons at the most.
+/// With rows placed faster than they go: payloads, batches and the index of what is on its way.
 const TAILING_MAX: f64 = 113.0;
 /// What an allocator's moods may add from one million to the fifth.
 const GROWTH_MAX: f64 = 4.0;

@@ -2,8 +2,8 @@
 
 use crate::{
     arrivals::{Way, steadily},
+    figures::Figures,
     keys::{relay_drain::as_f64, relay_latency::rounded},
-    results::Figures,
     scene::Scene,
     statistics::{median, percentile},
 };

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::{
+    figures::{Figures, number},
     keys::{
         order_http::{CLIENTS, WARM_UP},
         pay_consume::{PROCESSED, raw as raw_payments},
@@ -17,7 +18,6 @@ use crate::{
     queue::Kind,
     raw_orders, raw_publisher,
     relay::Relay,
-    results::{Figures, number},
     scene::Scene,
     service::Service,
     shop::{Books, ORDERS, PAYMENTS},

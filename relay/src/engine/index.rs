@@ -1,0 +1,233 @@
+//! The pending rows that the engine knows: what each is waiting for, and which is the first of its key.
+
+use std::collections::btree_map::{BTreeMap, Entry as Slot};
+use std::collections::{BTreeSet, HashSet};
+use std::time::Instant;
+
+use super::breaker::RouteId;
+
+/// What a row costs in the index, in bytes: its entry, its places in the sets, and the room that these
+/// keep free (measured with rows of a key each, rounded up).
+pub(super) const ROW_BYTES: usize = 176;
+
+/// Where a row is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Behind an earlier row of its key.
+    Waiting,
+    /// The first of its key; its time has not come.
+    Delayed,
+    /// The first of its key; its route takes no rows.
+    Blocked,
+    /// It may go, and its payload is to be loaded.
+    Ready,
+    /// Its payload is being loaded.
+    Loading,
+    /// Its payload is here.
+    Loaded,
+    /// With a publisher.
+    Out,
+    /// Confirmed, and its mark is being written. It keeps nobody waiting.
+    Confirmed,
+    /// Its failure is being written; `parks` when it is not tried again.
+    Failing { parks: bool },
+}
+
+impl Stage {
+    /// It can be read anew and placed anew at any time.
+    pub(super) fn is_idle(self) -> bool {
+        matches!(
+            self,
+            Self::Waiting | Self::Delayed | Self::Blocked | Self::Ready
+        )
+    }
+
+    fn number(self) -> usize {
+        match self {
+            Self::Waiting => 0,
+            Self::Delayed => 1,
+            Self::Blocked => 2,
+            Self::Ready => 3,
+            Self::Loading => 4,
+            Self::Loaded => 5,
+            Self::Out => 6,
+            Self::Confirmed => 7,
+            Self::Failing { .. } => 8,
+        }
+    }
+}
+
+/// A pending row.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) key: u64,
+    pub(super) tag: u64,
+    pub(super) route: RouteId,
+    pub(super) attempts: u32,
+    pub(super) bytes: usize,
+    pub(super) stage: Stage,
+    /// It was reported again while it could not be read anew.
+    pub(super) again: bool,
+    /// The scan that met it last, or was at hand when it came.
+    pub(super) seen: u32,
+    /// Its time, if that is still to come.
+    pub(super) due: Option<Instant>,
+    /// Its commit, if the binlog reported it.
+    pub(super) committed: Option<Instant>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    rows: BTreeMap<u64, Entry>,
+    /// All but the confirmed ones: key and id.
+    by_key: BTreeSet<(u64, u64)>,
+    /// Those of [`Stage::Delayed`].
+    delayed: BTreeSet<(Instant, u64)>,
+    /// Keys with a row of [`Stage::Out`].
+    out_keys: HashSet<u64>,
+    counts: [usize; 9],
+}
+
+impl Index {
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn get(&self, id: u64) -> Option<&Entry> {
+        self.rows.get(&id)
+    }
+
+    /// To change what no set depends on.
+    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut Entry> {
+        self.rows.get_mut(&id)
+    }
+
+    pub(super) fn count(&self, stage: Stage) -> usize {
+        self.counts[stage.number()]
+    }
+
+    /// Rows that are going, or could.
+    pub(super) fn in_flight(&self) -> usize {
+        self.counts[Stage::Loading.number()..].iter().sum()
+    }
+
+    /// Rows that wait for something that can last.
+    pub(super) fn waiting(&self) -> usize {
+        self.counts[..Stage::Ready.number()].iter().sum()
+    }
+
+    /// Adds a row as [`Stage::Waiting`].
+    pub(super) fn insert(&mut self, id: u64, entry: Entry) {
+        debug_assert_eq!(entry.stage, Stage::Waiting);
+        self.by_key.insert((entry.key, id));
+        self.counts[Stage::Waiting.number()] += 1;
+        if let Slot::Vacant(slot) = self.rows.entry(id) {
+            slot.insert(entry);
+        } else {
+            debug_assert!(false, "row {id} is in the index already");
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: u64) -> Option<Entry> {
+        self.set_stage(id, Stage::Waiting);
+        let entry = self.rows.remove(&id)?;
+        self.counts[Stage::Waiting.number()] -= 1;
+        self.by_key.remove(&(entry.key, id));
+        Some(entry)
+    }
+
+    /// Moves a row to another stage. A delayed row has its `due` set before.
+    pub(super) fn set_stage(&mut self, id: u64, stage: Stage) {
+        let Some(entry) = self.rows.get_mut(&id) else {
+            return;
+        };
+        let before = std::mem::replace(&mut entry.stage, stage);
+        self.counts[before.number()] -= 1;
+        self.counts[stage.number()] += 1;
+        let key = entry.key;
+        match (before, entry.due) {
+            (Stage::Delayed, Some(due)) => {
+                self.delayed.remove(&(due, id));
+            }
+            (Stage::Out, _) => {
+                self.out_keys.remove(&key);
+            }
+            (Stage::Confirmed, _) => {
+                self.by_key.insert((key, id));
+            }
+            _ => {}
+        }
+        match (stage, entry.due) {
+            (Stage::Delayed, Some(due)) => {
+                self.delayed.insert((due, id));
+            }
+            (Stage::Out, _) => {
+                self.out_keys.insert(key);
+            }
+            (Stage::Confirmed, _) => {
+                self.by_key.remove(&(key, id));
+            }
+            _ => {}
+        }
+    }
+
+    /// The first row of a key that is not confirmed.
+    pub(super) fn head(&self, key: u64) -> Option<u64> {
+        self.next_of(key, 0)
+    }
+
+    /// The row of a key behind `id`.
+    pub(super) fn behind(&self, key: u64, id: u64) -> Option<u64> {
+        self.next_of(key, id.checked_add(1)?)
+    }
+
+    fn next_of(&self, key: u64, from: u64) -> Option<u64> {
+        let mut rows = self.by_key.range((key, from)..=(key, u64::MAX));
+        rows.next().map(|(_, id)| *id)
+    }
+
+    /// Is a row of the key with a publisher?
+    pub(super) fn is_out(&self, key: u64) -> bool {
+        self.out_keys.contains(&key)
+    }
+
+    /// When the next delayed row is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.delayed.first().map(|(due, _)| *due)
+    }
+
+    /// A delayed row whose time has come.
+    pub(super) fn due(&self, now: Instant) -> Option<u64> {
+        let (due, id) = self.delayed.first()?;
+        (*due <= now).then_some(*id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Entry)> {
+        self.rows.iter().map(|(id, entry)| (*id, entry))
+    }
+
+    /// Panics when what is known twice differs.
+    #[cfg(debug_assertions)]
+    pub(super) fn check(&self) {
+        let mut counts = [0; 9];
+        for (id, entry) in &self.rows {
+            counts[entry.stage.number()] += 1;
+            let listed = self.by_key.contains(&(entry.key, *id));
+            assert_eq!(listed, entry.stage != Stage::Confirmed, "row {id} by key");
+            let delayed = entry
+                .due
+                .is_some_and(|due| self.delayed.contains(&(due, *id)));
+            assert_eq!(delayed, entry.stage == Stage::Delayed, "row {id} by time");
+            if entry.stage == Stage::Out {
+                assert!(self.is_out(entry.key), "row {id} is out");
+            }
+        }
+        assert_eq!(counts, self.counts);
+        assert_eq!(
+            self.out_keys.len(),
+            self.count(Stage::Out),
+            "one row of a key is out"
+        );
+    }
+}

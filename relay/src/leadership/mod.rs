@@ -1,0 +1,4 @@
+//! Which relay is active, and on which server.
+
+pub mod lock;
+pub mod server_identity;
