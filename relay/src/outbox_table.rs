@@ -25,7 +25,7 @@ impl OutboxTable {
     /// Refuses tables that are there and somebody else's, before a command looks into them.
     ///
     /// # Errors
-    /// [`ConfigError`], what differs and what to do; else why that could not be looked up.
+    /// [`svc_kit::boot::ConfigError`], what differs and what to do; else why that could not be looked up.
     pub async fn check_own(&self) -> anyhow::Result<()> {
         check_own(&self.url, &[Self::set(&self.name)]).await
     }
