@@ -80,6 +80,11 @@ impl Engine {
         if ids.is_empty() {
             return;
         }
+        // One that is larger than all the room comes all the same.
+        let bytes = match ready.is_empty() {
+            true => room,
+            false => room.max(1),
+        };
         let asked_at = now;
         self.loading = Some(Loading {
             arrivals,
@@ -87,7 +92,7 @@ impl Engine {
             asked_at,
             changed: BTreeSet::new(),
         });
-        out.push(Command::Load(LoadQuery { ids, bytes: room }));
+        out.push(Command::Load(LoadQuery { ids, bytes }));
     }
 
     /// Rows that may go, as many as there is room for; one that is larger than all the room goes when

@@ -395,6 +395,12 @@ impl Engine {
                 }
             }
         }
+        if !has_room {
+            // While the page waits, its payloads must not take the room of those that would go before it.
+            for read in &mut scan.page {
+                read.row = None;
+            }
+        }
         self.scans.current = Some(scan);
         has_room
     }
