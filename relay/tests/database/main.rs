@@ -14,6 +14,7 @@ mod world;
 
 mod clocks;
 mod connections;
+mod dump;
 mod failover;
 mod hidden;
 mod read_only;

@@ -40,6 +40,8 @@ struct Orders {
     stalled_up: bool,
     /// Bytes from the upstream to the client stand still.
     stalled_down: bool,
+    /// Connections born after this get no byte and pass none on.
+    stalled_after: Option<u64>,
     limit: Option<u32>,
     /// Counts the verbs that concern only the connections there are.
     now: u64,
@@ -83,6 +85,7 @@ impl Proxy {
             open: true,
             stalled_up: false,
             stalled_down: false,
+            stalled_after: None,
             limit: None,
             now: 1,
             cut: 0,
@@ -165,9 +168,17 @@ impl Proxy {
         self.order(|orders| (orders.stalled_up, orders.stalled_down) = (false, true));
     }
 
-    /// Lets everything go on after [`Proxy::stall`] and [`Proxy::stall_answers`].
+    /// New connections are accepted and get no byte; those there are go on.
+    pub fn stall_new(&self) {
+        self.order(|orders| orders.stalled_after = Some(orders.of_these()));
+    }
+
+    /// Lets everything go on after [`Proxy::stall`], [`Proxy::stall_answers`] and [`Proxy::stall_new`].
     pub fn resume(&self) {
-        self.order(|orders| (orders.stalled_up, orders.stalled_down) = (false, false));
+        self.order(|orders| {
+            (orders.stalled_up, orders.stalled_down) = (false, false);
+            orders.stalled_after = None;
+        });
     }
 
     /// At most so many bytes a second in each direction of each connection; `None`: no limit.

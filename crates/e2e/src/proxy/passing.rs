@@ -53,11 +53,12 @@ enum Way {
 }
 
 impl Way {
-    fn stalled(self, orders: &Orders) -> bool {
-        match self {
+    fn stalled(self, orders: &Orders, born: u64) -> bool {
+        let by_way = match self {
             Self::Up => orders.stalled_up,
             Self::Down => orders.stalled_down,
-        }
+        };
+        by_way || orders.stalled_after.is_some_and(|order| born > order)
     }
 }
 
@@ -110,11 +111,16 @@ async fn carry(mut client: TcpStream, life: Life, orders: watch::Receiver<Orders
     let ended = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let up = (Way::Up, Some(Passage::new(life.born)));
+        let up = (Way::Up, life.born, Some(Passage::new(life.born)));
         let passing = async {
             tokio::try_join!(
                 pump(from_client, to_server, up, orders.clone()),
-                pump(from_server, to_client, (Way::Down, None), orders.clone()),
+                pump(
+                    from_server,
+                    to_client,
+                    (Way::Down, life.born, None),
+                    orders.clone()
+                ),
             )
         };
         tokio::select! {
@@ -192,7 +198,7 @@ impl Passage {
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
-    (way, mut passage): (Way, Option<Passage>),
+    (way, born, mut passage): (Way, u64, Option<Passage>),
     mut orders: watch::Receiver<Orders>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
@@ -211,7 +217,7 @@ async fn pump(
                 }
                 continue;
             }
-            read = from.read(&mut buffer[..piece]), if !way.stalled(&now) => read?,
+            read = from.read(&mut buffer[..piece]), if !way.stalled(&now, born) => read?,
         };
         if read == 0 {
             return to.shutdown().await;
