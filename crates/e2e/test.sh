@@ -33,6 +33,7 @@ cargo test --workspace --features "$features" --no-fail-fast || status=$?
 # named, so that the dependencies keep the features they were built with.
 cargo test --workspace --features "$features,relay/mysql-cdc" --test reader || status=$?
 # The engine in a simulated world: a minute of it. `make simulate` runs as many seeds as are wanted.
+cargo build --workspace --features "$features" --bins
 "$target/debug/simulator" --seeds 200 --seconds 60 || status=$?
 [ -z "$mysql_missing" ] || loudly "$mysql_missing"
 exit "$status"
