@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use sqlx::Executor as _;
 
 use crate::rig::ops::{TAILING, readiness, stop};
 use crate::rig::{LATER, QUEUE, SOON};
@@ -11,8 +10,6 @@ use crate::servers::{OwnDb, flavors};
 use crate::world::{probe, put_between};
 use crate::writers::tell;
 
-const DUMPS: &str = "SELECT CAST(ID AS SIGNED) FROM information_schema.PROCESSLIST \
-                     WHERE COMMAND LIKE 'Binlog Dump%'";
 const AWAITING: &str = "outbox_relay_phase{phase=\"awaiting_binlog\"}";
 /// Once it took a try to open the stream, which is given up after 20 s.
 const FLOWS_MAX: Duration = Duration::from_secs(5);
@@ -28,17 +25,7 @@ async fn rows_flow_by_scans_while_a_binlog_dump_hangs_and_the_state_says_so() {
         probe(&rig, &deliveries).await;
 
         proxy.stall_new();
-        let dumps: Vec<i64> = sqlx::query_scalar(DUMPS)
-            .fetch_all(&rig.pool)
-            .await
-            .unwrap();
-        for dump in dumps {
-            let kill = format!("KILL {dump}");
-            rig.pool
-                .execute(sqlx::AssertSqlSafe(kill.as_str()))
-                .await
-                .unwrap();
-        }
+        rig.kill_dump().await;
         rig.wait_metric(AWAITING, 1.0).await;
         e2e::wait::until("readiness says why", SOON, async || {
             let (status, body) = readiness(&rig).await.unwrap();
