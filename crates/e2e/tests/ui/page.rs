@@ -167,6 +167,16 @@ async fn retries_and_sees_it_sent(browser: &Browser, stage: &Stage) -> anyhow::R
         paid == 1
     })
     .await;
+    // Marks are collected for a moment, and the page is as it was when it was opened.
+    wait::until("its mark", SOON, async || {
+        let status: u8 = sqlx::query_scalar("SELECT status FROM orders.outbox WHERE id = ?")
+            .bind(id)
+            .fetch_one(&stage.pool)
+            .await
+            .unwrap();
+        status == 2
+    })
+    .await;
     browser.open(&page).await?;
     browser.shows("sent").await?;
     assert!(
