@@ -156,7 +156,7 @@ impl Engine {
             return;
         }
         let (committed, seen, old_key) = (entry.committed, entry.seen, entry.key);
-        self.take_out(id, now);
+        self.take_out(id);
         let route = self.routes.enter(&head.route);
         let entry = Entry {
             key,
@@ -236,13 +236,13 @@ impl Engine {
             return self.move_to(id, Stage::Blocked);
         }
         match row.filter(|_| !self.index.is_out(key)) {
-            Some(row) => self.take_payload(id, row, now),
+            Some(row) => self.take_payload(id, row),
             None => self.move_to(id, Stage::Ready),
         }
     }
 
     /// The payload of a row that may go is here.
-    pub(super) fn take_payload(&mut self, id: u64, row: Box<Row>, _now: Instant) {
+    pub(super) fn take_payload(&mut self, id: u64, row: Box<Row>) {
         self.move_to(id, Stage::Loaded);
         self.payload_bytes += memory_of(&row);
         self.payloads.insert(id, row);
@@ -337,7 +337,7 @@ impl Engine {
     }
 
     /// Takes a row out of the index without a word to those behind it.
-    fn take_out(&mut self, id: u64, _now: Instant) -> Option<Entry> {
+    fn take_out(&mut self, id: u64) -> Option<Entry> {
         self.move_to(id, Stage::Waiting);
         let entry = self.index.remove(id)?;
         self.routes.leave(entry.route, id);
@@ -346,7 +346,7 @@ impl Engine {
 
     /// A row is no longer pending, or no longer ours: the next of its key may go.
     pub(super) fn remove(&mut self, id: u64, now: Instant) {
-        let Some(entry) = self.take_out(id, now) else {
+        let Some(entry) = self.take_out(id) else {
             return;
         };
         self.attribution.forget(id);

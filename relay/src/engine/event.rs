@@ -10,7 +10,7 @@ use super::position::Position;
 use super::route::Route;
 use crate::publish::confirms::Outcome;
 
-/// Everything the engine can be told. It never fails and never waits.
+/// Everything that can be reported to the engine.
 #[derive(Debug)]
 pub enum Event {
     /// The time of [`super::Engine::deadline`] has come.

@@ -223,7 +223,7 @@ impl Engine {
         let is_same = self.index.get(id).is_some_and(is_same);
         match read.row {
             Some(row) if is_prefetched && is_same && read.head.wait.is_none() => {
-                self.take_payload(id, row, now);
+                self.take_payload(id, row);
             }
             row => self.take_loaded(Read { row, ..read }, read_at, now),
         }

@@ -309,8 +309,11 @@ impl Engine {
             self.arrivals.fenced(scan.began, now);
         }
         if let (Kind::Sweep, Some(wanted)) = (scan.kind, page.end.clone()) {
-            let deadline = now + STREAM_BROKEN_AFTER;
-            scan.step = Step::Verifying { wanted, deadline };
+            // On an idle server the stream was there before, and reports no further position.
+            if self.stream.reached.as_ref() < Some(&wanted) {
+                let deadline = now + STREAM_BROKEN_AFTER;
+                scan.step = Step::Verifying { wanted, deadline };
+            }
         }
         if let Some(why) = page.unreadable.filter(|_| self.settings.mode == Mode::Cdc) {
             let timed_out = false;
@@ -334,6 +337,7 @@ impl Engine {
     pub(super) fn on_position(&mut self, position: &Position) {
         // One that is lower than the server's own is merely late.
         self.stream.has_shown(position);
+        self.stream.reached = Some(position.clone());
         if let Some(scan) = &mut self.scans.current
             && let Step::Verifying { wanted, .. } = &scan.step
             && position >= wanted

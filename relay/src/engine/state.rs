@@ -106,6 +106,8 @@ impl State {
 pub(super) struct Stream {
     /// The highest position that the server has shown since it was opened.
     pub(super) highest: Option<Position>,
+    /// Everything up to here has been reported.
+    pub(super) reached: Option<Position>,
     opened_at: Option<Instant>,
     /// Failures in a row.
     failures: u32,
@@ -116,6 +118,7 @@ impl Stream {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             highest: None,
+            reached: None,
             opened_at: None,
             failures: 0,
             hidden_scan_at: now,
@@ -150,6 +153,7 @@ impl Engine {
         };
         if self.state == closed {
             self.stream.highest = Some(from.clone());
+            self.stream.reached = None;
             self.stream.opened_at = None;
             let why = self.why.clone();
             let binlog = Binlog::Opening;

@@ -503,3 +503,17 @@ fn rows_that_would_wait_stay_in_the_table_when_the_index_is_full_and_others_flow
         "an earlier row of the key of 31 is in the table"
     );
 }
+
+#[test]
+fn a_position_that_was_reached_before_is_not_waited_for_on_an_idle_server() {
+    let mut desk = Desk::tailing(SETTINGS);
+    for sweep in 0..2 {
+        let out = desk.after(SETTINGS.sweep_interval);
+        assert!(matches!(&out[..], [Command::ReadPage(_)]), "{out:?}");
+        assert!(desk.page(&[], 0).is_empty());
+        assert_eq!(desk.engine.awaits_position(), sweep == 0);
+        desk.feed(Event::BinlogAt(Position::new("b.1", 9)));
+    }
+    assert!(desk.after(Duration::from_secs(9)).is_empty());
+    assert_eq!(desk.engine.state(), StateName::Tailing);
+}

@@ -100,7 +100,7 @@ impl World {
         self.open(server, keys.into_iter().collect(), &order);
     }
 
-    /// A message that is nacked for ever is told from a full queue by others of its route that are
+    /// A message that is nacked for ever differs from a full queue by others of its route that are
     /// confirmed: as long as there is such a message, others follow.
     fn canaries(&mut self) {
         let server = self.primary;

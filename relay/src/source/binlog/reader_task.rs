@@ -168,7 +168,7 @@ impl BinlogStream {
         }
     }
 
-    /// What the engine is told of a transaction. To be called in the order of the stream.
+    /// A transaction as the engine gets it. To be called in the order of the stream.
     pub fn transaction(&mut self, added: Added, clock: Option<Clock>) -> engine::Transaction {
         let Added {
             ids,
