@@ -92,10 +92,7 @@ impl Engine {
         if is_left {
             return Admission::Left;
         }
-        let due = head
-            .wait
-            .map(|wait| read_at + wait)
-            .filter(|due| *due > now);
+        let due = due_at(head, read_at, now);
         let first = self.index.head(key);
         // Before what the index has of its key: it has to come before it here as well.
         let overtaken = first.is_some_and(|first| head.id < first);
@@ -112,19 +109,12 @@ impl Engine {
         }
         let route = self.routes.enter(&head.route);
         let entry = Entry {
-            key,
-            tag: head.tag,
-            route,
-            attempts: head.attempts,
-            bytes: head.bytes,
-            stage: Stage::Waiting,
-            again: false,
             seen: self.scans.number,
-            due,
             committed: match by {
                 By::Binlog(committed) => Some(committed),
                 By::Scan | By::Look => None,
             },
+            ..Entry::new(head, key, route, due)
         };
         self.index.insert(head.id, entry);
         Admission::Admitted
@@ -139,10 +129,7 @@ impl Engine {
     /// A row of the index was read anew while nothing depended on it.
     pub(super) fn refresh(&mut self, head: &Head, read_at: Instant, now: Instant) {
         let (id, key) = (head.id, self.key_of(head));
-        let due = head
-            .wait
-            .map(|wait| read_at + wait)
-            .filter(|due| *due > now);
+        let due = due_at(head, read_at, now);
         let Some(entry) = self.index.get(id) else {
             return;
         };
@@ -159,16 +146,9 @@ impl Engine {
         self.take_out(id);
         let route = self.routes.enter(&head.route);
         let entry = Entry {
-            key,
-            tag: head.tag,
-            route,
-            attempts: head.attempts,
-            bytes: head.bytes,
-            stage: Stage::Waiting,
-            again: false,
             seen,
-            due,
             committed,
+            ..Entry::new(head, key, route, due)
         };
         self.index.insert(id, entry);
         self.place(id, None, now);
@@ -410,6 +390,12 @@ impl Engine {
         self.to_load.clear();
         self.to_load_old.clear();
     }
+}
+
+/// The time of a row, if that is still to come.
+fn due_at(head: &Head, read_at: Instant, now: Instant) -> Option<Instant> {
+    let due = head.wait.map(|wait| read_at + wait);
+    due.filter(|due| *due > now)
 }
 
 fn entry_bytes(engine: &Engine, id: u64) -> usize {

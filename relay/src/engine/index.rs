@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 
 use super::breaker::RouteId;
+use super::event::Head;
 
 /// What a row costs in the index, in bytes: its entry, its places in the sets, and the room that these
 /// keep free (measured with rows of a key each, rounded up).
@@ -74,6 +75,24 @@ pub(super) struct Entry {
     pub(super) due: Option<Instant>,
     /// Its commit, if the binlog reported it.
     pub(super) committed: Option<Instant>,
+}
+
+impl Entry {
+    /// A row that was just read. It waits until it is placed.
+    pub(super) fn new(head: &Head, key: u64, route: RouteId, due: Option<Instant>) -> Self {
+        Self {
+            key,
+            tag: head.tag,
+            route,
+            attempts: head.attempts,
+            bytes: head.bytes,
+            stage: Stage::Waiting,
+            again: false,
+            seen: 0,
+            due,
+            committed: None,
+        }
+    }
 }
 
 /// See the module.
