@@ -144,6 +144,11 @@ impl Engine {
         }
         let (committed, seen, old_key) = (entry.committed, entry.seen, entry.key);
         self.take_out(id);
+        if old_key != key && self.overflow.holds(key) {
+            // Another row has its id by now, and earlier ones of that row's key are in the table alone.
+            self.overflow_row(&head.route, key, false);
+            return self.promote(old_key, now);
+        }
         let route = self.routes.enter(&head.route);
         let entry = Entry {
             seen,

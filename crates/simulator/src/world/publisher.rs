@@ -39,6 +39,8 @@ impl World {
                 Outcome::Lost("not connected".to_owned()),
             );
         }
+        let lease = session.lease;
+        self.checker.publishes(id, lease, now);
         let items = items(batch, &self.messages, Self::route_number);
         let flight = self.broker.take_off(id, publisher, items);
         let wait = self.rng.range(100, 2 * MILLI);

@@ -12,23 +12,30 @@ use crate::queue::{Micros, SECOND};
 use crate::world::{RowFault, Stored};
 use relay::engine::Order;
 
+/// About what a row takes in the index.
+const ENTRY_BYTES: usize = 176;
+
 fn micros(duration: Duration) -> Micros {
     Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)
 }
 
 /// The time within which a healthy row has to be sent: a fixed part; twice the longest back-off, after
 /// which a route breaker or a key tries again; confirm time-outs of batches shared with a silent route;
-/// sweeps, where the binlog is not to be had (a scan rests nine times as long as it took); and the
-/// largest backlog until now at the speed of the slowest settings.
+/// sweeps, where the binlog is not to be had (a scan rests nine times as long as it took); the largest
+/// backlog until now at the speed of the slowest settings; and a second for each time that backlog would
+/// fill the index: rows that wait take most of it, and the others pass through the rest. (The real index
+/// has room for 238,000 rows, so this second is for each of those.)
 fn bound(view: &View<'_>, peak: usize) -> Micros {
     let settings = &view.scenario.settings;
     let pending = peak as u64;
+    let index_rows = (settings.index_bytes / ENTRY_BYTES).max(1) as u64;
     let pages = pending / (view.scenario.page as u64 / 2).max(1) + 1;
     15 * SECOND
         + 2 * micros(settings.backoff_max)
         + 3 * view.scenario.confirm_timeout
         + 2 * micros(settings.sweep_interval)
         + pages * 100_000
+        + pending / index_rows * SECOND
         + pending * 15_000 / settings.publishers as u64
 }
 

@@ -171,6 +171,18 @@ impl Checker {
         fact.status = status;
     }
 
+    /// A publisher hands a batch to the broker, with a lease that ends then.
+    pub(crate) fn publishes(&mut self, who: SessionId, lease: Micros, now: Micros) {
+        if lease <= now {
+            let late = now - lease;
+            let text = format!(
+                "process {} publishes {late} µs after its lease",
+                who.process
+            );
+            self.fail("nothing is published outside the lease", text);
+        }
+    }
+
     /// The broker has stored a copy.
     pub(crate) fn stored(&mut self, message: u32) {
         self.facts[message as usize].stored += 1;
