@@ -18,6 +18,10 @@ const GOING_MIN: usize = 64;
 /// Rows of a backlog that are in the index at once: far more than publishers and loader have, and 6 MiB.
 const GOING_MAX: usize = 1 << 15;
 
+/// Eighths of the index that rows may fill which wait for what can last; those behind a row that goes may
+/// fill one more, and the last is for rows that go.
+const WAITING_EIGHTHS: usize = 6;
+
 /// Who has found a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum By {
@@ -64,16 +68,22 @@ impl Engine {
         self.is_index_full() || self.index.len() - self.index.waiting() > GOING_MAX
     }
 
-    /// As many rows wait as may.
-    fn is_full_of_waiting(&self) -> bool {
+    /// Do rows that wait fill so many eighths of the index?
+    fn waiting_fills(&self, eighths: usize) -> bool {
         let waiting = self.index.waiting() * ROW_BYTES + self.routes.memory();
-        waiting >= self.settings.index_bytes / 4 * 3
+        waiting >= self.settings.index_bytes / 8 * eighths
     }
 
     /// Half of the rows that may wait could come.
     pub(super) fn has_room_for_waiting(&self) -> bool {
-        let waiting = self.index.waiting() * ROW_BYTES + self.routes.memory();
-        waiting < self.settings.index_bytes / 8 * 3
+        !self.waiting_fills(WAITING_EIGHTHS / 2)
+    }
+
+    /// Is the row on its way, so that those behind it will not wait long?
+    fn is_going(&self, id: u64) -> bool {
+        let lasting = [Stage::Delayed, Stage::Blocked];
+        let stage = self.index.get(id).map(|entry| entry.stage);
+        stage.is_some_and(|stage| !lasting.contains(&stage))
     }
 
     /// Takes a row into the index.
@@ -98,7 +108,11 @@ impl Engine {
         let overtaken = first.is_some_and(|first| head.id < first);
         let flows = self.routes.flows(&head.route);
         let waits = due.is_some() || !flows || first.is_some();
-        if waits && !overtaken && self.is_full_of_waiting() {
+        // Behind a row that goes it does not wait for what can last. Left in the table, a busy key would
+        // get one row of each scan.
+        let goes_next = due.is_none() && flows && first.is_some_and(|first| self.is_going(first));
+        let eighths = WAITING_EIGHTHS + usize::from(goes_next);
+        if waits && !overtaken && self.waiting_fills(eighths) {
             let probes = first.is_none() && due.is_none() && self.routes.lacks_probe(&head.route);
             if !probes {
                 return Admission::Left;

@@ -22,7 +22,7 @@ const MANDATORY: BasicPublishOptions = BasicPublishOptions {
 /// Publishes that lapin has at once: with all of a batch, a backlog took 12 MiB more.
 const AT_ONCE: usize = 512;
 
-/// Publishes `rows` and awaits every confirm.
+/// Publishes `rows`, whose payloads are gone then, and awaits every confirm.
 ///
 /// The publishes go side by side: awaiting each one hands over to lapin's io task once a message,
 /// which halves the rate. They begin in order, so the order on the wire is the batch's.
@@ -31,7 +31,7 @@ const AT_ONCE: usize = 512;
 /// the one that publishes.
 pub async fn publish(
     channel: &Channel,
-    rows: &[Row],
+    rows: &mut [Row],
     frame_max: usize,
     timeout: Duration,
     may_go: impl Fn() -> bool,
@@ -39,7 +39,7 @@ pub async fn publish(
     let mut refused: Vec<Option<String>> = Vec::with_capacity(rows.len());
     let exchange = async {
         let mut confirms = Vec::with_capacity(rows.len());
-        for some in rows.chunks(AT_ONCE) {
+        for some in rows.chunks_mut(AT_ONCE) {
             // Encoded before the first of them goes: the broker gets them in one go, and not at the
             // pace at which they are made.
             let messages: Vec<_> = some.iter().map(|row| message_of(row, frame_max)).collect();
@@ -66,6 +66,10 @@ pub async fn publish(
                     Ok(confirm) => confirms.push(confirm),
                     Err(err) => failure = Some(worse(failure, err)),
                 }
+            }
+            // lapin has copied them into its frames: the broker's answer is awaited without them.
+            for row in some {
+                row.payload = Vec::new();
             }
             if failure.is_some() {
                 return Ok((await_all(confirms, timeout).await, failure));

@@ -42,10 +42,10 @@ pub async fn run(
     outcomes: mpsc::Sender<(usize, Outcome)>,
 ) -> anyhow::Result<()> {
     let mut channel: Option<Channel> = None;
-    while let Some(rows) = batches.recv().await {
+    while let Some(mut rows) = batches.recv().await {
         // A row that makes us panic is like one that makes the broker close: it goes alone next time.
         let spans = Publishing::begin(&rows);
-        let attempt = attempt(&broker, &mut channel, &rows);
+        let attempt = attempt(&broker, &mut channel, &mut rows);
         let outcome = AssertUnwindSafe(attempt)
             .catch_unwind()
             .await
@@ -77,7 +77,7 @@ pub(crate) async fn close(channel: &Channel, why: &str) {
     drop(tokio::time::timeout(CLOSE_TIMEOUT, closing).await);
 }
 
-async fn attempt(broker: &Broker, channel: &mut Option<Channel>, rows: &[Row]) -> Outcome {
+async fn attempt(broker: &Broker, channel: &mut Option<Channel>, rows: &mut [Row]) -> Outcome {
     if channel.is_none() {
         match open(broker.channels.open(), broker.confirm_timeout).await {
             Ok(opened) => *channel = Some(opened),

@@ -23,6 +23,7 @@ pub(crate) async fn fill(rig: &Rig, count: usize, row: Filled<'_>) {
     let mut connection = rig.database.connect().await.unwrap();
     let Filled {
         key,
+        route,
         payload,
         more: (columns, values),
     } = row;
@@ -34,7 +35,7 @@ pub(crate) async fn fill(rig: &Rig, count: usize, row: Filled<'_>) {
              WITH RECURSIVE seq (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM seq WHERE i < 199), \
              numbers (n) AS (SELECT {from} + a.i * 200 + b.i FROM seq a JOIN seq b \
              WHERE a.i * 200 + b.i < {rows}) \
-             SELECT UUID(), 'order', {key}, 'order.placed.v1', 'order.pay', {payload}{values} \
+             SELECT UUID(), 'order', {key}, 'order.placed.v1', '{route}', {payload}{values} \
              FROM numbers ORDER BY n"
         );
         connection
@@ -44,9 +45,11 @@ pub(crate) async fn fill(rig: &Rig, count: usize, row: Filled<'_>) {
     }
 }
 
-/// What the rows of [`fill`] hold, as SQL expressions.
+/// What the rows of [`fill`] hold, as SQL expressions but for the route.
 pub(crate) struct Filled<'a> {
     pub(crate) key: &'a str,
+    /// The routing key as it is.
+    pub(crate) route: &'a str,
     pub(crate) payload: &'a str,
     /// Further columns and their values, each with a leading comma.
     pub(crate) more: (&'a str, &'a str),
@@ -56,6 +59,7 @@ impl Default for Filled<'_> {
     fn default() -> Self {
         Self {
             key: "CONCAT('b', n)",
+            route: "order.pay",
             payload: "REPEAT('x', 300)",
             more: ("", ""),
         }
@@ -159,19 +163,41 @@ pub(crate) async fn place_while(
     place_on(rig, (arrived, "order.pay"), async |_| going_on().await).await
 }
 
-/// As [`place_while`], with another routing key and told how many were placed.
+/// As [`place_while`], with another routing key, and `going_on` gets the number of those placed.
 pub(crate) async fn place_on(
     rig: &Rig,
     (arrived, route): (&Arrived, &str),
     going_on: impl AsyncFn(usize) -> bool,
 ) -> Vec<Duration> {
+    let key = |n| format!("p{n}");
+    let every = Duration::from_millis(20);
+    place(rig, (arrived, route), (&key, every), going_on).await
+}
+
+/// Places `count` rows of one key, one each time that `every` has passed; returns the delays as
+/// [`place_while`] does.
+pub(crate) async fn place_key(
+    rig: &Rig,
+    of: (&Arrived, &str),
+    key: &str,
+    (count, every): (usize, Duration),
+) -> Vec<Duration> {
+    let key = |_| key.to_owned();
+    place(rig, of, (&key, every), async |placed| placed < count).await
+}
+
+async fn place(
+    rig: &Rig,
+    (arrived, route): (&Arrived, &str),
+    (key, every): (&dyn Fn(usize) -> String, Duration),
+    going_on: impl AsyncFn(usize) -> bool,
+) -> Vec<Duration> {
     let mut placed = Vec::new();
-    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while going_on(placed.len()).await {
         ticks.tick().await;
-        let key = format!("p{}", placed.len());
-        let id = rig.insert_one(&key, route, PLACED).await;
+        let id = rig.insert_one(&key(placed.len()), route, PLACED).await;
         placed.push((id.parse().unwrap(), Instant::now()));
     }
     let mut delays = Vec::with_capacity(placed.len());

@@ -16,5 +16,6 @@ mod cleanup;
 #[cfg(feature = "long")]
 mod gauges;
 mod hot;
+mod level;
 mod payloads;
 mod shut;

@@ -140,8 +140,8 @@ impl Sending<'_> {
             let rows = self.reader.rows(&ids).await?;
             report.gone += (ids.len() - rows.len()) as u64;
             let id = report.replay_id.as_deref().unwrap_or_default();
-            let rows: Vec<Row> = rows.into_iter().map(|row| with_header(row, id)).collect();
-            if let Some(halt) = self.publish(&rows, (first, last), report).await? {
+            let mut rows: Vec<Row> = rows.into_iter().map(|row| with_header(row, id)).collect();
+            if let Some(halt) = self.publish(&mut rows, (first, last), report).await? {
                 return Ok(Some(halt));
             }
             self.done_upto = last;
@@ -218,7 +218,7 @@ impl Sending<'_> {
 
     async fn publish(
         &mut self,
-        batch: &[Row],
+        batch: &mut [Row],
         (first, last): (u64, u64),
         report: &mut Report,
     ) -> anyhow::Result<Option<Halt>> {

@@ -129,9 +129,10 @@ impl Queries {
         for id in padded(ids) {
             query = query.bind(id);
         }
-        let rows = query.fetch_all(connection).await?;
         let in_order = std::array::from_fn(|column| column);
-        rows.iter().map(|row| row_at(row, in_order)).collect()
+        // Row by row: payloads as the server sent them are not kept beside their copies.
+        let query = query.try_map(move |row| row_at(&row, in_order));
+        query.fetch_all(connection).await
     }
 }
 
