@@ -114,7 +114,7 @@ impl Canary {
         loop {
             let Err(err) = self.fly(&channels).await;
             let error = format!("{err:#}");
-            tracing::warn!(error, retry_in = ?RETRY_IN, "the canary does not fly");
+            tracing::warn!(error, retry_in = ?RETRY_IN, "the canary can not be sent");
             tokio::time::sleep(RETRY_IN).await;
         }
     }
