@@ -2,16 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::rig::ops::MISSED;
+use e2e::rig::servers::OwnDb;
+use e2e::rig::writers::Writers;
+use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Db, Rabbit};
 
-use crate::rig::ops::MISSED;
-use crate::rig::{LATER, QUEUE, Rig};
-use crate::servers::OwnDb;
 use crate::world::{
     CONNECTED, ON_THEIR_WAY, assert_complete, assert_nobody_blamed, figure, flows, fragile,
     lasting, place, place_large, put_between, wait_ready, wait_unready,
 };
-use crate::writers::Writers;
 
 /// With the default of 10 s a dead broker is noticed within 20 s; tests need not wait for that.
 const HEARTBEAT: &str = "?heartbeat=2";
@@ -108,7 +108,7 @@ async fn a_broker_that_stalls_without_closing_is_noticed_by_its_heartbeat() {
         let stalled = Instant::now();
         rig.wait_metric(CONNECTED, 0.0).await;
         let noticed = stalled.elapsed();
-        crate::writers::tell(&format!(
+        e2e::rig::writers::tell(&format!(
             "answers only {answers_only}: noticed in {noticed:?}"
         ));
         assert!(noticed < Duration::from_secs(20), "{noticed:?}");

@@ -5,10 +5,10 @@ use std::sync::Mutex;
 
 use e2e::Db;
 use e2e::product::Process;
+use e2e::rig::ops::{MISSED, binlog_rights, own_user};
+use e2e::rig::rows::{assert_calm, wait_log};
+use e2e::rig::{LATER, QUEUE, Rig};
 
-use crate::rig::ops::{MISSED, binlog_rights, own_user};
-use crate::rig::{LATER, QUEUE, Rig};
-use crate::rows::{assert_calm, wait_log};
 use crate::world::{CONNECTED, put_between};
 
 const AGE: &str = "outbox_relay_canary_age_seconds";

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use e2e::product::Process;
+use e2e::rig::rows::{assert_calm, wait_log};
+use e2e::rig::{LATER, QUEUE, Rig, SOON};
 use e2e::{Rabbit, RabbitOptions, RabbitVersion};
 use tokio::sync::OnceCell;
 
-use crate::rig::{LATER, QUEUE, Rig, SOON};
-use crate::rows::{assert_calm, wait_log};
 use crate::world::{flows, own_user, topology, wait_ready, wait_unready};
 
 /// Who may have no connection for now.

@@ -4,15 +4,15 @@
 use std::time::Instant;
 
 use e2e::Rabbit;
+use e2e::rig::rows::{assert_calm, wait_log};
+use e2e::rig::writers::Writers;
+use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
 use serde_json::json;
 
-use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
-use crate::rows::{assert_calm, wait_log};
 use crate::world::{
     BATCH, CONNECTED, ON_THEIR_WAY, assert_complete, close_relays_connection, flows, own_user,
     place, put_between, revoke, topology, wait_ready, wait_unready,
 };
-use crate::writers::Writers;
 
 const WAITING: &str =
     "outbox_relay_waiting_rows{exchange=\"order-exchange\",routing_key=\"order.pay\"}";

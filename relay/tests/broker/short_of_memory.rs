@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use e2e::Rabbit;
+use e2e::rig::Rig;
+use e2e::rig::ops::MISSED;
+use e2e::rig::servers::OwnDb;
+use e2e::rig::writers::Writers;
 
-use crate::rig::Rig;
-use crate::rig::ops::MISSED;
-use crate::servers::OwnDb;
 use crate::world::{
     BLOCKED, CONNECTED, ON_THEIR_WAY, assert_complete, assert_nobody_blamed, figure, flows,
     fragile, lasting, place, place_large, wait_ready, wait_unready,
 };
-use crate::writers::Writers;
 
 const PENDING: &str = "outbox_relay_pending_rows";
 const TIMED_OUT: &str = "outbox_relay_failed_total{reason=\"timeout\"}";

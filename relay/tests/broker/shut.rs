@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use e2e::Db;
+use e2e::rig::rows::assert_calm;
+use e2e::rig::writers::tell;
+use e2e::rig::{Deliveries, LATER, QUEUE, Rig};
 use relay::engine::PROBE_MAX;
 use serde_json::json;
 
-use crate::rig::{Deliveries, LATER, QUEUE, Rig};
-use crate::rows::assert_calm;
 use crate::world::{close_relays_connection, declare_on, latencies, own_user, revoke, wait_ready};
-use crate::writers::tell;
 
 const SIDE: &str = "side";
 const SIDE_EXCHANGE: &str = "side-exchange";

@@ -1,8 +1,8 @@
 //! A way that is slow without being broken.
 
 use e2e::Proxy;
+use e2e::rig::{LATER, QUEUE, Rig, SOON};
 
-use crate::rig::{LATER, QUEUE, Rig, SOON};
 use crate::world::put_between;
 
 /// A slow link: a batch of 1,000 messages of 1 kB takes ten seconds, less than any time-out.

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 
 use e2e::certificates::{Authority, Identity, Validity};
 use e2e::product::Process;
+use e2e::rig::ops::readiness;
+use e2e::rig::{LATER, QUEUE, Rig, SOON};
 use e2e::{Rabbit, RabbitOptions, Vhost};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::refused::one_message_too_large;
-use crate::rig::ops::readiness;
-use crate::rig::{LATER, QUEUE, Rig, SOON};
 use crate::world::{CONNECTED, topology, wait_ready};
 
 const MESSAGE_MAX: usize = 200_000;

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use e2e::Db;
+use e2e::rig::ops::MISSED;
+use e2e::rig::writers::tell;
+use e2e::rig::{LATER, Rig};
 
-use crate::rig::ops::MISSED;
-use crate::rig::{LATER, Rig};
 use crate::world::{CONNECTED, put_between};
-use crate::writers::tell;
 
 const AGES: [&str; 2] = [
     "outbox_relay_binlog_lag_seconds",

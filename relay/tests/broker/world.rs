@@ -5,13 +5,12 @@ use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use e2e::rig::ops::readiness;
+use e2e::rig::writers::{Writers, tell};
+use e2e::rig::{Deliveries, Delivery, EXCHANGE, LATER, QUEUE, Rig};
 use e2e::{Db, Proxy, Rabbit, RabbitOptions};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
-
-use crate::rig::ops::readiness;
-use crate::rig::{Deliveries, Delivery, EXCHANGE, LATER, QUEUE, Rig};
-use crate::writers::{Writers, tell};
 
 /// What is committed is confirmed within this once the broker is there again.
 pub(crate) const FLOWS_WITHIN: Duration = Duration::from_secs(10);

@@ -3,14 +3,14 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use e2e::rig::ops::{TAILING, assert_complete, stop};
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::writers::{Writers, tell};
+use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Clock, DbOptions, Flavor};
 use futures::future::{Either, join_all, select};
 
-use crate::rig::ops::{TAILING, assert_complete, stop};
-use crate::rig::{LATER, QUEUE, Rig};
-use crate::servers::{OwnDb, flavors};
 use crate::world::probe;
-use crate::writers::{Writers, tell};
 
 const JUMP: i64 = 300;
 const CONFIRMED: &str = "outbox_relay_commit_to_confirm_seconds";

@@ -3,6 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::rig::ops::{TAILING, assert_complete, own_user, stop};
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::writers::Writers;
+use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Db, Flavor};
 use futures::future::join_all;
 use relay::leadership::lock::lock_name;
@@ -10,13 +14,9 @@ use relay::outbox_table::OutboxTable;
 use sqlx::MySqlConnection;
 use svc_kit::database::DatabaseUrl;
 
-use crate::rig::ops::{TAILING, assert_complete, own_user, stop};
-use crate::rig::{LATER, QUEUE, Rig};
-use crate::servers::{OwnDb, flavors};
 #[cfg(feature = "long")]
 use crate::world::record;
 use crate::world::{flows, probe, put_between};
-use crate::writers::Writers;
 
 /// Binlog, lock, page reader, row loader and marker stay; gauges and clean-up come and go.
 const STAYING: usize = 5;

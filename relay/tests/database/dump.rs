@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::rig::ops::{TAILING, readiness, stop};
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::writers::tell;
+use e2e::rig::{LATER, QUEUE, SOON};
 use futures::future::join_all;
 
-use crate::rig::ops::{TAILING, readiness, stop};
-use crate::rig::{LATER, QUEUE, SOON};
-use crate::servers::{OwnDb, flavors};
 use crate::world::{probe, put_between};
-use crate::writers::tell;
 
 const AWAITING: &str = "outbox_relay_phase{phase=\"awaiting_binlog\"}";
 /// Once it took a try to open the stream, which is given up after 20 s.

@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::rig::ops::{FROM_BINLOG, TAILING, stop};
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Db, Flavor};
 use futures::future::join_all;
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::rig::ops::{FROM_BINLOG, TAILING, stop};
-use crate::rig::{LATER, QUEUE, Rig};
-use crate::servers::{OwnDb, flavors};
 #[cfg(feature = "long")]
 use crate::world::record;
 use crate::world::{address, flows, probe, put_between};

@@ -2,15 +2,15 @@
 //! nothing is lost, the operator is told, and the tail goes on.
 
 use e2e::Flavor;
+use e2e::rig::ops::{MISSED, TAILING, assert_complete, own_user, stop, wait_live};
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::writers::{Writers, tell};
+use e2e::rig::{LATER, QUEUE, Rig};
 use futures::future::join_all;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
-use crate::rig::ops::{MISSED, TAILING, assert_complete, own_user, stop, wait_live};
-use crate::rig::{LATER, QUEUE, Rig};
-use crate::servers::{OwnDb, flavors};
 use crate::world::probe;
-use crate::writers::{Writers, tell};
 
 const UNDECODABLE: &str = "outbox_relay_undecodable_events_total";
 

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use e2e::product::Process;
 use e2e::proxy::Proxy;
+use e2e::rig::{LATER, Rig};
 use futures::StreamExt;
 use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 
-use crate::rig::{LATER, Rig};
 use crate::world::address;
 
 /// A relay of a pair.

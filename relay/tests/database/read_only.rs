@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use e2e::Flavor;
+use e2e::rig::ops::{TAILING, assert_complete, own_user, readiness, stop};
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::writers::Writers;
+use e2e::rig::{LATER, QUEUE, Rig};
 use futures::future::join_all;
 
-use crate::rig::ops::{TAILING, assert_complete, own_user, readiness, stop};
-use crate::rig::{LATER, QUEUE, Rig};
-use crate::servers::{OwnDb, flavors};
 #[cfg(feature = "long")]
 use crate::world::record;
 use crate::world::{FLOWS_WITHIN, flows, probe};
-use crate::writers::Writers;
 
 async fn wait_not_leading(rig: &Rig) -> Duration {
     let began = Instant::now();

@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use e2e::Flavor;
+use e2e::rig::ops::{TAILING, assert_complete, stop};
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::writers::Writers;
+use e2e::rig::{LATER, QUEUE};
 use futures::future::join_all;
 
-use crate::rig::ops::{TAILING, assert_complete, stop};
-use crate::rig::{LATER, QUEUE};
-use crate::servers::{OwnDb, flavors};
 #[cfg(feature = "long")]
 use crate::world::record;
 use crate::world::{flows, probe, put_between};
-use crate::writers::Writers;
 
 #[derive(Clone, Copy, Debug)]
 enum Way {

@@ -5,16 +5,16 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use e2e::Db;
+use e2e::rig::ops::{assert_complete, stop, wait_delivered};
+use e2e::rig::writers::{Writers, backlog, tell};
+use e2e::rig::{LATER, QUEUE, Rig};
 use futures::future::join_all;
 use relay::leadership::lock::lock_name;
 use relay::outbox_table::OutboxTable;
 use svc_kit::database::DatabaseUrl;
 
 use crate::pair::{Trace, Twin, settled};
-use crate::rig::ops::{assert_complete, stop, wait_delivered};
-use crate::rig::{LATER, QUEUE, Rig};
 use crate::world::{FLOWS_WITHIN, probe};
-use crate::writers::{Writers, backlog, tell};
 
 /// What becomes of the relay that works.
 #[derive(Clone, Copy, Debug)]

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use e2e::certificates::{Authority, Identity, Validity};
+use e2e::rig::ops::{FROM_BINLOG, TAILING, own_user, stop};
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Clock, DbOptions, Flavor};
 use futures::future::join_all;
 use relay::engine::position::Position;
@@ -13,9 +16,6 @@ use relay::source::binlog::connection;
 use sqlx::Row;
 use svc_kit::database::DatabaseUrl;
 
-use crate::rig::ops::{FROM_BINLOG, TAILING, own_user, stop};
-use crate::rig::{LATER, QUEUE, Rig};
-use crate::servers::{OwnDb, flavors};
 use crate::world::{flows, probe};
 
 /// A server with a certificate of `authority`, and a rig whose user must come by TLS.

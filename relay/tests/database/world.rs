@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use e2e::Db;
 use e2e::proxy::Proxy;
-
-use crate::rig::{Deliveries, LATER, Rig};
-use crate::writers::tell;
+use e2e::rig::writers::tell;
+use e2e::rig::{Deliveries, LATER, Rig};
 
 /// What is committed after a fault, or after the server is back, is delivered within this.
 pub(crate) const FLOWS_WITHIN: Duration = Duration::from_secs(10);

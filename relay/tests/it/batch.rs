@@ -2,13 +2,12 @@
 
 use std::cell::Cell;
 
+use e2e::rig::{EXCHANGE, QUEUE, Rig, SOON};
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, ConnectionProperties};
 use outbox::row::Row;
 use relay::publish::batch::publish;
 use relay::publish::confirms::{Outcome, Verdict};
-
-use crate::rig::{EXCHANGE, QUEUE, Rig, SOON};
 
 const FRAME_MAX: usize = 131_072;
 

@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::rig::ops::{binlog_rights, readiness};
+use e2e::rig::rows::assert_calm;
+use e2e::rig::{QUEUE, Rig, SOON};
 use sqlx::Executor as _;
 use sqlx::mysql::MySqlConnection;
-
-use crate::rig::ops::{binlog_rights, readiness};
-use crate::rig::{QUEUE, Rig, SOON};
-use crate::rows::assert_calm;
 
 /// A companion with one of the columns that the relay needs.
 const COMPANIONS: [(&str, &str); 6] = [

@@ -3,10 +3,9 @@
 
 use e2e::Flavor;
 use e2e::product::Process;
-
-use crate::rig::{LATER, Rig, SOON};
-use crate::rows::{assert_calm, wait_log};
-use crate::servers::{OwnDb, flavors};
+use e2e::rig::rows::{assert_calm, wait_log};
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::{LATER, Rig, SOON};
 
 /// The relay ends with 64, and its last line tells the setting, the problem and the fix.
 async fn refused(rig: &Rig, args: &[&str], texts: &[&str]) {

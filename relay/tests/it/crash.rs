@@ -6,6 +6,10 @@ use std::time::{Duration, Instant};
 
 use e2e::Db;
 use e2e::product::Process;
+use e2e::rig::ops::{readiness, wait_delivered};
+use e2e::rig::rows::assert_calm;
+use e2e::rig::writers::{backlog, tell, wait_all_delivered};
+use e2e::rig::{LATER, QUEUE, Rig, SOON};
 use rand::RngExt;
 use relay::leadership::lock::Lease;
 use relay::publish::confirms::Outcome;
@@ -15,11 +19,6 @@ use svc_kit::amqp::{Amqp, Channels};
 use tokio::sync::mpsc;
 
 use crate::batch::row;
-use crate::rig::ops::{readiness, wait_delivered};
-
-use crate::rig::{LATER, QUEUE, Rig, SOON};
-use crate::rows::assert_calm;
-use crate::writers::{backlog, tell, wait_all_delivered};
 
 const KILLS: usize = 20;
 const ORDERS: usize = 5_000;

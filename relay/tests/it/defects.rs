@@ -4,15 +4,14 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use e2e::rig::ops::FROM_BINLOG;
+use e2e::rig::rows::assert_calm;
+use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
 use e2e::{Rabbit, RabbitOptions};
 use relay::outbox_table::OutboxTable;
 use relay::source::table::queries::Queries;
 use sqlx::{AssertSqlSafe, Executor as _};
 use svc_kit::database::DatabaseUrl;
-
-use crate::rig::ops::FROM_BINLOG;
-use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
-use crate::rows::assert_calm;
 
 #[tokio::test]
 async fn p1_what_is_rolled_back_is_never_published() {
@@ -114,7 +113,7 @@ async fn p6_a_broker_outage_spends_no_attempts_and_makes_no_resend_storm() {
             "no more than two batches are on their way: {again}"
         );
         assert_eq!(rig.count("attempts > 0 OR last_error IS NOT NULL").await, 0);
-        assert_eq!(rig.attempts_written().await, 0);
+        assert_eq!(attempts_written(&rig).await, 0);
         assert!(!relay.log().contains("panicked"), "{}", relay.log());
         drop(relay);
         rabbit.kill().unwrap();
@@ -139,32 +138,30 @@ async fn declare(rig: &Rig, killed: bool) {
     api.bind(vhost, EXCHANGE, QUEUE, "order.*").await.unwrap();
 }
 
-impl Rig {
-    async fn attempts_written(&self) -> i64 {
-        let count = sqlx::query_scalar("SELECT COUNT(*) FROM outbox_attempts");
-        count.fetch_one(&self.pool).await.unwrap()
-    }
+async fn attempts_written(rig: &Rig) -> i64 {
+    let count = sqlx::query_scalar("SELECT COUNT(*) FROM outbox_attempts");
+    count.fetch_one(&rig.pool).await.unwrap()
+}
 
-    /// Rows with a status and a `sent_at` this long ago.
-    async fn insert_aged(&self, rows: u32, status: u8, age: Duration) {
-        let statement = format!(
-            "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, \
-             routing_key, payload, status, sent_at) \
-             WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 1000) \
-             SELECT UUID(), 'order', 'k', 'order.placed.v1', 'order.pay', '{{}}', {status}, \
-             UTC_TIMESTAMP(6) - INTERVAL {} SECOND \
-             FROM n, (SELECT i FROM n WHERE i <= 100) AS m LIMIT {rows}",
-            age.as_secs()
-        );
-        self.sql(&statement).await;
-    }
+/// Rows with a status and a `sent_at` this long ago.
+async fn insert_aged(rig: &Rig, rows: u32, status: u8, age: Duration) {
+    let statement = format!(
+        "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, \
+         routing_key, payload, status, sent_at) \
+         WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 1000) \
+         SELECT UUID(), 'order', 'k', 'order.placed.v1', 'order.pay', '{{}}', {status}, \
+         UTC_TIMESTAMP(6) - INTERVAL {} SECOND \
+         FROM n, (SELECT i FROM n WHERE i <= 100) AS m LIMIT {rows}",
+        age.as_secs()
+    );
+    rig.sql(&statement).await;
 }
 
 #[tokio::test]
 async fn p7_a_pass_reads_the_pending_rows_alone_by_their_index() {
     for db in e2e::shared::databases().await {
         let rig = Rig::without_queue(db).await;
-        rig.insert_aged(50_000, 2, Duration::ZERO).await;
+        insert_aged(&rig, 50_000, 2, Duration::ZERO).await;
         rig.insert(10).await;
         let url = DatabaseUrl::parse(&rig.database.url).unwrap();
         let mut connection = url.connect().await.unwrap();
@@ -222,8 +219,8 @@ async fn a_pass_meets_every_pending_row_however_they_lie_among_sent_ones() {
         // along the table finds nothing; later ones begin and end in the middle.
         let mut pending = 0;
         for (there, sent) in [(2960, 3000), (1, 1), (5, 6000), (2001, 1), (1, 0)] {
-            rig.insert_aged(there, 1, Duration::ZERO).await;
-            rig.insert_aged(sent, 2, Duration::ZERO).await;
+            insert_aged(&rig, there, 1, Duration::ZERO).await;
+            insert_aged(&rig, sent, 2, Duration::ZERO).await;
             pending += usize::try_from(there).unwrap();
         }
         let deliveries = rig.consume(QUEUE).await;
@@ -244,11 +241,11 @@ async fn p7_sent_rows_older_than_the_retention_are_deleted_and_no_others() {
     for db in e2e::shared::databases().await {
         let mut rig = Rig::new(db).await;
         // Sent again lately, with old ids: they must not keep what is behind them.
-        rig.insert_aged(5, 2, Duration::ZERO).await;
-        rig.insert_aged(1200, 2, 2 * DAY).await;
-        rig.insert_aged(100, 2, DAY / 2).await;
-        rig.insert_aged(10, 3, 2 * DAY).await;
-        rig.insert_aged(10, 4, 2 * DAY).await;
+        insert_aged(&rig, 5, 2, Duration::ZERO).await;
+        insert_aged(&rig, 1200, 2, 2 * DAY).await;
+        insert_aged(&rig, 100, 2, DAY / 2).await;
+        insert_aged(&rig, 10, 3, 2 * DAY).await;
+        insert_aged(&rig, 10, 4, 2 * DAY).await;
         rig.set("RELAY_RETENTION", "1d");
         let relay = rig.tailing().await;
         rig.insert(10).await;
@@ -271,7 +268,7 @@ async fn clean_up_gets_past_whatever_a_sent_row_may_contain() {
         let mut rig = Rig::new(db).await;
         // Old ones without a time of their own, young ones, ones from the future and without any
         // time, and old ones with the highest id and behind a foreign key.
-        rig.insert_aged(6000, 2, DAY).await;
+        insert_aged(&rig, 6000, 2, DAY).await;
         rig.sql(
             "UPDATE outbox SET sent_at = NULL, created_at = created_at - INTERVAL 3 DAY \
              WHERE id <= 3000",
@@ -279,7 +276,7 @@ async fn clean_up_gets_past_whatever_a_sent_row_may_contain() {
         .await;
         rig.sql("UPDATE outbox SET sent_at = NULL WHERE id > 3000")
             .await;
-        rig.insert_aged(7000, 2, DAY).await;
+        insert_aged(&rig, 7000, 2, DAY).await;
         let first: u64 = sqlx::query_scalar("SELECT MAX(id) - 6999 FROM outbox")
             .fetch_one(&rig.pool)
             .await
@@ -292,7 +289,7 @@ async fn clean_up_gets_past_whatever_a_sent_row_may_contain() {
              WHERE id >= {first} + 6000; SET SESSION sql_mode = DEFAULT"
         ))
         .await;
-        rig.insert_aged(700, 2, 3 * DAY).await;
+        insert_aged(&rig, 700, 2, 3 * DAY).await;
         rig.sql("UPDATE outbox SET id = 18446744073709551000 ORDER BY id DESC LIMIT 1")
             .await;
         rig.sql(
@@ -318,8 +315,7 @@ async fn clean_up_gets_past_whatever_a_sent_row_may_contain() {
 #[tokio::test]
 async fn p7_a_retention_of_zero_keeps_every_sent_row() {
     let mut rig = Rig::new(e2e::shared::mariadb().await).await;
-    rig.insert_aged(100, 2, Duration::from_secs(10 * 365 * 86_400))
-        .await;
+    insert_aged(&rig, 100, 2, Duration::from_secs(10 * 365 * 86_400)).await;
     rig.set("RELAY_RETENTION", "0s");
     let relay = rig.tailing().await;
     rig.insert(10).await;

@@ -1,12 +1,11 @@
 //! Every difference in the outbox's definition: harmless, and then rows come by the binlog as they were
 //! written; or warned of; or refused by check and start, and the ALTER that is offered removes it.
 
+use e2e::rig::ops::FROM_BINLOG;
+use e2e::rig::rows::assert_calm;
+use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Db, Flavor};
 use sqlx::Row as _;
-
-use crate::ops::FROM_BINLOG;
-use crate::rig::{LATER, QUEUE, Rig};
-use crate::rows::assert_calm;
 
 const UNDECODABLE: &str = "outbox_relay_undecodable_events_total";
 

@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
+use e2e::rig::ops::{FROM_BINLOG, binlog_rights, own_user};
+use e2e::rig::rows::wait_log;
+use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
 use sqlx::Connection as _;
-
-use crate::rig::ops::{FROM_BINLOG, binlog_rights, own_user};
-use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
-use crate::rows::wait_log;
 
 #[tokio::test]
 async fn a_row_that_somebody_has_locked_keeps_no_other_from_being_marked() {

@@ -1,5 +1,7 @@
 //! What the relay's own writes put into the binlog, as another reader sees it.
 
+use e2e::rig::rows::assert_calm;
+use e2e::rig::{QUEUE, Rig, SOON};
 use futures::StreamExt as _;
 use mysql_async::Value;
 use mysql_async::binlog::events::{EventData, RowsEventData, TableMapEvent};
@@ -9,9 +11,6 @@ use relay::outbox_table::OutboxTable;
 use relay::source::binlog::library::Reader;
 use relay::source::table::queries::Queries;
 use svc_kit::database::DatabaseUrl;
-
-use crate::rig::{QUEUE, Rig, SOON};
-use crate::rows::assert_calm;
 
 const COLUMNS: usize = 16;
 const PAYLOAD: usize = 9;

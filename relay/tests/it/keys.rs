@@ -1,9 +1,9 @@
 //! Primary keys of several columns, and partitions.
 
-use crate::rig::ops::MISSED;
-use crate::rig::writers::{Writers, assert_first_deliveries_in_order, wait_all_delivered};
-use crate::rig::{QUEUE, Rig};
-use crate::rows::assert_calm;
+use e2e::rig::ops::MISSED;
+use e2e::rig::rows::assert_calm;
+use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, wait_all_delivered};
+use e2e::rig::{QUEUE, Rig};
 
 /// What makes the outbox one with such a key.
 const KEYS: [(&str, &str); 3] = [
@@ -37,7 +37,7 @@ async fn keys_of_several_columns_and_partitions_cost_no_duplicate_and_no_missed_
             let relay = rig.tailing().await;
             let deliveries = rig.consume(QUEUE).await;
             let writers = Writers::start(&rig, 8, 40).await;
-            e2e::wait::until("3,000 rows sent", crate::rig::LATER, async || {
+            e2e::wait::until("3,000 rows sent", e2e::rig::LATER, async || {
                 rig.count("status = 2").await >= 3000
             })
             .await;

@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::rig::writers::tell;
+use e2e::rig::{LATER, QUEUE, Rig, SOON};
 use futures::StreamExt;
 use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
-
-use crate::rig::{LATER, QUEUE, Rig, SOON};
-use crate::writers::tell;
 
 const COMMITS: usize = 100;
 /// A few milliseconds are usual; a timer or a batch that waits to fill is far over this.

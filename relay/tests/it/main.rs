@@ -4,10 +4,6 @@
     reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
 )]
 
-#[path = "../rig/mod.rs"]
-mod rig;
-use rig::{ops, rows, servers, writers};
-
 mod batch;
 mod companions;
 mod config;

@@ -3,10 +3,9 @@
 
 use e2e::Db;
 use e2e::product::Process;
-
-use crate::rig::ops::{FROM_BINLOG, MISSED};
-use crate::rig::{LATER, QUEUE, Rig, SOON};
-use crate::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use e2e::rig::ops::{FROM_BINLOG, MISSED};
+use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use e2e::rig::{LATER, QUEUE, Rig, SOON};
 
 const KEYS: usize = 50;
 const WRITERS: usize = 3;

@@ -1,7 +1,7 @@
 //! The whole path: committed row, binlog, broker, mark.
 
-use crate::rig::ops::{FROM_BINLOG, MISSED};
-use crate::rig::{LATER, QUEUE, Rig, SOON};
+use e2e::rig::ops::{FROM_BINLOG, MISSED};
+use e2e::rig::{LATER, QUEUE, Rig, SOON};
 
 #[tokio::test]
 async fn what_is_committed_arrives_once_and_is_marked_sent() {

@@ -1,12 +1,11 @@
 //! Rows that fail by their own fault, and rows that wait for their time: attempts, back-off, parking,
 //! and neighbours that never notice.
 
+use e2e::rig::ops::MISSED;
+use e2e::rig::rows::assert_calm;
+use e2e::rig::{LATER, QUEUE, Rig, SOON};
 use sqlx::{AssertSqlSafe, Executor as _};
 use uuid::Uuid;
-
-use crate::rig::ops::MISSED;
-use crate::rig::{LATER, QUEUE, Rig, SOON};
-use crate::rows::assert_calm;
 
 const MIB: usize = 1 << 20;
 const OK_DATE: &str = "2026-01-02 03:04:05.678901";

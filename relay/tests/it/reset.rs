@@ -4,12 +4,11 @@ use std::time::{Duration, Instant};
 
 use e2e::Flavor;
 use e2e::product::Process;
+use e2e::rig::ops::{FROM_BINLOG, MISSED, assert_complete, stop, wait_live};
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::writers::{Writers, tell, wait_all_delivered};
+use e2e::rig::{LATER, QUEUE, Rig};
 use futures::future::join_all;
-
-use crate::rig::ops::{FROM_BINLOG, MISSED, assert_complete, stop, wait_live};
-use crate::rig::{LATER, QUEUE, Rig};
-use crate::servers::{OwnDb, flavors};
-use crate::writers::{Writers, tell, wait_all_delivered};
 
 const FROM_SWEEP: &str = "outbox_relay_confirmed_total{source=\"sweep\"}";
 const DUMP_CONNECTION: &str = "SELECT CAST(ID AS SIGNED) FROM information_schema.PROCESSLIST \

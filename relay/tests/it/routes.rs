@@ -4,11 +4,10 @@
 use std::time::{Duration, Instant};
 
 use e2e::Db;
+use e2e::rig::ops::{FROM_BINLOG, MISSED};
+use e2e::rig::rows::assert_calm;
+use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
 use serde_json::json;
-
-use crate::rig::ops::{FROM_BINLOG, MISSED};
-use crate::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
-use crate::rows::assert_calm;
 
 /// A further binding of the rig's queue.
 async fn bind(rig: &Rig, exchange: &str, routing_key: &str) {

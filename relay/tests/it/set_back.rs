@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use e2e::product::Process;
-
-use crate::rig::ops::{FROM_BINLOG, MISSED};
-use crate::rig::{Deliveries, QUEUE, Rig, SOON};
-use crate::rows::assert_calm;
+use e2e::rig::ops::{FROM_BINLOG, MISSED};
+use e2e::rig::rows::assert_calm;
+use e2e::rig::{Deliveries, QUEUE, Rig, SOON};
 
 /// A statement of a person's, with `ID` and `MESSAGE` for those of the row.
 const WAYS: [(&str, u8, &str); 8] = [

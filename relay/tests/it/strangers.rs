@@ -1,10 +1,9 @@
 //! Somebody else's table under a name of ours: refused by every command, and left as it is.
 
 use e2e::product::Process;
+use e2e::rig::{LATER, Rig};
 use e2e::{Db, Flavor};
 use sqlx::{AssertSqlSafe, Executor as _, MySqlPool, Row as _};
-
-use crate::rig::{LATER, Rig};
 
 /// Debezium's.
 const OUTBOXEVENT: &str = "CREATE TABLE outboxevent (id CHAR(36) NOT NULL PRIMARY KEY, \

@@ -2,14 +2,13 @@
 
 use e2e::Flavor;
 use e2e::product::Process;
+use e2e::rig::ops::{FROM_BINLOG, MISSED, stop, wait_delivered};
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::{Deliveries, LATER, QUEUE, Rig, SOON};
 use outbox::Event;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 use uuid::Uuid;
-
-use crate::rig::ops::{FROM_BINLOG, MISSED, stop, wait_delivered};
-use crate::rig::{Deliveries, LATER, QUEUE, Rig, SOON};
-use crate::servers::{OwnDb, flavors};
 
 /// The log line of a stream that is opened, and so of a catch-up that has ended.
 const TAILING: &str = "tailing the binlog";

@@ -4,11 +4,10 @@ use std::time::Instant;
 
 use e2e::Db;
 use e2e::product::Process;
+use e2e::rig::ops::MISSED;
+use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig};
 use serde_json::json;
-
-use crate::rig::ops::MISSED;
-use crate::rig::{EXCHANGE, LATER, QUEUE, Rig};
-use crate::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
 
 const KEYS: usize = 200;
 const WRITERS: usize = 3;

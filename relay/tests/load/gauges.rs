@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use e2e::rig::{LATER, Rig};
+
 use crate::bulk::{Filled, fill};
-use crate::rig::{LATER, Rig};
 
 /// One reading of all of them.
 const READ_MAX: f64 = 0.05;

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::rig::Rig;
+use e2e::rig::writers::tell;
+
 use crate::bulk::{Arrived, Filled, fill, place_while, quantile};
-use crate::rig::Rig;
-use crate::writers::tell;
 
 /// The hot key's rows go one a round trip; others must not wait for that.
 #[tokio::test]

@@ -5,10 +5,6 @@
     reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
 )]
 
-#[path = "../rig/mod.rs"]
-mod rig;
-use rig::{servers, writers};
-
 mod backlog;
 mod bulk;
 mod chaos;

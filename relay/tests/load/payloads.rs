@@ -1,10 +1,10 @@
 //! Payloads as large as they get.
 
 use e2e::Db;
+use e2e::rig::writers::tell;
+use e2e::rig::{LATER, Rig};
 
 use crate::bulk::{Arrived, Filled, fill, peak_mib};
-use crate::rig::{LATER, Rig};
-use crate::writers::tell;
 
 const PAYLOAD: usize = 8 << 20;
 

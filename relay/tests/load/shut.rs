@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use e2e::Db;
+use e2e::rig::writers::tell;
+use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig};
 
 use crate::bulk::{Arrived, Filled, fill, place_on, quantile};
-use crate::rig::{EXCHANGE, LATER, QUEUE, Rig};
-use crate::writers::tell;
 
 /// The relay's own bound between two probes of a route.
 const PROBE_MAX: std::time::Duration = relay::engine::PROBE_MAX;

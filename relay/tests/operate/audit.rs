@@ -1,11 +1,11 @@
 //! `relay audit`: outbox and inbox on two servers of different kinds, with one of everything.
 
+use e2e::rig::Rig;
 use e2e::{Db, TestDatabase};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _, MySqlPool};
 
 use crate::hands::command;
-use crate::rig::Rig;
 
 /// The inbox that pay-svc's migrations make.
 const INBOX: &str = include_str!("../../../migrations/payments/0001_inbox.sql");
@@ -238,7 +238,7 @@ async fn a_row_that_passes_on_between_two_looks_is_no_alarm() {
     inbox.insert(&pending, 2).await;
     inbox.insert(&sent, 2).await;
     rig.sql("UPDATE outbox SET status = 2").await;
-    let status = running.wait_exit(crate::rig::SOON).await.unwrap();
+    let status = running.wait_exit(e2e::rig::SOON).await.unwrap();
     assert_eq!(status.code(), Some(0), "{}", running.log());
     assert!(running.log().contains("done        2"), "{}", running.log());
 }
@@ -255,7 +255,7 @@ async fn a_lost_message_whose_row_is_cleaned_up_between_two_looks_stays_lost() {
     let running = rig.command(&["audit", "--recheck-after", "3s"]);
     first_look_is_over(&rig, &inbox).await;
     rig.sql("DELETE FROM outbox").await;
-    let status = running.wait_exit(crate::rig::SOON).await.unwrap();
+    let status = running.wait_exit(e2e::rig::SOON).await.unwrap();
     assert_eq!(status.code(), Some(1), "{}", running.log());
     assert!(running.log().contains("missing     1"), "{}", running.log());
 }
@@ -264,7 +264,7 @@ async fn a_lost_message_whose_row_is_cleaned_up_between_two_looks_stays_lost() {
 async fn first_look_is_over(rig: &Rig, inbox: &Inbox) {
     let resting = "SELECT COUNT(*) FROM information_schema.PROCESSLIST \
                    WHERE COMMAND = 'Sleep' AND DB IN (?, ?)";
-    e2e::wait::until("the first look", crate::rig::SOON, async || {
+    e2e::wait::until("the first look", e2e::rig::SOON, async || {
         let count: i64 = sqlx::query_scalar(resting)
             .bind(&rig.database.name)
             .bind(&inbox.database.name)
@@ -346,7 +346,7 @@ async fn million(db: &'static Db) {
     }
     let begun = std::time::Instant::now();
     let audit = rig.command(&["audit", "--json"]);
-    let status = audit.wait_exit(crate::rig::LATER * 5).await.unwrap();
+    let status = audit.wait_exit(e2e::rig::LATER * 5).await.unwrap();
     let took = begun.elapsed();
     let log = audit.log();
     assert_eq!(status.code(), Some(1), "{log}");

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use crate::rig::ops::readiness;
-use crate::rig::{LATER, Rig, SOON};
+use e2e::rig::ops::readiness;
+use e2e::rig::{LATER, Rig, SOON};
 
 /// Exit code and output of a command that has ended.
 pub(crate) async fn command(rig: &Rig, args: &[&str]) -> (i32, String) {
@@ -50,13 +50,11 @@ pub(crate) fn broker_address(rig: &Rig) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, rig.rabbit.amqp_port()))
 }
 
-impl Rig {
-    /// Something is with the broker.
-    pub(crate) async fn wait_in_flight(&self) {
-        e2e::wait::until("rows in flight", LATER, async || {
-            let rows = self.metric("outbox_relay_in_flight").await;
-            rows.is_some_and(|rows| rows > 0.0)
-        })
-        .await;
-    }
+/// Something is with the broker.
+pub(crate) async fn wait_in_flight(rig: &Rig) {
+    e2e::wait::until("rows in flight", LATER, async || {
+        let rows = rig.metric("outbox_relay_in_flight").await;
+        rows.is_some_and(|rows| rows > 0.0)
+    })
+    .await;
 }

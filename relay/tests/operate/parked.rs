@@ -1,9 +1,8 @@
 //! `relay parked …` as an operator meets it, and a relay that sends what was retried.
 
+use e2e::rig::ops::stop;
+use e2e::rig::{LATER, QUEUE, Rig, SOON};
 use e2e::wait::until;
-
-use crate::rig::ops::stop;
-use crate::rig::{LATER, QUEUE, Rig, SOON};
 
 /// Runs `relay parked …`; exit code and what it printed.
 async fn parked(rig: &Rig, args: &[&str]) -> (i32, String) {

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use e2e::Db;
+use e2e::rig::ops::wait_delivered;
+use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use e2e::rig::{LATER, QUEUE, Rig};
 use sqlx::Executor as _;
 
 use crate::hands::{command, done, sum, wait_condition};
-use crate::rig::ops::wait_delivered;
-use crate::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
-use crate::rig::{LATER, QUEUE, Rig};
 
 const PUBLISHED: &str = "outbox_relay_published_total";
 const PAUSED: &str = "outbox_relay_paused";

@@ -3,15 +3,15 @@
 use std::collections::HashSet;
 
 use e2e::proxy::Proxy;
+use e2e::rig::ops::{binlog_rights, own_user, readiness};
+use e2e::rig::rows::{assert_calm, wait_log};
+use e2e::rig::servers::OwnDb;
+use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Rabbit, RabbitOptions};
 use serde_json::Value;
 use sqlx::Executor as _;
 
 use crate::hands::{broker_address, done, wait_condition};
-use crate::rig::ops::{binlog_rights, own_user, readiness};
-use crate::rig::rows::{assert_calm, wait_log};
-use crate::rig::servers::OwnDb;
-use crate::rig::{LATER, QUEUE, Rig};
 
 async fn wait_role(rig: &Rig, status: u16, role: &str) {
     let what = format!("{status} and the role {role}");

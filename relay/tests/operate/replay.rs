@@ -4,10 +4,10 @@
 use std::time::{Duration, Instant};
 
 use e2e::Db;
+use e2e::rig::{Deliveries, LATER, QUEUE, Rig, SOON};
 use serde_json::Value;
 
 use crate::hands::{command, done};
-use crate::rig::{Deliveries, LATER, QUEUE, Rig, SOON};
 
 const ALL: [&str; 7] = [
     "replay",

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use e2e::Db;
+use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use e2e::rig::{LATER, QUEUE, Rig};
 use rand::RngExt as _;
 
 use crate::hands::done;
-use crate::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
-use crate::rig::{LATER, QUEUE, Rig};
 
 const ROUTE: [&str; 3] = ["--route", "order-exchange", "order.pay"];
 

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use e2e::Db;
 use e2e::proxy::Proxy;
+use e2e::rig::writers::{backlog, tell, wait_all_delivered};
+use e2e::rig::{LATER, QUEUE, Rig, SOON};
 
-use crate::hands::{broker_address, wait_condition};
-use crate::rig::writers::{backlog, tell, wait_all_delivered};
-use crate::rig::{LATER, QUEUE, Rig, SOON};
+use crate::hands::{broker_address, wait_condition, wait_in_flight};
 
 const ROWS: usize = 3_000;
 const DRAIN: Duration = Duration::from_secs(4);
@@ -58,7 +58,7 @@ async fn cut_off(db: &'static Db, trouble: Trouble) {
         Trouble::DatabaseSilent => database.stall(),
         _ => broker.stall(),
     }
-    rig.wait_in_flight().await;
+    wait_in_flight(&rig).await;
 
     relay.terminate().unwrap();
     wait_condition(&rig, 503, ("intake", false), "draining").await;

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use e2e::Db;
+use e2e::rig::writers::tell;
+use e2e::rig::{LATER, Rig, SOON};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::hands::{command, done};
-use crate::rig::writers::tell;
-use crate::rig::{LATER, Rig, SOON};
 
 async fn json(rig: &Rig) -> Value {
     let (code, told) = command(rig, &["status", "--json"]).await;

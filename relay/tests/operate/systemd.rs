@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
+use e2e::rig::writers::tell;
+use e2e::rig::{LATER, Rig, SOON};
 use prometheus::Registry;
 use relay::config::RunArgs;
 use relay::supervisor::{CONDITIONS, Relay};
@@ -15,9 +17,6 @@ use svc_kit::boot::Exit;
 use svc_kit::signals::Shutdown;
 use svc_kit::systemd::Systemd;
 use tokio::net::UnixDatagram;
-
-use crate::rig::writers::tell;
-use crate::rig::{LATER, Rig, SOON};
 
 /// The machine turns every second: in this time it would have done so several times.
 const SILENCE: Duration = Duration::from_secs(5);

@@ -5,6 +5,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use e2e::Flavor;
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::writers::tell;
+use e2e::rig::{Rig, SOON};
 use mysql_async::binlog::EventType;
 use mysql_async::binlog::events::Event;
 use relay::engine::position::Position;
@@ -12,9 +15,6 @@ use relay::source::binlog::library::Reader;
 use relay::source::binlog::transaction::{Change, Doubt};
 
 use crate::reading::{Outbox, Seen};
-use crate::rig::servers::{OwnDb, flavors};
-use crate::rig::writers::tell;
-use crate::rig::{Rig, SOON};
 use crate::workload;
 
 /// MySQL writes ROLLBACK TO into the binlog only beside a table without transactions, which its GTIDs

@@ -1,13 +1,13 @@
 //! What the second reader can't do is refused before it reads, or told when it meets it.
 
 use e2e::product::Process;
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::{LATER, Rig, SOON};
 use futures::StreamExt;
 use relay::source::binlog::library::Reader;
 use svc_kit::database::DatabaseUrl;
 
 use crate::reading::Outbox;
-use crate::rig::servers::{OwnDb, flavors};
-use crate::rig::{LATER, Rig, SOON};
 use crate::workload;
 
 /// `relay run` and `relay check` end with these words.

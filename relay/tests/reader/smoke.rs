@@ -1,6 +1,6 @@
 //! A whole relay that reads with `mysql_cdc`.
 
-use crate::rig::{LATER, QUEUE, Rig};
+use e2e::rig::{LATER, QUEUE, Rig};
 
 #[tokio::test]
 async fn orders_flow_through_the_second_reader() {

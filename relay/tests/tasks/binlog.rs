@@ -1,12 +1,12 @@
 use e2e::Flavor;
+use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::{LATER, Rig};
 use relay::engine::position::Position;
 use relay::leadership::server_identity::ServerId;
 use relay::source::binlog::library::Reader;
 use relay::source::binlog::reader_task::{BinlogGone, BinlogNews, BinlogOf, BinlogStream};
 use relay::source::binlog::transaction::Doubt;
 
-use crate::rig::servers::{OwnDb, flavors};
-use crate::rig::{LATER, Rig};
 use crate::{Outbox, ids};
 
 fn open(outbox: &Outbox, from: Position) -> BinlogStream {

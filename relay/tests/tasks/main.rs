@@ -4,20 +4,16 @@
     reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
 )]
 
-#[path = "../rig/mod.rs"]
-mod rig;
-
 mod binlog;
 mod table;
 mod writeback;
 
+use e2e::rig::Rig;
 use relay::leadership::server_identity::{self, ServerId, WAIT_TIMEOUT_S};
 use relay::outbox_table::OutboxTable;
 use relay::source::table::queries::Queries;
 use sqlx::MySqlConnection;
 use svc_kit::database::DatabaseUrl;
-
-use rig::Rig;
 
 /// The outbox of a rig, and a connection to it.
 struct Outbox {

@@ -1,12 +1,12 @@
 use std::time::Duration;
 
+use e2e::rig::{LATER, Rig, SOON};
 use relay::engine::{LoadQuery, PageQuery, Read};
 use relay::hash::tag_of;
 use relay::pause::{Pauses, Watch};
 use relay::source::table::{TableNews, loader, page_reader};
 use tokio::sync::mpsc;
 
-use crate::rig::{LATER, Rig, SOON};
 use crate::{Outbox, ids};
 
 const BEGIN: PageQuery = PageQuery {

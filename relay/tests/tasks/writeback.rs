@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use e2e::rig::{LATER, Rig};
 use prometheus::Registry;
 use relay::config::RowImage;
 use relay::engine::{Reason, Record, Then, Write, Written};
@@ -9,7 +10,6 @@ use relay::publish::confirms::{Answer, Confirmed, Published, Verdict, settle};
 use relay::writeback::marker_task::{self, Marking};
 use tokio::sync::{Notify, mpsc};
 
-use crate::rig::{LATER, Rig};
 use crate::{Outbox, ids};
 
 fn confirmed(rows: &[(u64, &str)]) -> Vec<Confirmed> {

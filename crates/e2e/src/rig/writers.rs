@@ -1,4 +1,4 @@
-//! Writers who never stop committing, and whose messages tell in which order they were committed.
+//! Writers who never stop committing, and whose messages say in which order they were committed.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -15,25 +15,25 @@ use super::{Deliveries, LATER, Rig};
 
 /// A measurement for whoever watches, straight to standard error: the harness hides what a passing
 /// test prints.
-pub(crate) fn tell(text: &str) {
+pub fn tell(text: &str) {
     // A closed standard error is no reason to fail a test.
     drop(writeln!(std::io::stderr(), "{text}"));
 }
 
 /// Tasks that each commit one transaction after the other.
-pub(crate) struct Writers {
+pub struct Writers {
     stop: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Writers {
     /// `count` writers on `keys` aggregates of the rig's database.
-    pub(crate) async fn start(rig: &Rig, count: usize, keys: usize) -> Self {
+    pub async fn start(rig: &Rig, count: usize, keys: usize) -> Self {
         Self::spawn(rig, (count, keys), false).await
     }
 
     /// The same, but they go on when the database fails them.
-    pub(crate) async fn stubborn(rig: &Rig, count: usize, keys: usize) -> Self {
+    pub async fn stubborn(rig: &Rig, count: usize, keys: usize) -> Self {
         Self::spawn(rig, (count, keys), true).await
     }
 
@@ -69,7 +69,7 @@ impl Writers {
     }
 
     /// Stops them; returns how many messages they committed.
-    pub(crate) async fn stop(self, rig: &Rig) -> usize {
+    pub async fn stop(self, rig: &Rig) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
             task.await.unwrap();
@@ -84,7 +84,7 @@ impl Writers {
 }
 
 /// Commits `count` rows of as many keys, 500 in a transaction; returns their message ids.
-pub(crate) async fn backlog(rig: &Rig, count: usize) -> Vec<String> {
+pub async fn backlog(rig: &Rig, count: usize) -> Vec<String> {
     let mut ids = Vec::with_capacity(count);
     while ids.len() < count {
         let events: Vec<Event> = (ids.len()..count.min(ids.len() + 500))
@@ -131,13 +131,13 @@ async fn write(pool: &MySqlPool, key: usize) -> anyhow::Result<()> {
 
 /// Waits until everything that was ever committed has arrived: the queue is first in, first out,
 /// so this holds when a row arrives that was written when nothing was pending any more.
-pub(crate) async fn wait_all_delivered(rig: &Rig, deliveries: &Deliveries) {
-    e2e::wait::until("no row pending", LATER * 2, async || {
+pub async fn wait_all_delivered(rig: &Rig, deliveries: &Deliveries) {
+    crate::wait::until("no row pending", LATER * 2, async || {
         rig.count("status = 1").await == 0
     })
     .await;
     let last = rig.insert_one("last", "order.pay", b"1").await;
-    e2e::wait::until("the last row to arrive", LATER, async || {
+    crate::wait::until("the last row to arrive", LATER, async || {
         deliveries.ids().contains(&last)
     })
     .await;
@@ -145,7 +145,7 @@ pub(crate) async fn wait_all_delivered(rig: &Rig, deliveries: &Deliveries) {
 
 /// Every key's first deliveries are its messages 1, 2, 3 … without a gap. Returns how many messages
 /// there are, the last one of [`wait_all_delivered`] not counted.
-pub(crate) fn assert_first_deliveries_in_order(deliveries: &Deliveries) -> usize {
+pub fn assert_first_deliveries_in_order(deliveries: &Deliveries) -> usize {
     let mut seen: HashMap<String, u64> = HashMap::new();
     let first = deliveries.first();
     for delivery in &first {

@@ -1,77 +1,84 @@
-//! A database and a virtual host of the test's own, a relay process between them, and a consumer.
-//! Every test binary of the relay takes this module in by its path.
-#![allow(
-    dead_code,
-    reason = "each binary uses another part of it, so an expectation would fail in some"
+//! The rig of the relay's tests: a database and a virtual host of the test's own, a relay process
+//! between them, and a consumer. Whatever goes wrong in it fails the test, by a panic.
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions alone, and this is nothing but their helpers"
 )]
 
-pub(crate) mod ops;
-pub(crate) mod rows;
-pub(crate) mod servers;
-pub(crate) mod writers;
+pub mod ops;
+pub mod rows;
+pub mod servers;
+pub mod writers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use e2e::product::Process;
-use e2e::{Db, Rabbit, TestDatabase, Vhost};
 use futures::StreamExt;
 use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{Channel, Connection, ConnectionProperties};
 use sqlx::{AssertSqlSafe, MySqlPool};
 
-/// For what takes milliseconds, on a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
-/// For what takes the relay several of its intervals.
-pub(crate) const LATER: Duration = Duration::from_secs(60);
+use crate::product::Process;
+use crate::{Db, Rabbit, TestDatabase, Vhost};
 
-pub(crate) const QUEUE: &str = "order-queue";
-pub(crate) const EXCHANGE: &str = "order-exchange";
+/// For what takes milliseconds, on a busy machine.
+pub const SOON: Duration = Duration::from_secs(20);
+/// For what takes the relay several of its intervals.
+pub const LATER: Duration = Duration::from_secs(60);
+
+/// The queue of [`Rig::new`].
+pub const QUEUE: &str = "order-queue";
+/// The exchange that the outbox names by default.
+pub const EXCHANGE: &str = "order-exchange";
 
 /// The test's own world.
-pub(crate) struct Rig {
-    pub(crate) db: &'static Db,
-    pub(crate) rabbit: &'static Rabbit,
-    pub(crate) database: TestDatabase,
-    pub(crate) vhost: Vhost,
-    pub(crate) pool: MySqlPool,
-    pub(crate) env: HashMap<String, String>,
+#[expect(missing_docs, reason = "the names and the types say it")]
+pub struct Rig {
+    pub db: &'static Db,
+    pub rabbit: &'static Rabbit,
+    pub database: TestDatabase,
+    pub vhost: Vhost,
+    pub pool: MySqlPool,
+    pub env: HashMap<String, String>,
 }
 
 /// A delivery, as far as tests look at it.
+#[expect(missing_docs, reason = "the names and the types say it")]
 #[derive(Clone, Debug)]
-pub(crate) struct Delivery {
-    pub(crate) message_id: String,
-    pub(crate) key: String,
-    pub(crate) payload: Vec<u8>,
+pub struct Delivery {
+    pub message_id: String,
+    pub key: String,
+    pub payload: Vec<u8>,
     /// Header `x-replay-id`.
-    pub(crate) replay_id: Option<String>,
-    pub(crate) at: Instant,
+    pub replay_id: Option<String>,
+    pub at: Instant,
 }
 
 /// Everything a queue has delivered, in order.
 #[derive(Clone, Default)]
-pub(crate) struct Deliveries(Arc<Mutex<Vec<Delivery>>>);
+pub struct Deliveries(Arc<Mutex<Vec<Delivery>>>);
 
 impl Deliveries {
-    pub(crate) fn all(&self) -> Vec<Delivery> {
+    /// All deliveries, in order.
+    pub fn all(&self) -> Vec<Delivery> {
         self.0.lock().unwrap().clone()
     }
 
-    pub(crate) fn count(&self) -> usize {
+    /// How many deliveries there were.
+    pub fn count(&self) -> usize {
         self.0.lock().unwrap().len()
     }
 
     /// Message ids of all deliveries, in order.
-    pub(crate) fn ids(&self) -> Vec<String> {
+    pub fn ids(&self) -> Vec<String> {
         let deliveries = self.0.lock().unwrap();
         deliveries.iter().map(|d| d.message_id.clone()).collect()
     }
 
     /// Deliveries of what had been delivered before.
-    pub(crate) fn twice(&self) -> usize {
+    pub fn twice(&self) -> usize {
         let all = self.all();
         let ids: std::collections::HashSet<&str> =
             all.iter().map(|d| d.message_id.as_str()).collect();
@@ -79,7 +86,7 @@ impl Deliveries {
     }
 
     /// Message ids in the order of their first delivery.
-    pub(crate) fn first(&self) -> Vec<Delivery> {
+    pub fn first(&self) -> Vec<Delivery> {
         let mut seen = std::collections::HashSet::new();
         self.all()
             .into_iter()
@@ -90,17 +97,19 @@ impl Deliveries {
 
 impl Rig {
     /// Migrated tables, the exchange, and a bound quorum queue.
-    pub(crate) async fn new(db: &'static Db) -> Self {
+    pub async fn new(db: &'static Db) -> Self {
         let rig = Self::without_queue(db).await;
         rig.declare_queue(QUEUE, "order.*").await;
         rig
     }
 
-    pub(crate) async fn without_queue(db: &'static Db) -> Self {
-        Self::on(db, e2e::shared::rabbit().await).await
+    /// Migrated tables and an empty virtual host.
+    pub async fn without_queue(db: &'static Db) -> Self {
+        Self::on(db, crate::shared::rabbit().await).await
     }
 
-    pub(crate) async fn on(db: &'static Db, rabbit: &'static Rabbit) -> Self {
+    /// The same with a broker of the test's choice.
+    pub async fn on(db: &'static Db, rabbit: &'static Rabbit) -> Self {
         let database = db.create_database().await.unwrap();
         let vhost = rabbit.create_vhost().await.unwrap();
         let env = HashMap::from([
@@ -108,7 +117,7 @@ impl Rig {
             ("AMQP_URL".to_owned(), vhost.amqp_url.clone()),
             (
                 "ADMIN_ADDR".to_owned(),
-                format!("127.0.0.1:{}", e2e::port::free().unwrap()),
+                format!("127.0.0.1:{}", crate::port::free().unwrap()),
             ),
             ("RUST_LOG".to_owned(), "info,relay=debug".to_owned()),
         ]);
@@ -125,7 +134,8 @@ impl Rig {
         rig
     }
 
-    pub(crate) fn set(&mut self, name: &str, value: &str) -> &mut Self {
+    /// Sets an environment variable of the relay.
+    pub fn set(&mut self, name: &str, value: &str) -> &mut Self {
         self.env.insert(name.to_owned(), value.to_owned());
         self
     }
@@ -137,37 +147,39 @@ impl Rig {
     }
 
     /// A relay command with the rig's environment.
-    pub(crate) fn command(&self, args: &[&str]) -> Process {
+    pub fn command(&self, args: &[&str]) -> Process {
+        let program = crate::product::binary("relay").unwrap();
         let env: Vec<(&str, &str)> = self
             .env
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
-        Process::spawn(env!("CARGO_BIN_EXE_relay").as_ref(), args, &env).unwrap()
+        Process::spawn(&program, args, &env).unwrap()
     }
 
     /// `relay run`, not waited for.
-    pub(crate) fn relay(&self) -> Process {
+    pub fn relay(&self) -> Process {
         self.command(&["run"])
     }
 
     /// `relay run` that has come to its working phase.
-    pub(crate) async fn tailing(&self) -> Process {
+    pub async fn tailing(&self) -> Process {
         let relay = self.relay();
         self.wait_phase("tailing").await;
         relay
     }
 
-    pub(crate) async fn wait_phase(&self, phase: &str) {
+    /// Waits until the relay shows this phase.
+    pub async fn wait_phase(&self, phase: &str) {
         let name = format!("outbox_relay_phase{{phase=\"{phase}\"}}");
-        e2e::wait::until(&format!("phase {phase}"), LATER, async || {
+        crate::wait::until(&format!("phase {phase}"), LATER, async || {
             self.metric(&name).await == Some(1.0)
         })
         .await;
     }
 
     /// A sample of `/metrics` by its full name with labels; `None` when the relay does not answer.
-    pub(crate) async fn metric(&self, name: &str) -> Option<f64> {
+    pub async fn metric(&self, name: &str) -> Option<f64> {
         let url = format!("http://{}/metrics", self.env["ADMIN_ADDR"]);
         let text = reqwest::get(url).await.ok()?.text().await.ok()?;
         let line = text
@@ -176,14 +188,16 @@ impl Rig {
         line.rsplit(' ').next()?.parse().ok()
     }
 
-    pub(crate) async fn amqp(&self) -> Channel {
+    /// A channel of a new connection to the virtual host.
+    pub async fn amqp(&self) -> Channel {
         let connection = Connection::connect(&self.vhost.amqp_url, ConnectionProperties::default())
             .await
             .unwrap();
         connection.create_channel().await.unwrap()
     }
 
-    pub(crate) async fn declare_queue(&self, queue: &str, binding: &str) {
+    /// A quorum queue, bound to [`EXCHANGE`].
+    pub async fn declare_queue(&self, queue: &str, binding: &str) {
         let channel = self.amqp().await;
         let mut arguments = FieldTable::default();
         arguments.insert(
@@ -217,7 +231,7 @@ impl Rig {
     }
 
     /// Consumes a queue from now on.
-    pub(crate) async fn consume(&self, queue: &str) -> Deliveries {
+    pub async fn consume(&self, queue: &str) -> Deliveries {
         let channel = self.amqp().await;
         let options = BasicConsumeOptions {
             no_ack: true,
@@ -258,7 +272,7 @@ impl Rig {
     }
 
     /// Inserts `count` rows in one transaction each, keys `k0`, `k1`, …; returns their message ids.
-    pub(crate) async fn insert(&self, count: usize) -> Vec<String> {
+    pub async fn insert(&self, count: usize) -> Vec<String> {
         let mut ids = Vec::with_capacity(count);
         for number in 0..count {
             ids.push(
@@ -269,7 +283,8 @@ impl Rig {
         ids
     }
 
-    pub(crate) async fn insert_one(&self, key: &str, routing_key: &str, payload: &[u8]) -> String {
+    /// Inserts a row in a transaction of its own; returns its message id.
+    pub async fn insert_one(&self, key: &str, routing_key: &str, payload: &[u8]) -> String {
         let mut tx = self.pool.begin().await.unwrap();
         let event = outbox::Event::new("order", key, "order.placed.v1", routing_key, payload);
         let id = outbox::event::write(&mut tx, &event).await.unwrap();
@@ -277,7 +292,8 @@ impl Rig {
         id.to_string()
     }
 
-    pub(crate) async fn count(&self, condition: &str) -> i64 {
+    /// How many rows of the outbox meet the condition.
+    pub async fn count(&self, condition: &str) -> i64 {
         let statement = format!("SELECT COUNT(*) FROM outbox WHERE {condition}");
         sqlx::query_scalar(AssertSqlSafe(statement))
             .fetch_one(&self.pool)
@@ -286,8 +302,8 @@ impl Rig {
     }
 
     /// Waits until `count` rows are sent and none is pending.
-    pub(crate) async fn wait_sent(&self, count: i64) {
-        e2e::wait::until(&format!("{count} rows sent"), LATER, async || {
+    pub async fn wait_sent(&self, count: i64) {
+        crate::wait::until(&format!("{count} rows sent"), LATER, async || {
             self.count("status = 2").await == count && self.count("status = 1").await == 0
         })
         .await;

@@ -3,15 +3,15 @@
 
 use std::ops::Deref;
 
-use e2e::{Db, DbOptions, Flavor};
-
 use super::Rig;
+use crate::{Db, DbOptions, Flavor};
 
 /// A server that ends with its test.
-pub(crate) struct OwnDb(&'static Db);
+pub struct OwnDb(&'static Db);
 
 impl OwnDb {
-    pub(crate) async fn start(flavor: Flavor, args: &[&str]) -> Self {
+    /// A server with further arguments.
+    pub async fn start(flavor: Flavor, args: &[&str]) -> Self {
         let options = DbOptions {
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
             ..DbOptions::default()
@@ -19,7 +19,8 @@ impl OwnDb {
         Self::with(flavor, options).await
     }
 
-    pub(crate) async fn with(flavor: Flavor, options: DbOptions) -> Self {
+    /// A server with these options.
+    pub async fn with(flavor: Flavor, options: DbOptions) -> Self {
         // A rig keeps its server for the whole process; the process of the server ends here, and
         // its directory with the test process.
         Self(Box::leak(Box::new(
@@ -28,12 +29,12 @@ impl OwnDb {
     }
 
     /// The server itself, for a rig that moves to it.
-    pub(crate) fn server(&self) -> &'static Db {
+    pub fn server(&self) -> &'static Db {
         self.0
     }
 
     /// Migrated tables, the exchange, and a bound queue on this server.
-    pub(crate) async fn rig(&self) -> Rig {
+    pub async fn rig(&self) -> Rig {
         Rig::new(self.0).await
     }
 }
@@ -53,11 +54,11 @@ impl Drop for OwnDb {
     }
 }
 
-/// The flavours that can be had.
-pub(crate) async fn flavors() -> Vec<Flavor> {
+/// The kinds of server that can be had.
+pub async fn flavors() -> Vec<Flavor> {
     let mut flavors = vec![Flavor::MariaDb];
     // Where there is no real MySQL, the shared one tells so loudly, or fails if it is required.
-    if e2e::cache::mysql_root().is_ok() || e2e::shared::mysql().await.is_some() {
+    if crate::cache::mysql_root().is_ok() || crate::shared::mysql().await.is_some() {
         flavors.push(Flavor::MySql);
     }
     flavors

@@ -1,32 +1,35 @@
-//! What the binaries have in common beyond rows and writers: metrics by name, a database user of the
+//! What the tests have in common beyond rows and writers: metrics by name, a database user of the
 //! relay's own, looks at its readiness, and the proof that all of it came through.
 
-use e2e::Flavor;
-use e2e::product::Process;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 
 use super::writers::{Writers, assert_first_deliveries_in_order, wait_all_delivered};
 use super::{Deliveries, LATER, Rig};
+use crate::Flavor;
+use crate::product::Process;
 
-pub(crate) const FROM_BINLOG: &str = "outbox_relay_confirmed_total{source=\"binlog\"}";
-pub(crate) const MISSED: &str = "outbox_relay_missed_by_binlog_total";
-pub(crate) const TAILING: &str = "outbox_relay_phase{phase=\"tailing\"}";
+/// Messages that are confirmed and whose rows came by the binlog.
+pub const FROM_BINLOG: &str = "outbox_relay_confirmed_total{source=\"binlog\"}";
+/// Rows that a scan found and the binlog should have brought.
+pub const MISSED: &str = "outbox_relay_missed_by_binlog_total";
+/// The phase in which the relay follows the binlog.
+pub const TAILING: &str = "outbox_relay_phase{phase=\"tailing\"}";
 
 impl Rig {
     /// The relay's user in the database.
-    pub(crate) fn user(&self) -> String {
+    pub fn user(&self) -> String {
         let url = reqwest::Url::parse(&self.env["DATABASE_URL"]).unwrap();
         url.username().to_owned()
     }
 
     /// Kills every binlog connection of the relay's user, which must be its own.
-    pub(crate) async fn kill_dump(&self) {
+    pub async fn kill_dump(&self) {
         self.kill("COMMAND LIKE 'Binlog Dump%'").await;
     }
 
     /// Kills every connection of the relay's user, which must be its own.
-    pub(crate) async fn kill_relay_connections(&self) {
+    pub async fn kill_relay_connections(&self) {
         self.kill("TRUE").await;
     }
 
@@ -50,7 +53,7 @@ impl Rig {
 
 /// A database user of the relay's own, with the rights that README lists, so that its connections
 /// can be told from the writers'.
-pub(crate) async fn own_user(rig: &mut Rig) -> String {
+pub async fn own_user(rig: &mut Rig) -> String {
     let user = format!("r{}", &rig.database.name[20..]);
     let tables = format!(
         "SELECT, INSERT, UPDATE, DELETE ON `{}`.*",
@@ -64,7 +67,7 @@ pub(crate) async fn own_user(rig: &mut Rig) -> String {
 }
 
 /// The rights to read the binlog, as `GRANT` and `REVOKE` take them.
-pub(crate) fn binlog_rights(rig: &Rig) -> &'static str {
+pub fn binlog_rights(rig: &Rig) -> &'static str {
     match rig.db.flavor() {
         Flavor::MariaDb => "REPLICATION SLAVE, BINLOG MONITOR",
         Flavor::MySql => "REPLICATION SLAVE, REPLICATION CLIENT",
@@ -72,16 +75,16 @@ pub(crate) fn binlog_rights(rig: &Rig) -> &'static str {
 }
 
 /// Status and body of `/readyz`; `None` when nobody answers.
-pub(crate) async fn readiness(rig: &Rig) -> Option<(u16, Value)> {
+pub async fn readiness(rig: &Rig) -> Option<(u16, Value)> {
     let url = format!("http://{}/readyz", rig.env["ADMIN_ADDR"]);
     let answer = reqwest::get(url).await.ok()?;
     Some((answer.status().as_u16(), answer.json().await.ok()?))
 }
 
 /// Rows that are written now come by the binlog. Named as probes, which [`assert_complete`] counts.
-pub(crate) async fn wait_live(rig: &Rig) {
+pub async fn wait_live(rig: &Rig) {
     let before = rig.metric(FROM_BINLOG).await;
-    e2e::wait::until("rows by the binlog", LATER, async || {
+    crate::wait::until("rows by the binlog", LATER, async || {
         let id = uuid::Uuid::now_v7();
         rig.insert_one(&format!("probe {id}"), "order.pay", b"1")
             .await;
@@ -90,8 +93,9 @@ pub(crate) async fn wait_live(rig: &Rig) {
     .await;
 }
 
-pub(crate) async fn wait_delivered(deliveries: &Deliveries, ids: &[String]) {
-    e2e::wait::until(&format!("{} messages", ids.len()), LATER, async || {
+/// Waits until each of these messages has been delivered.
+pub async fn wait_delivered(deliveries: &Deliveries, ids: &[String]) {
+    crate::wait::until(&format!("{} messages", ids.len()), LATER, async || {
         let arrived = deliveries.ids();
         ids.iter().all(|id| arrived.contains(id))
     })
@@ -99,7 +103,7 @@ pub(crate) async fn wait_delivered(deliveries: &Deliveries, ids: &[String]) {
 }
 
 /// Everything that the writers and the probes committed has arrived, in the order of each key.
-pub(crate) async fn assert_complete(rig: &Rig, writers: Writers, deliveries: &Deliveries) {
+pub async fn assert_complete(rig: &Rig, writers: Writers, deliveries: &Deliveries) {
     let committed = writers.stop(rig).await;
     wait_all_delivered(rig, deliveries).await;
     let probes = rig.count("aggregate_id LIKE 'probe %'").await;
@@ -108,7 +112,7 @@ pub(crate) async fn assert_complete(rig: &Rig, writers: Writers, deliveries: &De
 }
 
 /// The relay was started by nobody but the test, and it drains.
-pub(crate) async fn stop(relay: &Process) {
+pub async fn stop(relay: &Process) {
     assert!(relay.ended().unwrap().is_none(), "{}", relay.log());
     relay.terminate().unwrap();
     let status = relay.wait_exit(LATER).await.unwrap();
