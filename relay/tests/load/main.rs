@@ -9,8 +9,8 @@ mod backlog;
 mod bulk;
 mod chaos;
 mod cleanup;
+mod closed_routes;
 #[cfg(feature = "long")]
 mod gauges;
 mod hot;
 mod payloads;
-mod shut;

@@ -72,8 +72,8 @@ async fn both_readers_tell_the_same_of_every_transaction() {
     }
 }
 
-/// Writes the events into `dir` as `relay/tests/decoder` reads them: header and data, the checksum
-/// taken off. `CAPTURE=relay/tests/decoder` makes its fixtures anew.
+/// Writes the events into `dir` as `relay/tests/it/decoder` reads them: header and data, the checksum
+/// taken off. `CAPTURE=relay/tests/it/decoder` makes its fixtures anew.
 async fn capture(outbox: &Outbox, flavor: Flavor, from: &Position, dir: &Path) {
     let until = outbox.position().await;
     let mut bytes = Vec::new();
