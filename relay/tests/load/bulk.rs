@@ -158,7 +158,7 @@ pub(crate) async fn place_while(
     place_on(rig, (arrived, "order.pay"), async |_| going_on().await).await
 }
 
-/// As [`place_while`], with another routing key and told how many were placed.
+/// As [`place_while`], with another routing key and the number of those that were placed.
 pub(crate) async fn place_on(
     rig: &Rig,
     (arrived, route): (&Arrived, &str),

@@ -1,4 +1,4 @@
-//! A route that was shut for long.
+//! A route that was closed for long.
 
 use std::time::Instant;
 
@@ -15,24 +15,24 @@ const PROBE_MAX: std::time::Duration = relay::engine::PROBE_MAX;
 async fn a_route_with_many_waiting_rows_opens_by_itself_within_a_probe_interval() {
     // Few keys, so that each is far behind its head; and as many keys as rows.
     for keys in [1_000, 30_000] {
-        shut(e2e::shared::either().await, 30_000, keys).await;
+        closed(e2e::shared::either().await, 30_000, keys).await;
     }
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_load_route_with_a_million_waiting_rows() {
-    for db in e2e::shared::databases().await {
-        for keys in [1_000, 1_000_000] {
-            let figures = shut(db, 1_000_000, keys).await;
-            let flavor = db.flavor();
-            let name = format!("a shut route with 1,000,000 rows of {keys} keys, {flavor:?}");
-            e2e::figures::record(&name, &figures);
-        }
+e2e::on_each_server!(long_load_route_with_a_million_waiting_rows);
+#[cfg(feature = "long")]
+async fn long_load_route_with_a_million_waiting_rows(flavor: e2e::Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    for keys in [1_000, 1_000_000] {
+        let figures = closed(db, 1_000_000, keys).await;
+        let flavor = db.flavor();
+        let name = format!("a closed route with 1,000,000 rows of {keys} keys, {flavor:?}");
+        e2e::figures::record(&name, &figures);
     }
 }
 
-async fn shut(db: &'static Db, rows: usize, keys: usize) -> String {
+async fn closed(db: &'static Db, rows: usize, keys: usize) -> String {
     let mut rig = Rig::new(db).await;
     rig.set("RUST_LOG", "info");
     let broker = rig.rabbit.management().unwrap();

@@ -19,13 +19,13 @@ async fn memory_is_bounded_with_payloads_of_8_mib() {
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_load_payloads_of_8_mib() {
-    for db in e2e::shared::databases().await {
-        let figures = payloads(db, 200).await;
-        let name = format!("2 × 200 payloads of 8 MiB, {:?}", db.flavor());
-        e2e::figures::record(&name, &figures);
-    }
+e2e::on_each_server!(long_load_payloads_of_8_mib);
+#[cfg(feature = "long")]
+async fn long_load_payloads_of_8_mib(flavor: e2e::Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let figures = payloads(db, 200).await;
+    let name = format!("2 × 200 payloads of 8 MiB, {:?}", db.flavor());
+    e2e::figures::record(&name, &figures);
 }
 
 async fn payloads(db: &'static Db, rows: usize) -> String {

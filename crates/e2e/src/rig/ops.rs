@@ -52,7 +52,7 @@ impl Rig {
 }
 
 /// A database user of the relay's own, with the rights that README lists, so that its connections
-/// can be told from the writers'.
+/// can be distinguished from the writers'.
 pub async fn own_user(rig: &mut Rig) -> String {
     let user = format!("r{}", &rig.database.name[20..]);
     let tables = format!(

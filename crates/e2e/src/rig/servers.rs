@@ -53,13 +53,3 @@ impl Drop for OwnDb {
         drop(self.0.kill());
     }
 }
-
-/// The kinds of server that can be had.
-pub async fn flavors() -> Vec<Flavor> {
-    let mut flavors = vec![Flavor::MariaDb];
-    // Where there is no real MySQL, the shared one tells so loudly, or fails if it is required.
-    if crate::cache::mysql_root().is_ok() || crate::shared::mysql().await.is_some() {
-        flavors.push(Flavor::MySql);
-    }
-    flavors
-}

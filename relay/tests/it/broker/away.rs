@@ -23,12 +23,12 @@ async fn a_killed_broker_is_waited_for_and_nothing_is_lost() {
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_broker_killed_five_times() {
+e2e::on_each_server!(long_broker_killed_five_times);
+#[cfg(feature = "long")]
+async fn long_broker_killed_five_times(flavor: e2e::Flavor) {
     let (rabbit, _turn) = fragile().await;
-    for db in e2e::shared::databases().await {
-        killed(db, rabbit, 5).await;
-    }
+    let db = e2e::shared::database(flavor).await;
+    killed(db, rabbit, 5).await;
 }
 
 async fn killed(db: &'static Db, rabbit: &'static Rabbit, kills: usize) {
@@ -62,13 +62,13 @@ async fn a_connection_cut_in_the_middle_of_batches_loses_nothing() {
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_broker_connection_cut_fifty_times() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        let proxy = put_between(&mut rig, "");
-        cut(&rig, &proxy, 50).await;
-    }
+e2e::on_each_server!(long_broker_connection_cut_fifty_times);
+#[cfg(feature = "long")]
+async fn long_broker_connection_cut_fifty_times(flavor: e2e::Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::new(db).await;
+    let proxy = put_between(&mut rig, "");
+    cut(&rig, &proxy, 50).await;
 }
 
 async fn cut(rig: &Rig, proxy: &e2e::Proxy, cuts: usize) {
@@ -133,15 +133,15 @@ async fn a_broker_stopped_longer_than_net_write_timeout_loses_nothing() {
     stopped(&rig, rabbit, Duration::from_secs(12)).await;
 }
 
+#[cfg(feature = "long")]
+e2e::on_each_server!(long_broker_stopped_for_ninety_seconds);
 /// The defaults on all sides: heartbeats of 10 s, net_write_timeout of 60 s.
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_broker_stopped_for_ninety_seconds() {
+async fn long_broker_stopped_for_ninety_seconds(flavor: e2e::Flavor) {
     let (rabbit, _turn) = fragile().await;
-    for db in e2e::shared::databases().await {
-        let rig = lasting(db, rabbit).await;
-        stopped(&rig, rabbit, Duration::from_secs(90)).await;
-    }
+    let db = e2e::shared::database(flavor).await;
+    let rig = lasting(db, rabbit).await;
+    stopped(&rig, rabbit, Duration::from_secs(90)).await;
 }
 
 /// Large rows: the server can't write them into the relay's socket while nobody reads.

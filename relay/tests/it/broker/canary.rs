@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Mutex;
 
-use e2e::Db;
 use e2e::product::Process;
 use e2e::rig::ops::{MISSED, binlog_rights, own_user};
 use e2e::rig::rows::{assert_calm, wait_log};
 use e2e::rig::{LATER, QUEUE, Rig};
+use e2e::{Db, Flavor};
 
 use super::world::{CONNECTED, put_between};
 
@@ -68,12 +68,12 @@ async fn assert_not_counted(rig: &Rig) {
 }
 
 #[tokio::test]
-async fn a_canary_tells_that_the_broker_is_away_while_there_are_no_orders() {
-    let servers = e2e::shared::databases().await;
-    futures::future::join_all(servers.into_iter().map(broker_away)).await;
+async fn a_canary_shows_that_the_broker_is_away_while_there_are_no_orders() {
+    e2e::shared::on_every_server_at_once(broker_away).await;
 }
 
-async fn broker_away(db: &'static Db) {
+async fn broker_away(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
     let mut rig = rig(db).await;
     let proxy = put_between(&mut rig, "");
     // Whoever takes everything that goes through the exchange.
@@ -100,12 +100,12 @@ async fn broker_away(db: &'static Db) {
 }
 
 #[tokio::test]
-async fn a_canary_tells_that_the_binlog_is_not_read_though_orders_go_out() {
-    let servers = e2e::shared::databases().await;
-    futures::future::join_all(servers.into_iter().map(binlog_away)).await;
+async fn a_canary_shows_that_the_binlog_is_not_read_though_orders_go_out() {
+    e2e::shared::on_every_server_at_once(binlog_away).await;
 }
 
-async fn binlog_away(db: &'static Db) {
+async fn binlog_away(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
     let mut rig = rig(db).await;
     let user = own_user(&mut rig).await;
     let relay = rig.tailing().await;
@@ -176,8 +176,8 @@ async fn without_the_rights_to_a_queue_of_its_own_no_canary_is_written() {
     assert_eq!(rig.metric(closed).await, Some(0.0));
     assert_calm(&relay);
 
-    let told = command(&rig, &["check"]).await;
-    assert!(told.contains("no canary comes back"), "{told}");
+    let output = command(&rig, &["check"]).await;
+    assert!(output.contains("no canary comes back"), "{output}");
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn limited(rig: &mut Rig, rights: [&str; 3]) -> Process {
 
 /// What another relay has left waits in the table while this one is paused.
 #[tokio::test]
-async fn one_that_waits_is_not_counted_and_is_tidied_up() {
+async fn a_canary_that_waits_is_not_counted_and_is_tidied_up() {
     let rig = rig(e2e::shared::either().await).await;
     let _relay = rig.tailing().await;
     wait_flying(&rig).await;
@@ -226,9 +226,9 @@ async fn one_that_waits_is_not_counted_and_is_tidied_up() {
     // Two readings of the gauges.
     wait_late(&rig, rig.metric(AGE).await.unwrap() + 7.0).await;
     assert_not_counted(&rig).await;
-    let told = command(&rig, &["status", "--json"]).await;
-    assert!(told.contains("\"rows\": 0,"), "{told}");
-    assert!(!told.contains("relay-canary."), "{told}");
+    let output = command(&rig, &["status", "--json"]).await;
+    assert!(output.contains("\"rows\": 0,"), "{output}");
+    assert!(!output.contains("relay-canary."), "{output}");
     let listed = command(&rig, &["parked", "list", "--state", "waiting"]).await;
     assert!(!listed.contains("relay-canary"), "{listed}");
     let groups = command(&rig, &["parked", "groups", "--state", "waiting", "--json"]).await;
@@ -241,7 +241,7 @@ async fn one_that_waits_is_not_counted_and_is_tidied_up() {
 }
 
 #[tokio::test]
-async fn one_that_is_lost_is_followed_by_another() {
+async fn a_canary_that_is_lost_is_followed_by_another() {
     let rig = rig(e2e::shared::either().await).await;
     let relay = rig.tailing().await;
     wait_flying(&rig).await;

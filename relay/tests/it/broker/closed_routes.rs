@@ -1,4 +1,4 @@
-//! A route that is shut, in each of the ways there are: the other routes are as fast as before, and
+//! A route that is closed, in each of the ways there are: the other routes are as fast as before, and
 //! when it opens its rows go by themselves, in order, within one probe interval.
 
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 const SLACK: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shut {
+enum Closed {
     Unbound,
     ExchangeGone,
     RightRevoked,
@@ -31,7 +31,7 @@ enum Shut {
     Silent,
 }
 
-impl Shut {
+impl Closed {
     /// What the operator reads.
     fn text(self) -> &'static str {
         match self {
@@ -43,7 +43,7 @@ impl Shut {
         }
     }
 
-    async fn shut(self, rig: &Rig, user: &str) {
+    async fn close(self, rig: &Rig, user: &str) {
         let (api, vhost) = (rig.rabbit.management().unwrap(), rig.vhost.name.as_str());
         match self {
             Self::Unbound => {
@@ -85,47 +85,50 @@ impl Shut {
     }
 }
 
-const ANSWERED: [Shut; 4] = [
-    Shut::Unbound,
-    Shut::ExchangeGone,
-    Shut::RightRevoked,
-    Shut::QueueFull,
+const ANSWERED: [Closed; 4] = [
+    Closed::Unbound,
+    Closed::ExchangeGone,
+    Closed::RightRevoked,
+    Closed::QueueFull,
 ];
 
 /// At the same time, each with a relay of its own: they wait for the most part.
 #[tokio::test]
 async fn a_route_that_refuses_slows_no_other_and_opens_by_itself() {
     let db = e2e::shared::either().await;
-    let kinds = ANSWERED.map(|kind| shut_and_open(db, kind, 200));
+    let kinds = ANSWERED.map(|kind| close_and_open(db, kind, 200));
     futures::future::join_all(kinds).await;
 }
 
 /// As of a quorum queue that has lost its majority: no confirm, no nack, no return.
 #[tokio::test]
 async fn a_route_that_keeps_silent_slows_no_other_and_opens_by_itself() {
-    shut_and_open(e2e::shared::either().await, Shut::Silent, 400).await;
+    close_and_open(e2e::shared::either().await, Closed::Silent, 400).await;
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_broker_routes_shut_for_two_minutes() {
-    for db in e2e::shared::databases().await {
-        for kind in ANSWERED.into_iter().chain([Shut::Silent]) {
-            let (median, late, opened) = shut_and_open(db, kind, 6000).await;
-            let figures =
-                format!("{median:.1?}, {late:.1?}; all sent {opened:.1?} after it opened");
-            let what = format!("{:?}: route {kind:?} for 2 min", db.flavor());
-            e2e::figures::record(
-                &format!("{what}: commit to delivery on another route, median, p99"),
-                &figures,
-            );
-        }
+e2e::on_each_server!(long_broker_routes_closed_for_two_minutes);
+#[cfg(feature = "long")]
+async fn long_broker_routes_closed_for_two_minutes(flavor: e2e::Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    for kind in ANSWERED.into_iter().chain([Closed::Silent]) {
+        let (median, late, opened) = close_and_open(db, kind, 6000).await;
+        let figures = format!("{median:.1?}, {late:.1?}; all sent {opened:.1?} after it opened");
+        let what = format!("{:?}: route {kind:?} for 2 min", db.flavor());
+        e2e::figures::record(
+            &format!("{what}: commit to delivery on another route, median, p99"),
+            &figures,
+        );
     }
 }
 
-/// `rows` of the open route, one every 20 ms, are measured before and while the other one is shut.
+/// `rows` of the open route, one every 20 ms, are measured before and while the other one is closed.
 /// Returns how long they took then, median and 99th percentile, and how long the opening took.
-async fn shut_and_open(db: &'static Db, kind: Shut, rows: usize) -> (Duration, Duration, Duration) {
+async fn close_and_open(
+    db: &'static Db,
+    kind: Closed,
+    rows: usize,
+) -> (Duration, Duration, Duration) {
     let mut rig = Rig::new(db).await;
     declare_on(&rig, SIDE_EXCHANGE, SIDE, "side.*", json!({})).await;
     let user = own_user(&mut rig).await;
@@ -137,11 +140,11 @@ async fn shut_and_open(db: &'static Db, kind: Shut, rows: usize) -> (Duration, D
     rig.wait_count("status = 2", 20).await;
     let (alone, alone_late) = measured(&rig, "alone", 200, &deliveries).await;
 
-    kind.shut(&rig, &user).await;
+    kind.close(&rig, &user).await;
     written.extend(place(&rig, 10).await);
     rig.wait_reason("routing_key = 'side.pay'", kind.text())
         .await;
-    e2e::wait::until("the route to be shut", LATER, async || {
+    e2e::wait::until("the route to be closed", LATER, async || {
         rig.metric(WAITING).await > Some(100.0)
     })
     .await;
@@ -166,7 +169,7 @@ async fn shut_and_open(db: &'static Db, kind: Shut, rows: usize) -> (Duration, D
         "{:?}, {kind:?}: all sent {took:?} after it opened",
         db.flavor()
     ));
-    let answer = if kind == Shut::Silent {
+    let answer = if kind == Closed::Silent {
         CONFIRM_TIMEOUT
     } else {
         Duration::ZERO
@@ -178,7 +181,7 @@ async fn shut_and_open(db: &'static Db, kind: Shut, rows: usize) -> (Duration, D
         rig.metric(WAITING).await.is_none()
     })
     .await;
-    if kind != Shut::RightRevoked {
+    if kind != Closed::RightRevoked {
         assert_calm(&relay);
     }
     (beside, beside_late, took)

@@ -114,7 +114,7 @@ async fn refusals_use_up_no_connection_and_disturb_no_lane() {
             );
             rig.sql(&insert).await;
         }
-        // A row in one batch with the first refusal may go twice; every route is shut by now.
+        // A row in one batch with the first refusal may go twice; every route is closed by now.
         e2e::wait::until("the first refusals", LATER, async || {
             rig.metric(REFUSED).await >= Some(60.0)
         })

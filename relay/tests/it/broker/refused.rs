@@ -57,7 +57,7 @@ async fn topology_on_quorum(rig: &Rig) {
     api.bind(vhost, EXCHANGE, QUEUE, "order.*").await.unwrap();
 }
 
-/// A route that was shut: its probe comes first.
+/// A route that was closed: its probe comes first.
 async fn flows_after_probe(rig: &Rig) {
     let open = Instant::now();
     let id = rig.insert_one("after", "order.pay", b"{}").await;
@@ -68,7 +68,7 @@ async fn flows_after_probe(rig: &Rig) {
 }
 
 #[tokio::test]
-async fn all_rights_revoked_and_given_back() {
+async fn rights_that_are_revoked_are_waited_for_until_they_are_given_back() {
     let mut rig = Rig::new(e2e::shared::either().await).await;
     rig.set("RELAY_BATCH_MAX", BATCH);
     let user = own_user(&mut rig).await;
@@ -77,7 +77,7 @@ async fn all_rights_revoked_and_given_back() {
     let writers = Writers::start(&rig, 4, 40).await;
     let api = rig.rabbit.management().unwrap();
 
-    // To write to the exchange: its routes are shut.
+    // To write to the exchange: its routes are closed.
     revoke(&rig, &user, EXCHANGE).await;
     close_relays_connection(&rig).await;
     rig.wait_reason("routing_key = 'order.pay'", "403 ACCESS_REFUSED")

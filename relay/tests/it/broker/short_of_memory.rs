@@ -34,15 +34,15 @@ async fn a_memory_alarm_stops_intake_and_blames_nobody() {
     alarm(&rig, rabbit, Duration::from_secs(8)).await;
 }
 
+#[cfg(feature = "long")]
+e2e::on_each_server!(long_broker_blocked_for_ninety_seconds);
 /// The defaults on all sides: 30 s for a confirm, net_write_timeout of 60 s.
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_broker_blocked_for_ninety_seconds() {
+async fn long_broker_blocked_for_ninety_seconds(flavor: e2e::Flavor) {
     let (rabbit, _turn) = fragile().await;
-    for db in e2e::shared::databases().await {
-        let rig = lasting(db, rabbit).await;
-        alarm(&rig, rabbit, Duration::from_secs(90)).await;
-    }
+    let db = e2e::shared::database(flavor).await;
+    let rig = lasting(db, rabbit).await;
+    alarm(&rig, rabbit, Duration::from_secs(90)).await;
 }
 
 async fn alarm(rig: &Rig, rabbit: &Rabbit, time: Duration) {

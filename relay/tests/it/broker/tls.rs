@@ -111,7 +111,7 @@ async fn rig(secured: &'static Secured) -> Rig {
 }
 
 #[tokio::test]
-async fn amqps_with_a_private_authority_and_certificates_of_both_sides() {
+async fn amqps_works_with_a_private_authority_and_certificates_of_both_sides() {
     let _turn = TURN.lock().await;
     let secured = secured().await;
     let rig = rig(secured).await;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::Db;
+use e2e::Flavor;
 use e2e::rig::ops::MISSED;
 use e2e::rig::writers::tell;
 use e2e::rig::{LATER, Rig};
@@ -21,11 +21,11 @@ const TICK: f64 = 1.3;
 
 #[tokio::test]
 async fn lag_and_age_are_zero_when_idle_and_rise_as_time_does_while_the_broker_is_away() {
-    let servers = e2e::shared::databases().await;
-    futures::future::join_all(servers.into_iter().map(ages)).await;
+    e2e::shared::on_every_server_at_once(ages).await;
 }
 
-async fn ages(db: &'static Db) {
+async fn ages(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
     let mut rig = Rig::new(db).await;
     let proxy = put_between(&mut rig, "");
     let _relay = rig.tailing().await;

@@ -58,16 +58,16 @@ pub(crate) async fn topology(rig: &Rig) {
 
 pub(crate) async fn wait_unready(rig: &Rig, text: &str) {
     e2e::wait::until(&format!("unready, {text:?}"), LATER, async || {
-        let told = readiness(rig).await;
-        told.is_some_and(|(status, said)| status == 503 && said.to_string().contains(text))
+        let answer = readiness(rig).await;
+        answer.is_some_and(|(status, said)| status == 503 && said.to_string().contains(text))
     })
     .await;
 }
 
 pub(crate) async fn wait_ready(rig: &Rig) {
     e2e::wait::until("readiness", LATER, async || {
-        let told = readiness(rig).await;
-        told.is_some_and(|(status, _)| status == 200)
+        let answer = readiness(rig).await;
+        answer.is_some_and(|(status, _)| status == 200)
     })
     .await;
 }
@@ -88,7 +88,7 @@ pub(crate) async fn flows(rig: &Rig, since: Instant, what: &str) -> Duration {
     since.elapsed()
 }
 
-/// Kept by the long forms, told by the short ones.
+/// Kept by the long forms, printed by the short ones.
 pub(crate) fn figure(rig: &Rig, what: &str, took: Duration) {
     let what = format!("{:?}: {what}", rig.db.flavor());
     let took = format!("{took:.1?}");

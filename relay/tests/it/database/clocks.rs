@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use e2e::rig::ops::{TAILING, assert_complete, stop};
-use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::servers::OwnDb;
 use e2e::rig::writers::{Writers, tell};
 use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Clock, DbOptions, Flavor};
@@ -147,16 +147,14 @@ async fn wait_jumped(rig: &Rig, offset: i64) {
 
 #[tokio::test]
 async fn nothing_is_lost_and_no_age_is_absurd_when_the_databases_clock_jumps() {
-    let each = flavors().await.into_iter();
-    join_all(each.map(|flavor| jumps(flavor, &[JUMP, 0]))).await;
+    e2e::shared::on_every_server_at_once(async |flavor| jumps(flavor, &[JUMP, 0]).await).await;
 }
 
 #[cfg(feature = "long")]
 #[tokio::test]
 async fn long_database_the_databases_clock_jumps_again_and_again() {
     let offsets = [JUMP, 0, -JUMP, 0, 3600, -3600, JUMP, -JUMP, 0];
-    let each = flavors().await.into_iter();
-    join_all(each.map(|flavor| jumps(flavor, &offsets))).await;
+    e2e::shared::on_every_server_at_once(async |flavor| jumps(flavor, &offsets).await).await;
 }
 
 async fn wrong_relay(rig: &mut Rig, offset: i64) {

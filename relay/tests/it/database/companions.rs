@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::Flavor;
 use e2e::rig::ops::{binlog_rights, readiness};
 use e2e::rig::rows::assert_calm;
 use e2e::rig::{QUEUE, Rig, SOON};
@@ -172,121 +173,117 @@ impl Round<'_> {
     }
 }
 
-#[tokio::test]
-async fn a_companion_that_can_not_be_used_costs_no_copy_and_no_session() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        rig.set("RELAY_MAX_ATTEMPTS", "1")
-            .set("RELAY_SWEEP_INTERVAL", "500ms")
-            .set("RELAY_POLL_INTERVAL", "100ms");
-        let user = user_by_table(&mut rig).await;
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let other = rig.database.connect().await.unwrap();
-        let mut round = Round {
-            rig: &rig,
-            user: &user,
-            other,
-            good: 0,
-        };
-        for companion in COMPANIONS {
-            for damage in Damage::ALL {
-                round.run(companion, damage).await;
-            }
+e2e::on_each_server!(a_companion_that_can_not_be_used_costs_no_copy_and_no_session);
+async fn a_companion_that_can_not_be_used_costs_no_copy_and_no_session(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::new(db).await;
+    rig.set("RELAY_MAX_ATTEMPTS", "1")
+        .set("RELAY_SWEEP_INTERVAL", "500ms")
+        .set("RELAY_POLL_INTERVAL", "100ms");
+    let user = user_by_table(&mut rig).await;
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let other = rig.database.connect().await.unwrap();
+    let mut round = Round {
+        rig: &rig,
+        user: &user,
+        other,
+        good: 0,
+    };
+    for companion in COMPANIONS {
+        for damage in Damage::ALL {
+            round.run(companion, damage).await;
         }
-        let rounds = COMPANIONS.len() * Damage::ALL.len();
-        let sent = round.good + rounds;
-        e2e::wait::until("all deliveries", SOON, async || deliveries.count() >= sent).await;
-        assert_eq!((deliveries.count(), deliveries.twice()), (sent, 0));
-        assert_eq!(
-            rig.count("status = 3").await,
-            i64::try_from(rounds).unwrap()
-        );
-        assert_calm(&relay);
     }
+    let rounds = COMPANIONS.len() * Damage::ALL.len();
+    let sent = round.good + rounds;
+    e2e::wait::until("all deliveries", SOON, async || deliveries.count() >= sent).await;
+    assert_eq!((deliveries.count(), deliveries.twice()), (sent, 0));
+    assert_eq!(
+        rig.count("status = 3").await,
+        i64::try_from(rounds).unwrap()
+    );
+    assert_calm(&relay);
 }
 
-#[tokio::test]
-async fn a_fence_without_its_row_costs_no_copy_and_no_session() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        rig.set("RELAY_MAX_ATTEMPTS", "1")
-            .set("RELAY_SWEEP_INTERVAL", "500ms")
-            .set("RELAY_POLL_INTERVAL", "100ms");
-        let user = user_by_table(&mut rig).await;
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let other = rig.database.connect().await.unwrap();
-        let mut round = Round {
-            rig: &rig,
-            user: &user,
-            other,
-            good: 0,
-        };
-        round.run(("outbox_fence", "n"), Damage::NoRow).await;
-        e2e::wait::until("all deliveries", SOON, async || deliveries.count() >= 21).await;
-        assert_eq!((deliveries.count(), deliveries.twice()), (21, 0));
-        assert_calm(&relay);
-    }
+e2e::on_each_server!(a_fence_without_its_row_costs_no_copy_and_no_session);
+async fn a_fence_without_its_row_costs_no_copy_and_no_session(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::new(db).await;
+    rig.set("RELAY_MAX_ATTEMPTS", "1")
+        .set("RELAY_SWEEP_INTERVAL", "500ms")
+        .set("RELAY_POLL_INTERVAL", "100ms");
+    let user = user_by_table(&mut rig).await;
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let other = rig.database.connect().await.unwrap();
+    let mut round = Round {
+        rig: &rig,
+        user: &user,
+        other,
+        good: 0,
+    };
+    round.run(("outbox_fence", "n"), Damage::NoRow).await;
+    e2e::wait::until("all deliveries", SOON, async || deliveries.count() >= 21).await;
+    assert_eq!((deliveries.count(), deliveries.twice()), (21, 0));
+    assert_calm(&relay);
 }
 
-#[tokio::test]
-async fn a_row_that_can_not_be_marked_keeps_no_other_from_its_mark() {
-    for db in e2e::shared::databases().await {
-        let rig = Rig::new(db).await;
-        rig.sql(
-            "CREATE TRIGGER outbox_frozen BEFORE UPDATE ON outbox FOR EACH ROW \
-             IF OLD.aggregate_id LIKE 'frozen%' AND NEW.status = 2 THEN \
-             SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'this row is frozen'; END IF",
-        )
+e2e::on_each_server!(a_row_that_can_not_be_marked_keeps_no_other_from_its_mark);
+async fn a_row_that_can_not_be_marked_keeps_no_other_from_its_mark(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let rig = Rig::new(db).await;
+    rig.sql(
+        "CREATE TRIGGER outbox_frozen BEFORE UPDATE ON outbox FOR EACH ROW \
+         IF OLD.aggregate_id LIKE 'frozen%' AND NEW.status = 2 THEN \
+         SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'this row is frozen'; END IF",
+    )
+    .await;
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let frozen = (0..30).map(|n| format!("frozen-{n}"));
+    let good = (0..1500).map(|n| format!("good-{n}"));
+    // One alone, and others side by side.
+    let keys = good.clone().take(700).chain(frozen).chain(good.skip(700));
+    rig.insert_all(keys.map(|key| (key, "order.pay"))).await;
+    rig.wait_count("status = 2", 1500).await;
+    let refused = "outbox_relay_refused_records{kind=\"mark\"}";
+    rig.wait_metric(refused, 30.0).await;
+    rig.insert_all((0..200).map(|n| (format!("later-{n}"), "order.pay")))
         .await;
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let frozen = (0..30).map(|n| format!("frozen-{n}"));
-        let good = (0..1500).map(|n| format!("good-{n}"));
-        // One alone, and others side by side.
-        let keys = good.clone().take(700).chain(frozen).chain(good.skip(700));
-        rig.insert_all(keys.map(|key| (key, "order.pay"))).await;
-        rig.wait_count("status = 2", 1500).await;
-        let refused = "outbox_relay_refused_records{kind=\"mark\"}";
-        rig.wait_metric(refused, 30.0).await;
-        rig.insert_all((0..200).map(|n| (format!("later-{n}"), "order.pay")))
-            .await;
-        rig.wait_count("status = 2", 1700).await;
-        rig.sql("DROP TRIGGER outbox_frozen").await;
-        rig.wait_sent(1730).await;
-        rig.wait_metric(refused, 0.0).await;
-        assert_eq!((deliveries.count(), deliveries.twice()), (1730, 0));
-        assert_calm(&relay);
-    }
+    rig.wait_count("status = 2", 1700).await;
+    rig.sql("DROP TRIGGER outbox_frozen").await;
+    rig.wait_sent(1730).await;
+    rig.wait_metric(refused, 0.0).await;
+    assert_eq!((deliveries.count(), deliveries.twice()), (1730, 0));
+    assert_calm(&relay);
 }
 
-#[tokio::test]
-async fn a_relay_that_may_not_mark_sends_nothing_twice_and_marks_once_it_may() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        rig.set("RELAY_SWEEP_INTERVAL", "200ms");
-        let user = user_by_table(&mut rig).await;
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let outbox = format!("`{}`.outbox", rig.database.name);
-        db.execute(&format!("REVOKE UPDATE ON {outbox} FROM '{user}'@'%'"))
-            .await
-            .unwrap();
-        rig.insert(50).await;
-        rig.wait_metric("outbox_relay_refused_records{kind=\"mark\"}", 50.0)
-            .await;
-        // Several sweeps meet the rows, which are on their way still.
-        let marked = Instant::now() + Duration::from_secs(2);
-        e2e::wait::until("two seconds of sweeps", SOON, async || {
-            Instant::now() > marked
-        })
+e2e::on_each_server!(a_relay_that_may_not_mark_sends_nothing_twice_and_marks_once_it_may);
+async fn a_relay_that_may_not_mark_sends_nothing_twice_and_marks_once_it_may(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::new(db).await;
+    rig.set("RELAY_SWEEP_INTERVAL", "200ms");
+    let user = user_by_table(&mut rig).await;
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let outbox = format!("`{}`.outbox", rig.database.name);
+    db.execute(&format!("REVOKE UPDATE ON {outbox} FROM '{user}'@'%'"))
+        .await
+        .unwrap();
+    rig.insert(50).await;
+    rig.wait_metric("outbox_relay_refused_records{kind=\"mark\"}", 50.0)
         .await;
-        db.execute(&format!("GRANT UPDATE ON {outbox} TO '{user}'@'%'"))
-            .await
-            .unwrap();
-        rig.wait_sent(50).await;
-        assert_eq!((deliveries.count(), deliveries.twice()), (50, 0));
-        assert_calm(&relay);
-    }
+    // Several sweeps meet the rows, which are on their way still.
+    let marked = Instant::now() + Duration::from_secs(2);
+    e2e::wait::until("two seconds of sweeps", SOON, async || {
+        Instant::now() > marked
+    })
+    .await;
+    db.execute(&format!("GRANT UPDATE ON {outbox} TO '{user}'@'%'"))
+        .await
+        .unwrap();
+    rig.wait_sent(50).await;
+    assert_eq!((deliveries.count(), deliveries.twice()), (50, 0));
+    assert_calm(&relay);
 }

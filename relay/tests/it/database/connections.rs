@@ -3,12 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::Flavor;
 use e2e::rig::ops::{TAILING, assert_complete, own_user, stop};
-use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::servers::OwnDb;
 use e2e::rig::writers::Writers;
 use e2e::rig::{LATER, QUEUE, Rig};
-use e2e::{Db, Flavor};
-use futures::future::join_all;
 use relay::leadership::lock::lock_name;
 use relay::outbox_table::OutboxTable;
 use sqlx::MySqlConnection;
@@ -29,7 +28,7 @@ struct Connections {
     sql: Vec<i64>,
 }
 
-/// The connections that stay, told apart by what the server knows of them.
+/// The connections that stay, distinguished by what the server knows of them.
 async fn connections(rig: &Rig, user: &str, admin: &mut MySqlConnection) -> Connections {
     let table = OutboxTable {
         url: DatabaseUrl::parse(&rig.env["DATABASE_URL"]).unwrap(),
@@ -75,7 +74,8 @@ async fn connections(rig: &Rig, user: &str, admin: &mut MySqlConnection) -> Conn
 }
 
 /// Kills each connection of a working relay, one after the other, `rounds` times.
-async fn kill_each(db: &'static Db, rounds: usize) -> (Flavor, Vec<Duration>) {
+async fn kill_each(flavor: Flavor, rounds: usize) -> (Flavor, Vec<Duration>) {
+    let db = e2e::shared::database(flavor).await;
     let mut took = Vec::new();
     let mut rig = Rig::new(db).await;
     let user = own_user(&mut rig).await;
@@ -108,27 +108,26 @@ async fn kill_each(db: &'static Db, rounds: usize) -> (Flavor, Vec<Duration>) {
     rig.wait_metric(TAILING, 1.0).await;
     assert_complete(&rig, writers, &deliveries).await;
     stop(&relay).await;
-    (db.flavor(), took)
+    (flavor, took)
 }
 
 #[tokio::test]
 async fn each_connection_killed_alone_costs_no_row_and_no_order() {
-    let servers = e2e::shared::databases().await;
-    join_all(servers.into_iter().map(|db| kill_each(db, 1))).await;
+    e2e::shared::on_every_server_at_once(async |flavor| kill_each(flavor, 1).await).await;
 }
 
 #[cfg(feature = "long")]
 #[tokio::test]
 async fn long_database_each_connection_killed_alone_again_and_again() {
-    let servers = e2e::shared::databases().await;
-    let took = join_all(servers.into_iter().map(|db| kill_each(db, 10))).await;
+    let took =
+        e2e::shared::on_every_server_at_once(async |flavor| kill_each(flavor, 10).await).await;
     record("connections killed under load, one at a time", took);
 }
 
 /// An idle relay: nobody writes for longer than the server lets a connection be silent.
 #[tokio::test]
 async fn an_idle_relay_outlives_the_servers_wait_timeout() {
-    let each = flavors().await.into_iter().map(async |flavor| {
+    e2e::shared::on_every_server_at_once(async |flavor| {
         let db = OwnDb::start(flavor, &["--wait-timeout=2"]).await;
         let rig = db.rig().await;
         let relay = rig.tailing().await;
@@ -139,12 +138,13 @@ async fn an_idle_relay_outlives_the_servers_wait_timeout() {
         flows(&rig, &deliveries, Instant::now(), "idle past wait_timeout").await;
         assert!(!relay.log().contains("starting again"), "{}", relay.log());
         stop(&relay).await;
-    });
-    join_all(each).await;
+    })
+    .await;
 }
 
 /// A firewall that forgets: every connection to the database is reset, the broker's live on.
-async fn cut(db: &'static Db, times: usize) -> (Flavor, Vec<Duration>) {
+async fn cut(flavor: Flavor, times: usize) -> (Flavor, Vec<Duration>) {
+    let db = e2e::shared::database(flavor).await;
     let mut took = Vec::new();
     let mut rig = Rig::new(db).await;
     let proxy = put_between(&mut rig);
@@ -170,18 +170,17 @@ async fn cut(db: &'static Db, times: usize) -> (Flavor, Vec<Duration>) {
     }
     assert_complete(&rig, writers, &deliveries).await;
     stop(&relay).await;
-    (db.flavor(), took)
+    (flavor, took)
 }
 
 #[tokio::test]
 async fn a_relay_that_is_cut_from_the_database_alone_goes_on_when_it_is_back() {
-    cut(e2e::shared::either().await, 2).await;
+    cut(e2e::shared::flavor(), 2).await;
 }
 
 #[cfg(feature = "long")]
 #[tokio::test]
 async fn long_database_a_relay_that_is_cut_from_the_database_20_times() {
-    let servers = e2e::shared::databases().await;
-    let took = join_all(servers.into_iter().map(|db| cut(db, 20))).await;
+    let took = e2e::shared::on_every_server_at_once(async |flavor| cut(flavor, 20).await).await;
     record("cut from the database under load", took);
 }

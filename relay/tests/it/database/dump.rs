@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant};
 
 use e2e::rig::ops::{TAILING, readiness, stop};
-use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::servers::OwnDb;
 use e2e::rig::writers::tell;
 use e2e::rig::{LATER, QUEUE, SOON};
-use futures::future::join_all;
 
 use super::world::{probe, put_between};
 
@@ -16,7 +15,7 @@ const FLOWS_MAX: Duration = Duration::from_secs(5);
 
 #[tokio::test]
 async fn rows_flow_by_scans_while_a_binlog_dump_hangs_and_the_state_says_so() {
-    let each = flavors().await.into_iter().map(async |flavor| {
+    e2e::shared::on_every_server_at_once(async |flavor| {
         let db = OwnDb::start(flavor, &[]).await;
         let mut rig = db.rig().await;
         let proxy = put_between(&mut rig);
@@ -59,6 +58,6 @@ async fn rows_flow_by_scans_while_a_binlog_dump_hangs_and_the_state_says_so() {
         probe(&rig, &deliveries).await;
         assert_eq!(deliveries.twice(), 0);
         stop(&relay).await;
-    });
-    join_all(each).await;
+    })
+    .await;
 }

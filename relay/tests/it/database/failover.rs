@@ -4,10 +4,9 @@
 use std::time::{Duration, Instant};
 
 use e2e::rig::ops::{FROM_BINLOG, TAILING, stop};
-use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::servers::OwnDb;
 use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Db, Flavor};
-use futures::future::join_all;
 use sqlx::{AssertSqlSafe, Row};
 
 #[cfg(feature = "long")]
@@ -192,18 +191,18 @@ async fn fail_over(flavor: Flavor, old: Old, rounds: usize) -> (Flavor, Vec<Dura
 
 #[tokio::test]
 async fn orders_of_a_promoted_replica_flow_within_10_s_when_the_primary_died() {
-    let each = flavors().await.into_iter();
-    join_all(each.map(|flavor| fail_over(flavor, Old::Dead, 1))).await;
+    e2e::shared::on_every_server_at_once(async |flavor| fail_over(flavor, Old::Dead, 1).await)
+        .await;
 }
 
 #[tokio::test]
 async fn orders_of_a_promoted_replica_flow_within_10_s_when_the_primary_lives_on_as_a_replica() {
-    let each = flavors().await.into_iter();
-    join_all(each.map(|flavor| fail_over(flavor, Old::Demoted, 1))).await;
+    e2e::shared::on_every_server_at_once(async |flavor| fail_over(flavor, Old::Demoted, 1).await)
+        .await;
 }
 
 #[tokio::test]
-async fn orders_of_a_promoted_replica_flow_within_10_s_when_nobody_told_the_primary() {
+async fn orders_of_a_promoted_replica_flow_within_10_s_when_the_primary_does_not_know() {
     fail_over(Flavor::MariaDb, Old::Forgotten, 1).await;
 }
 
@@ -211,8 +210,9 @@ async fn orders_of_a_promoted_replica_flow_within_10_s_when_nobody_told_the_prim
 #[tokio::test]
 async fn long_database_three_failovers_in_a_row_of_each_kind() {
     for old in [Old::Dead, Old::Demoted, Old::Forgotten] {
-        let each = flavors().await.into_iter();
-        let took = join_all(each.map(|flavor| fail_over(flavor, old, 3))).await;
+        let took =
+            e2e::shared::on_every_server_at_once(async |flavor| fail_over(flavor, old, 3).await)
+                .await;
         record(&format!("failovers, {old:?} primary"), took);
     }
 }

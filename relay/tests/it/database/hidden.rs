@@ -1,12 +1,11 @@
 //! Binlogs that hide rows, lose their beginning and change their shape while orders are placed:
-//! nothing is lost, the operator is told, and the tail goes on.
+//! nothing is lost, the operator sees it, and the tail goes on.
 
 use e2e::Flavor;
 use e2e::rig::ops::{MISSED, TAILING, assert_complete, own_user, stop, wait_live};
-use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::servers::OwnDb;
 use e2e::rig::writers::{Writers, tell};
 use e2e::rig::{LATER, QUEUE, Rig};
-use futures::future::join_all;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
@@ -34,8 +33,8 @@ fn insert() -> String {
 /// The binlog has the statement and no id.
 #[tokio::test]
 async fn a_row_whose_id_the_binlog_does_not_have_is_delivered_and_the_stream_goes_on() {
-    let servers = e2e::shared::databases().await.into_iter();
-    let each = servers.map(async |db| {
+    e2e::shared::on_every_server_at_once(async |flavor| {
+        let db = e2e::shared::database(flavor).await;
         let mut rig = Rig::new(db).await;
         // No sweep comes to the rescue.
         rig.set("RELAY_SWEEP_INTERVAL", "10m");
@@ -53,8 +52,8 @@ async fn a_row_whose_id_the_binlog_does_not_have_is_delivered_and_the_stream_goe
         wait_live(&rig).await;
         assert_eq!(rig.metric(MISSED).await, Some(0.0));
         stop(&relay).await;
-    });
-    join_all(each).await;
+    })
+    .await;
 }
 
 /// All of it under load, again and again.
@@ -116,8 +115,7 @@ async fn hide(flavor: Flavor, args: &[&str], rounds: usize) {
 
 #[tokio::test]
 async fn nothing_is_lost_while_rows_are_hidden_the_table_altered_and_the_binlog_purged() {
-    let each = flavors().await.into_iter();
-    let plain = join_all(each.map(|flavor| hide(flavor, &[], 1)));
+    let plain = e2e::shared::on_every_server_at_once(async |flavor| hide(flavor, &[], 1).await);
     tokio::join!(plain, hide(Flavor::MariaDb, &COMPRESSED, 1));
 }
 
@@ -125,14 +123,15 @@ async fn nothing_is_lost_while_rows_are_hidden_the_table_altered_and_the_binlog_
 const COMPRESSED: [&str; 2] = ["--log-bin-compress=ON", "--log-bin-compress-min-len=10"];
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_database_rows_hidden_in_every_way_on_servers_that_compress_and_on_others() {
+e2e::on_each_server!(long_database_rows_hidden_in_every_way_on_servers_that_compress_and_on_others);
+#[cfg(feature = "long")]
+async fn long_database_rows_hidden_in_every_way_on_servers_that_compress_and_on_others(
+    flavor: Flavor,
+) {
     let compressed: [(Flavor, &[&str]); 2] = [
         (Flavor::MariaDb, &COMPRESSED),
         (Flavor::MySql, &["--binlog-transaction-compression=ON"]),
     ];
-    for flavor in flavors().await {
-        let (_, args) = compressed.iter().find(|(of, _)| *of == flavor).unwrap();
-        tokio::join!(hide(flavor, &[], 10), hide(flavor, args, 10));
-    }
+    let (_, args) = compressed.iter().find(|(of, _)| *of == flavor).unwrap();
+    tokio::join!(hide(flavor, &[], 10), hide(flavor, args, 10));
 }

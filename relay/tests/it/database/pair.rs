@@ -149,7 +149,7 @@ impl Trace {
         self.0.lock().unwrap().len()
     }
 
-    /// Waits until the broker has told of this message.
+    /// Waits until the broker has reported this message.
     pub(crate) async fn wait_for(&self, message_id: &str) {
         e2e::wait::until("the trace of a message", LATER, async || {
             self.all().iter().any(|p| p.message_id == message_id)

@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use e2e::Flavor;
 use e2e::rig::ops::{TAILING, assert_complete, own_user, readiness, stop};
-use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::servers::OwnDb;
 use e2e::rig::writers::Writers;
 use e2e::rig::{LATER, QUEUE, Rig};
-use futures::future::join_all;
 
 #[cfg(feature = "long")]
 use super::world::record;
@@ -57,13 +56,13 @@ async fn demote(flavor: Flavor, rounds: usize) -> (Flavor, Vec<Duration>) {
 
 #[tokio::test]
 async fn a_primary_that_turns_read_only_under_load_loses_the_relay_until_it_is_writable() {
-    join_all(flavors().await.into_iter().map(|flavor| demote(flavor, 1))).await;
+    e2e::shared::on_every_server_at_once(async |flavor| demote(flavor, 1).await).await;
 }
 
 #[cfg(feature = "long")]
 #[tokio::test]
 async fn long_database_a_primary_turns_read_only_10_times() {
-    let took = join_all(flavors().await.into_iter().map(|flavor| demote(flavor, 10))).await;
+    let took = e2e::shared::on_every_server_at_once(async |flavor| demote(flavor, 10).await).await;
     record("read-only and writable again under load", took);
 }
 
@@ -71,7 +70,7 @@ async fn long_database_a_primary_turns_read_only_10_times() {
 /// write does.
 #[tokio::test]
 async fn a_refused_write_ends_the_lease_though_the_server_does_not_call_itself_read_only() {
-    let each = flavors().await.into_iter().map(async |flavor| {
+    e2e::shared::on_every_server_at_once(async |flavor| {
         let db = OwnDb::start(flavor, &[]).await;
         let rig = db.rig().await;
         let relay = rig.tailing().await;
@@ -97,8 +96,8 @@ async fn a_refused_write_ends_the_lease_though_the_server_does_not_call_itself_r
         db.execute(on).await.unwrap();
         flows(&rig, &deliveries, Instant::now(), "writes taken again").await;
         stop(&relay).await;
-    });
-    join_all(each).await;
+    })
+    .await;
 }
 
 async fn kill_all(rig: &Rig) {

@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 use e2e::Flavor;
 use e2e::product::Process;
 use e2e::rig::ops::{FROM_BINLOG, MISSED, assert_complete, stop, wait_live};
-use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::servers::OwnDb;
 use e2e::rig::writers::{Writers, tell, wait_all_delivered};
 use e2e::rig::{LATER, QUEUE, Rig};
-use futures::future::join_all;
 
 const FROM_SWEEP: &str = "outbox_relay_confirmed_total{source=\"sweep\"}";
 const DUMP_CONNECTION: &str = "SELECT CAST(ID AS SIGNED) FROM information_schema.PROCESSLIST \
@@ -41,7 +40,7 @@ async fn wait_another_stream(relay: &Process, opened: usize) {
 
 #[tokio::test]
 async fn the_tail_is_live_within_25_s_after_a_reset_of_an_idle_binlog() {
-    let each = flavors().await.into_iter().map(async |flavor| {
+    e2e::shared::on_every_server_at_once(async |flavor| {
         let db = OwnDb::start(flavor, &[]).await;
         let rig = db.rig().await;
         let relay = rig.tailing().await;
@@ -70,14 +69,14 @@ async fn the_tail_is_live_within_25_s_after_a_reset_of_an_idle_binlog() {
         })
         .await;
         stop(&relay).await;
-    });
-    join_all(each).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn the_tail_is_live_within_25_s_after_a_reset_of_a_busy_binlog_and_no_row_around_it_is_lost()
 {
-    let each = flavors().await.into_iter().map(async |flavor| {
+    e2e::shared::on_every_server_at_once(async |flavor| {
         let db = OwnDb::start(flavor, &[]).await;
         let rig = db.rig().await;
         let relay = rig.tailing().await;
@@ -98,116 +97,108 @@ async fn the_tail_is_live_within_25_s_after_a_reset_of_a_busy_binlog_and_no_row_
         assert!(took < LIVE_AGAIN_MAX, "{took:?}: {}", relay.log());
         assert_complete(&rig, writers, &deliveries).await;
         stop(&relay).await;
-    });
-    join_all(each).await;
+    })
+    .await;
 }
 
-#[tokio::test]
-async fn purged_binlogs_are_not_missed_by_a_relay_that_starts() {
-    for flavor in flavors().await {
-        let db = OwnDb::start(flavor, &[]).await;
-        let rig = db.rig().await;
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        rig.insert(10).await;
-        rig.wait_sent(10).await;
-        stop(&relay).await;
-        rig.insert(10).await;
+e2e::on_each_server!(purged_binlogs_are_not_missed_by_a_relay_that_starts);
+async fn purged_binlogs_are_not_missed_by_a_relay_that_starts(flavor: Flavor) {
+    let db = OwnDb::start(flavor, &[]).await;
+    let rig = db.rig().await;
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    rig.insert(10).await;
+    rig.wait_sent(10).await;
+    stop(&relay).await;
+    rig.insert(10).await;
+    db.execute("FLUSH BINARY LOGS").await.unwrap();
+    db.execute("PURGE BINARY LOGS BEFORE NOW() + INTERVAL 1 DAY")
+        .await
+        .unwrap();
+
+    relay.start_again().unwrap();
+    rig.wait_sent(20).await;
+    rig.wait_phase("tailing").await;
+    wait_live(&rig).await;
+    wait_all_delivered(&rig, &deliveries).await;
+    assert_eq!(deliveries.count(), deliveries.first().len());
+    assert!(deliveries.count() > 20);
+    stop(&relay).await;
+}
+
+e2e::on_each_server!(a_rotation_of_the_binlog_costs_nothing);
+async fn a_rotation_of_the_binlog_costs_nothing(flavor: Flavor) {
+    let db = OwnDb::start(flavor, &[]).await;
+    let mut rig = db.rig().await;
+    // Sweeps compare what they read with what the tail brought, across the files.
+    rig.set("RELAY_SWEEP_INTERVAL", "100ms");
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let writers = Writers::start(&rig, 3, 10).await;
+    for _ in 0..10 {
+        wait_by_binlog(&rig, 10.0).await;
         db.execute("FLUSH BINARY LOGS").await.unwrap();
-        db.execute("PURGE BINARY LOGS BEFORE NOW() + INTERVAL 1 DAY")
-            .await
-            .unwrap();
-
-        relay.start_again().unwrap();
-        rig.wait_sent(20).await;
-        rig.wait_phase("tailing").await;
-        wait_live(&rig).await;
-        wait_all_delivered(&rig, &deliveries).await;
-        assert_eq!(deliveries.count(), deliveries.first().len());
-        assert!(deliveries.count() > 20);
-        stop(&relay).await;
     }
+    wait_by_binlog(&rig, 10.0).await;
+    assert_complete(&rig, writers, &deliveries).await;
+    assert_eq!(deliveries.count(), deliveries.first().len());
+    assert_eq!(rig.metric(MISSED).await, Some(0.0));
+    assert_eq!(streams(&relay), 1);
+    assert_eq!(rig.metric(FROM_SWEEP).await, Some(0.0), "{}", relay.log());
+    stop(&relay).await;
 }
 
-#[tokio::test]
-async fn a_rotation_of_the_binlog_costs_nothing() {
-    for flavor in flavors().await {
-        let db = OwnDb::start(flavor, &[]).await;
-        let mut rig = db.rig().await;
-        // Sweeps compare what they read with what the tail brought, across the files.
-        rig.set("RELAY_SWEEP_INTERVAL", "100ms");
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let writers = Writers::start(&rig, 3, 10).await;
-        for _ in 0..10 {
-            wait_by_binlog(&rig, 10.0).await;
-            db.execute("FLUSH BINARY LOGS").await.unwrap();
-        }
+e2e::on_each_server!(a_server_that_is_killed_and_comes_back_finds_the_same_relay_at_work);
+async fn a_server_that_is_killed_and_comes_back_finds_the_same_relay_at_work(flavor: Flavor) {
+    let db = OwnDb::start(flavor, &[]).await;
+    let rig = db.rig().await;
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let mut written = 0;
+    for _ in 0..3 {
+        // Killed with rows that are published and not marked yet.
+        written += rig.insert(20).await.len();
+        db.kill().unwrap();
+        db.restart().await.unwrap();
+        let began = Instant::now();
+        written += rig.insert(20).await.len();
+        e2e::wait::until("every row", LATER, async || {
+            deliveries.first().len() == written
+        })
+        .await;
+        tell(&format!(
+            "{flavor:?}: {:?} from the server's start to delivery",
+            began.elapsed()
+        ));
+    }
+    rig.wait_sent(120).await;
+    rig.wait_phase("tailing").await;
+    wait_live(&rig).await;
+    assert!(relay.ended().unwrap().is_none(), "{}", relay.log());
+    stop(&relay).await;
+}
+
+e2e::on_each_server!(a_killed_dump_connection_is_opened_again_and_no_row_is_lost_or_doubled);
+async fn a_killed_dump_connection_is_opened_again_and_no_row_is_lost_or_doubled(flavor: Flavor) {
+    let db = OwnDb::start(flavor, &[]).await;
+    let rig = db.rig().await;
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let writers = Writers::start(&rig, 2, 10).await;
+    let admin = db.admin_pool().unwrap();
+    for _ in 0..5 {
         wait_by_binlog(&rig, 10.0).await;
-        assert_complete(&rig, writers, &deliveries).await;
-        assert_eq!(deliveries.count(), deliveries.first().len());
-        assert_eq!(rig.metric(MISSED).await, Some(0.0));
-        assert_eq!(streams(&relay), 1);
-        assert_eq!(rig.metric(FROM_SWEEP).await, Some(0.0), "{}", relay.log());
-        stop(&relay).await;
+        let id: i64 = e2e::wait::until("a dump connection", LATER, async || {
+            sqlx::query_scalar(DUMP_CONNECTION)
+                .fetch_optional(&admin)
+                .await
+                .unwrap()
+        })
+        .await;
+        db.execute(&format!("KILL {id}")).await.unwrap();
     }
-}
-
-#[tokio::test]
-async fn a_server_that_is_killed_and_comes_back_finds_the_same_relay_at_work() {
-    for flavor in flavors().await {
-        let db = OwnDb::start(flavor, &[]).await;
-        let rig = db.rig().await;
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let mut written = 0;
-        for _ in 0..3 {
-            // Killed with rows that are published and not marked yet.
-            written += rig.insert(20).await.len();
-            db.kill().unwrap();
-            db.restart().await.unwrap();
-            let began = Instant::now();
-            written += rig.insert(20).await.len();
-            e2e::wait::until("every row", LATER, async || {
-                deliveries.first().len() == written
-            })
-            .await;
-            tell(&format!(
-                "{flavor:?}: {:?} from the server's start to delivery",
-                began.elapsed()
-            ));
-        }
-        rig.wait_sent(120).await;
-        rig.wait_phase("tailing").await;
-        wait_live(&rig).await;
-        assert!(relay.ended().unwrap().is_none(), "{}", relay.log());
-        stop(&relay).await;
-    }
-}
-
-#[tokio::test]
-async fn a_killed_dump_connection_is_opened_again_and_no_row_is_lost_or_doubled() {
-    for flavor in flavors().await {
-        let db = OwnDb::start(flavor, &[]).await;
-        let rig = db.rig().await;
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let writers = Writers::start(&rig, 2, 10).await;
-        let admin = db.admin_pool().unwrap();
-        for _ in 0..5 {
-            wait_by_binlog(&rig, 10.0).await;
-            let id: i64 = e2e::wait::until("a dump connection", LATER, async || {
-                sqlx::query_scalar(DUMP_CONNECTION)
-                    .fetch_optional(&admin)
-                    .await
-                    .unwrap()
-            })
-            .await;
-            db.execute(&format!("KILL {id}")).await.unwrap();
-        }
-        wait_by_binlog(&rig, 10.0).await;
-        assert_complete(&rig, writers, &deliveries).await;
-        assert_eq!(deliveries.count(), deliveries.first().len());
-        stop(&relay).await;
-    }
+    wait_by_binlog(&rig, 10.0).await;
+    assert_complete(&rig, writers, &deliveries).await;
+    assert_eq!(deliveries.count(), deliveries.first().len());
+    stop(&relay).await;
 }

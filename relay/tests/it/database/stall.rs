@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use e2e::Flavor;
 use e2e::rig::ops::{TAILING, assert_complete, stop};
-use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::servers::OwnDb;
 use e2e::rig::writers::Writers;
 use e2e::rig::{LATER, QUEUE};
 use futures::future::join_all;
@@ -20,6 +20,8 @@ enum Way {
     /// The bytes stop between relay and server, and orders are placed on.
     Silent,
 }
+
+const WAYS: [Way; 2] = [Way::Stopped, Way::Silent];
 
 /// Stalls until the relay has noticed, and `more` beyond that.
 async fn stall(flavor: Flavor, way: Way, more: Duration) -> (Flavor, Vec<Duration>) {
@@ -60,17 +62,18 @@ async fn stall(flavor: Flavor, way: Way, more: Duration) -> (Flavor, Vec<Duratio
 
 #[tokio::test]
 async fn a_server_that_stalls_without_closing_is_left_and_found_again() {
-    let each = flavors().await.into_iter().flat_map(|flavor| {
-        [Way::Stopped, Way::Silent].map(|way| stall(flavor, way, Duration::ZERO))
-    });
-    join_all(each).await;
+    e2e::shared::on_every_server_at_once(async |flavor| {
+        join_all(WAYS.map(|way| stall(flavor, way, Duration::ZERO))).await
+    })
+    .await;
 }
 
 #[cfg(feature = "long")]
 #[tokio::test]
 async fn long_database_a_server_that_stalls_for_90_s() {
-    let each = flavors().await.into_iter().flat_map(|flavor| {
-        [Way::Stopped, Way::Silent].map(|way| stall(flavor, way, Duration::from_secs(90)))
-    });
-    record("a server that stalled for 90 s", join_all(each).await);
+    let took = e2e::shared::on_every_server_at_once(async |flavor| {
+        join_all(WAYS.map(|way| stall(flavor, way, Duration::from_secs(90)))).await
+    })
+    .await;
+    record("a server that stalled for 90 s", took.into_iter().flatten());
 }

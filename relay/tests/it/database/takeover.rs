@@ -4,11 +4,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use e2e::Db;
 use e2e::rig::ops::{assert_complete, stop, wait_delivered};
 use e2e::rig::writers::{Writers, backlog, tell};
 use e2e::rig::{LATER, QUEUE, Rig};
-use futures::future::join_all;
+use e2e::{Db, Flavor};
 use relay::leadership::lock::lock_name;
 use relay::outbox_table::OutboxTable;
 use svc_kit::database::DatabaseUrl;
@@ -74,7 +73,8 @@ async fn twins(rig: &Rig) -> [Twin; 2] {
 
 /// Nothing is on its way when it happens, so that whatever the old one publishes afterwards it must
 /// have taken up after it woke.
-async fn nothing_beside(db: &'static Db) {
+async fn nothing_beside(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
     let rig = Rig::new(db).await;
     let deliveries = rig.consume(QUEUE).await;
     let trace = Trace::start(&rig).await;
@@ -125,13 +125,7 @@ async fn nothing_beside(db: &'static Db) {
 
 #[tokio::test]
 async fn a_relay_that_was_suspended_or_cut_off_publishes_nothing_when_it_comes_back() {
-    join_all(
-        e2e::shared::databases()
-            .await
-            .into_iter()
-            .map(nothing_beside),
-    )
-    .await;
+    e2e::shared::on_every_server_at_once(nothing_beside).await;
 }
 
 /// Two small lanes, so that the bound is far below what the relay has taken in.
@@ -140,7 +134,8 @@ const BATCH: usize = 8;
 
 /// Suspended with thousands of rows taken in. Only batches that were already with the broker's
 /// client go out after the wake, one a lane, and no row that was committed after the stop.
-async fn little_beside(db: &'static Db) {
+async fn little_beside(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
     let mut rig = Rig::new(db).await;
     rig.set("RELAY_LANES", &LANES.to_string())
         .set("RELAY_BATCH_MAX", &BATCH.to_string());
@@ -184,18 +179,18 @@ async fn little_beside(db: &'static Db) {
 
 #[tokio::test]
 async fn a_relay_suspended_under_load_publishes_at_most_its_batches_when_it_wakes() {
-    let servers = e2e::shared::databases().await.into_iter();
-    join_all(servers.map(little_beside)).await;
+    e2e::shared::on_every_server_at_once(little_beside).await;
 }
 
 /// Under load: the server frees the lock at once, while the old relay has all its connections but
 /// that one, and rows to publish.
 #[tokio::test]
 async fn a_relay_whose_lock_was_killed_publishes_nothing_beside_the_next_one() {
-    join_all(e2e::shared::databases().await.into_iter().map(lock_killed)).await;
+    e2e::shared::on_every_server_at_once(lock_killed).await;
 }
 
-async fn lock_killed(db: &'static Db) {
+async fn lock_killed(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
     let rig = Rig::new(db).await;
     let deliveries = rig.consume(QUEUE).await;
     let trace = Trace::start(&rig).await;
@@ -272,8 +267,10 @@ async fn no_message_is_lost_over_take_overs_of_every_kind() {
 #[cfg(feature = "long")]
 #[tokio::test]
 async fn long_database_50_take_overs_in_a_row() {
-    let servers = e2e::shared::databases().await;
-    let all = join_all(servers.iter().map(|db| take_overs(db, 50))).await;
-    let flavors = servers.iter().map(|db| db.flavor());
-    super::world::record("take-overs of every kind under load", flavors.zip(all));
+    let took = e2e::shared::on_every_server_at_once(async |flavor| {
+        let db = e2e::shared::database(flavor).await;
+        (flavor, take_overs(db, 50).await)
+    })
+    .await;
+    super::world::record("take-overs of every kind under load", took);
 }

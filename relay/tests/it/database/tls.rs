@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use e2e::certificates::{Authority, Identity, Validity};
 use e2e::rig::ops::{FROM_BINLOG, TAILING, own_user, stop};
-use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::servers::OwnDb;
 use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Clock, DbOptions, Flavor};
-use futures::future::join_all;
 use relay::engine::position::Position;
 use relay::source::binlog::connection;
 use sqlx::Row;
@@ -113,12 +112,12 @@ async fn stream_refused(secured: &Secured, text: &str) {
     assert!(refused.contains(text), "{text}: {refused}");
 }
 
-/// The relay's SQL meets a wrong certificate first, so what the stream does with one is asked of the
+/// The relay's SQL meets a wrong certificate first, so what the stream does with one is tried on the
 /// stream alone: it is another library, with settings of its own.
 #[tokio::test]
 async fn the_binlog_stream_checks_the_certificate_by_itself() {
     svc_kit::boot::install_crypto();
-    let each = flavors().await.into_iter().map(async |flavor| {
+    e2e::shared::on_every_server_at_once(async |flavor| {
         let mut secured = Secured::start(flavor).await;
         for host in ["127.0.0.1", "localhost"] {
             secured.verified(host);
@@ -150,8 +149,8 @@ async fn the_binlog_stream_checks_the_certificate_by_itself() {
             opened.is_err_and(|refused| refused.contains("Expired"))
         })
         .await;
-    });
-    join_all(each).await;
+    })
+    .await;
 }
 
 /// The relay works with everything verified, by this host name.
@@ -188,7 +187,7 @@ async fn works(secured: &mut Secured, host: &str) {
 
 #[tokio::test]
 async fn sql_and_binlog_are_encrypted_and_a_wrong_certificate_is_refused_with_the_reason() {
-    let each = flavors().await.into_iter().map(async |flavor| {
+    e2e::shared::on_every_server_at_once(async |flavor| {
         let mut secured = Secured::start(flavor).await;
         works(&mut secured, "127.0.0.1").await;
         works(&mut secured, "localhost").await;
@@ -231,8 +230,8 @@ async fn sql_and_binlog_are_encrypted_and_a_wrong_certificate_is_refused_with_th
         secured
             .refused(&["has expired", "renew the server's certificate"])
             .await;
-    });
-    join_all(each).await;
+    })
+    .await;
 }
 
 /// A relay at work does not end when its server's certificate does: it says so and waits.
@@ -274,7 +273,7 @@ async fn a_certificate_that_expires_under_a_working_relay_is_waited_for() {
 /// What `CREATE USER` makes on MySQL 9: the password is sent over TLS, which such a server has, or
 /// not at all; then the relay says what to do.
 #[tokio::test]
-async fn a_fresh_mysql_user_works_over_tls_and_without_it_is_told_what_to_do() {
+async fn a_fresh_mysql_user_works_over_tls_and_without_it_reads_what_to_do() {
     let Some(db) = e2e::shared::mysql().await else {
         return;
     };

@@ -16,9 +16,9 @@ pub(crate) async fn command(rig: &Rig, args: &[&str]) -> (i32, String) {
 
 /// A command that succeeds; returns what it said.
 pub(crate) async fn done(rig: &Rig, args: &[&str]) -> String {
-    let (code, told) = command(rig, args).await;
-    assert_eq!(code, 0, "{args:?}: {told}");
-    told
+    let (code, output) = command(rig, args).await;
+    assert_eq!(code, 0, "{args:?}: {output}");
+    output
 }
 
 /// Waits until `/readyz` answers `status` and the condition holds or not, and says this.

@@ -29,7 +29,7 @@ async fn park(rig: &Rig, count: usize) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_verb_does_what_it_says_and_its_exit_code_tells() {
+async fn every_verb_does_what_it_says_and_its_exit_code_shows_it() {
     let mut rig = Rig::without_queue(e2e::shared::either().await).await;
     let ids = park(&rig, 8).await;
     let id = ids[0].as_str();
@@ -55,11 +55,11 @@ async fn every_verb_does_what_it_says_and_its_exit_code_tells() {
     assert_eq!(parked(&rig, &["discard", id]).await.0, 64, "no reason");
     assert_eq!(parked(&rig, &["discard", id, "--reason", " "]).await.0, 64);
     ok(&rig, &["discard", id, "--reason", "no use", "--by", "ann"]).await;
-    let (code, told) = parked(&rig, &["retry", id]).await;
+    let (code, output) = parked(&rig, &["retry", id]).await;
     assert_eq!(code, 1);
     assert!(
-        told.contains("NOT DONE, it is discarded") && told.contains("by ann"),
-        "{told}"
+        output.contains("NOT DONE, it is discarded") && output.contains("by ann"),
+        "{output}"
     );
     ok(&rig, &["restore", id]).await;
     ok(&rig, &["retry", id, &ids[1]]).await;
@@ -167,10 +167,10 @@ async fn a_canary_that_fails_holds_back_the_rest_and_a_killed_relay_loses_none_o
     );
     let _relay = rig.relay();
     rig.wait_sent(30).await;
-    let told = ok(&rig, &["bulk", "show", "1"]).await;
+    let output = ok(&rig, &["bulk", "show", "1"]).await;
     assert!(
-        told.contains("done         30") && told.contains("failed       0"),
-        "{told}"
+        output.contains("done         30") && output.contains("failed       0"),
+        "{output}"
     );
     until("the bulk to end", LATER, async || {
         ok(&rig, &["bulk", "show", "1"])
@@ -232,8 +232,8 @@ async fn a_bulk_whose_starter_is_killed_is_filled_by_resume_or_by_the_relay() {
             rig.wait_count("status = 3", 0).await;
             stop(&relay).await;
         } else {
-            let told = ok(&rig, &["bulk", "resume", bulk]).await;
-            assert!(told.contains("filling -> running"), "{told}");
+            let output = ok(&rig, &["bulk", "resume", bulk]).await;
+            assert!(output.contains("filling -> running"), "{output}");
             assert_eq!(rig.count("status = 3").await, 0);
         }
         let members = format!(
@@ -256,7 +256,7 @@ async fn a_bulk_whose_starter_is_killed_is_filled_by_resume_or_by_the_relay() {
 
 /// As the page says: it stops no bulk, and what has become due meanwhile goes together.
 #[tokio::test]
-async fn behind_a_shut_route_the_rows_of_a_bulk_wait_and_then_go_together() {
+async fn behind_a_closed_route_the_rows_of_a_bulk_wait_and_then_go_together() {
     let mut rig = Rig::without_queue(e2e::shared::either().await).await;
     rig.set("RELAY_SWEEP_INTERVAL", "500ms");
     park(&rig, 20).await;

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::Db;
 use e2e::rig::ops::wait_delivered;
 use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
 use e2e::rig::{LATER, QUEUE, Rig};
+use e2e::{Db, Flavor};
 use sqlx::Executor as _;
 
 use super::commands::{command, done, sum, wait_condition};
@@ -49,11 +49,11 @@ async fn audit(rig: &Rig) -> Vec<(String, String, String, Option<String>, String
 
 #[tokio::test]
 async fn a_paused_relay_sends_nothing_across_a_restart_and_then_everything_in_order() {
-    let servers = e2e::shared::databases().await;
-    futures::future::join_all(servers.into_iter().map(paused_whole)).await;
+    e2e::shared::on_every_server_at_once(paused_whole).await;
 }
 
-async fn paused_whole(db: &'static Db) {
+async fn paused_whole(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
     let mut rig = Rig::new(db).await;
     rig.set("RELAY_SWEEP_INTERVAL", "1s");
     let relay = rig.tailing().await;
@@ -63,12 +63,12 @@ async fn paused_whole(db: &'static Db) {
 
     let pause = ["pause", "--reason", "broker upgrade", "--by", "ann"];
     done(&rig, &pause).await;
-    let told = Instant::now();
+    let since = Instant::now();
     e2e::wait::until("the pause", LATER, async || {
         rig.metric(PAUSED).await == Some(1.0)
     })
     .await;
-    let took = told.elapsed();
+    let took = since.elapsed();
     tell(&format!("{:?}: paused after {took:?}", db.flavor()));
     assert!(took < EFFECT_MAX, "{took:?}");
     wait_nothing_in_flight(&rig).await;
@@ -81,10 +81,13 @@ async fn paused_whole(db: &'static Db) {
     wait_pending(&rig, pending + 200).await;
     assert_eq!(sum(&rig, PUBLISHED).await, sent);
 
-    // What another operator asks for is told, not dropped.
-    let (code, told) = command(&rig, &pause).await;
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("the relay is paused by ann since"), "{told}");
+    // What another operator has set is reported, not replaced.
+    let (code, output) = command(&rig, &pause).await;
+    assert_eq!(code, 1, "{output}");
+    assert!(
+        output.contains("the relay is paused by ann since"),
+        "{output}"
+    );
 
     relay.terminate().unwrap();
     assert_eq!(relay.wait_exit(LATER).await.unwrap().code(), Some(0));
@@ -103,9 +106,9 @@ async fn paused_whole(db: &'static Db) {
     assert_eq!(deliveries.twice(), 0);
     nothing_was_missed_or_failed(&rig).await;
 
-    let (code, told) = command(&rig, &["resume"]).await;
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("the relay is not paused"), "{told}");
+    let (code, output) = command(&rig, &["resume"]).await;
+    assert_eq!(code, 1, "{output}");
+    assert!(output.contains("the relay is not paused"), "{output}");
     assert_audit(&rig).await;
 }
 
@@ -200,8 +203,8 @@ async fn paused_route(db: &'static Db, order: &str) {
         wait_delivered(&deliveries, &pairs.behind).await;
     }
     wait_waiting(&rig).await;
-    let told = "\"order.slow\" is paused by ann";
-    wait_condition(&rig, 200, ("intake", true), told).await;
+    let detail = "\"order.slow\" is paused by ann";
+    wait_condition(&rig, 200, ("intake", true), detail).await;
 
     relay.terminate().unwrap();
     assert_eq!(relay.wait_exit(LATER).await.unwrap().code(), Some(0));
@@ -270,9 +273,9 @@ async fn what_can_not_be_paused_is_refused_with_64_and_the_fix() {
         ),
     ];
     for (args, says) in wrong {
-        let (code, told) = command(&rig, args).await;
-        assert_eq!(code, 64, "{args:?}: {told}");
-        assert!(told.contains(says), "{args:?}: {told}");
+        let (code, output) = command(&rig, args).await;
+        assert_eq!(code, 64, "{args:?}: {output}");
+        assert!(output.contains(says), "{args:?}: {output}");
     }
     assert_eq!(audit(&rig).await, []);
 }
@@ -299,9 +302,9 @@ async fn a_relay_on_the_tables_of_an_older_release_works_and_says_that_nothing_c
     let checked = done(&rig, &["check"]).await;
     assert!(checked.contains("warning  bulks"), "{checked}");
     rig.sql("RENAME TABLE aside TO outbox_bulk_rows").await;
-    let (code, told) = command(&rig, &["pause", "--reason", "r"]).await;
+    let (code, output) = command(&rig, &["pause", "--reason", "r"]).await;
     assert_eq!(code, 1);
-    assert!(told.contains("run `relay migrate`"), "{told}");
+    assert!(output.contains("run `relay migrate`"), "{output}");
 
     // The rows that are there survive, and the relay that runs learns of the table.
     done(&rig, &["migrate"]).await;
@@ -311,53 +314,52 @@ async fn a_relay_on_the_tables_of_an_older_release_works_and_says_that_nothing_c
     assert!(!relay.log().contains("starting again"), "{}", relay.log());
 }
 
-#[tokio::test]
-async fn a_standby_that_can_not_read_what_is_paused_sends_nothing_until_it_can() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        let active = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        done(&rig, &["pause", "--reason", "broker upgrade"]).await;
-        rig.wait_phase("paused").await;
-        let admin = format!("127.0.0.1:{}", e2e::port::free().unwrap());
-        rig.set("ADMIN_ADDR", &admin);
-        let standby = rig.relay();
-        e2e::wait::until("a standby", LATER, async || {
-            standby.log().contains("standing by")
-        })
-        .await;
-        rig.insert(3).await;
-        let mut other = rig.database.connect().await.unwrap();
-        let lock = sqlx::raw_sql("LOCK TABLES outbox_pauses WRITE");
-        other.execute(lock).await.unwrap();
-        active.terminate().unwrap();
-        assert_eq!(active.wait_exit(LATER).await.unwrap().code(), Some(0));
+e2e::on_each_server!(a_standby_that_can_not_read_what_is_paused_sends_nothing_until_it_can);
+async fn a_standby_that_can_not_read_what_is_paused_sends_nothing_until_it_can(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::new(db).await;
+    let active = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    done(&rig, &["pause", "--reason", "broker upgrade"]).await;
+    rig.wait_phase("paused").await;
+    let admin = format!("127.0.0.1:{}", e2e::port::free().unwrap());
+    rig.set("ADMIN_ADDR", &admin);
+    let standby = rig.relay();
+    e2e::wait::until("a standby", LATER, async || {
+        standby.log().contains("standing by")
+    })
+    .await;
+    rig.insert(3).await;
+    let mut other = rig.database.connect().await.unwrap();
+    let lock = sqlx::raw_sql("LOCK TABLES outbox_pauses WRITE");
+    other.execute(lock).await.unwrap();
+    active.terminate().unwrap();
+    assert_eq!(active.wait_exit(LATER).await.unwrap().code(), Some(0));
 
-        let why = "what is paused can't be read";
-        wait_condition(&rig, 503, ("database", false), why).await;
-        e2e::wait::until("several tries", LATER, async || {
-            standby.log().matches(why).count() >= 3
-        })
-        .await;
-        assert_eq!(sum(&rig, PUBLISHED).await, 0.0);
-        other.execute(sqlx::raw_sql("UNLOCK TABLES")).await.unwrap();
-        rig.wait_phase("paused").await;
-        assert_eq!(deliveries.count(), 0);
+    let why = "what is paused can't be read";
+    wait_condition(&rig, 503, ("database", false), why).await;
+    e2e::wait::until("several tries", LATER, async || {
+        standby.log().matches(why).count() >= 3
+    })
+    .await;
+    assert_eq!(sum(&rig, PUBLISHED).await, 0.0);
+    other.execute(sqlx::raw_sql("UNLOCK TABLES")).await.unwrap();
+    rig.wait_phase("paused").await;
+    assert_eq!(deliveries.count(), 0);
 
-        // A restart with the lock in place waits as well, and says for what.
-        let lock = sqlx::raw_sql("LOCK TABLES outbox_pauses WRITE");
-        other.execute(lock).await.unwrap();
-        let why = "what is paused can't be read, it stays as it was: ";
-        wait_condition(&rig, 503, ("intake", false), why).await;
-        standby.terminate().unwrap();
-        assert_eq!(standby.wait_exit(LATER).await.unwrap().code(), Some(0));
-        standby.start_again().unwrap();
-        wait_condition(&rig, 503, ("database", false), "Lock wait timeout exceeded").await;
-        other.execute(sqlx::raw_sql("UNLOCK TABLES")).await.unwrap();
-        rig.wait_phase("paused").await;
-        assert_eq!((deliveries.count(), rig.count("status = 1").await), (0, 3));
-        done(&rig, &["resume"]).await;
-        rig.wait_sent(3).await;
-        assert_eq!(deliveries.twice(), 0);
-    }
+    // A restart with the lock in place waits as well, and says for what.
+    let lock = sqlx::raw_sql("LOCK TABLES outbox_pauses WRITE");
+    other.execute(lock).await.unwrap();
+    let why = "what is paused can't be read, it stays as it was: ";
+    wait_condition(&rig, 503, ("intake", false), why).await;
+    standby.terminate().unwrap();
+    assert_eq!(standby.wait_exit(LATER).await.unwrap().code(), Some(0));
+    standby.start_again().unwrap();
+    wait_condition(&rig, 503, ("database", false), "Lock wait timeout exceeded").await;
+    other.execute(sqlx::raw_sql("UNLOCK TABLES")).await.unwrap();
+    rig.wait_phase("paused").await;
+    assert_eq!((deliveries.count(), rig.count("status = 1").await), (0, 3));
+    done(&rig, &["resume"]).await;
+    rig.wait_sent(3).await;
+    assert_eq!(deliveries.twice(), 0);
 }

@@ -7,7 +7,7 @@ use e2e::rig::ops::{binlog_rights, own_user, readiness};
 use e2e::rig::rows::{assert_calm, wait_log};
 use e2e::rig::servers::OwnDb;
 use e2e::rig::{LATER, QUEUE, Rig};
-use e2e::{Rabbit, RabbitOptions};
+use e2e::{Flavor, Rabbit, RabbitOptions};
 use serde_json::Value;
 use sqlx::Executor as _;
 
@@ -117,7 +117,7 @@ async fn a_standby_is_ready_and_without_the_database_nobody_is() {
 }
 
 #[tokio::test]
-async fn shut_routes_parked_rows_and_an_unreadable_binlog_leave_it_true() {
+async fn closed_routes_parked_rows_and_an_unreadable_binlog_leave_it_true() {
     let db = e2e::shared::either().await;
     let mut rig = Rig::new(db).await;
     let user = own_user(&mut rig).await;
@@ -149,33 +149,32 @@ async fn shut_routes_parked_rows_and_an_unreadable_binlog_leave_it_true() {
     assert_eq!((code, &body["ready"]), (200, &Value::Bool(true)));
 }
 
+e2e::on_each_server!(while_nothing_can_be_marked_it_is_false_and_nothing_goes_twice);
 /// The lock lets the relay read and send, and keeps it from marking what it has sent.
-#[tokio::test]
-async fn while_nothing_can_be_marked_it_is_false_and_nothing_goes_twice() {
+async fn while_nothing_can_be_marked_it_is_false_and_nothing_goes_twice(flavor: Flavor) {
     // More than may be confirmed and unmarked.
     const ROWS: usize = 12_000;
-    for db in e2e::shared::databases().await {
-        let rig = Rig::new(db).await;
-        let deliveries = rig.consume(QUEUE).await;
-        let relay = rig.tailing().await;
-        done(&rig, &["pause", "--reason", "rows pile up"]).await;
-        wait_condition(&rig, 503, ("intake", false), "").await;
-        let keys = (0..ROWS).map(|number| (format!("k{number}"), "order.pay"));
-        rig.insert_all(keys).await;
-        let mut other = rig.database.connect().await.unwrap();
-        other.execute("LOCK TABLES outbox READ").await.unwrap();
-        done(&rig, &["resume", "--reason", "there are enough"]).await;
-        wait_log(&relay, "somebody else holds a lock").await;
-        wait_condition(&rig, 503, ("database", false), "can't be marked").await;
-        let sent = deliveries.count();
-        assert!(sent < ROWS, "intake did not stop: {sent}");
+    let db = e2e::shared::database(flavor).await;
+    let rig = Rig::new(db).await;
+    let deliveries = rig.consume(QUEUE).await;
+    let relay = rig.tailing().await;
+    done(&rig, &["pause", "--reason", "rows pile up"]).await;
+    wait_condition(&rig, 503, ("intake", false), "").await;
+    let keys = (0..ROWS).map(|number| (format!("k{number}"), "order.pay"));
+    rig.insert_all(keys).await;
+    let mut other = rig.database.connect().await.unwrap();
+    other.execute("LOCK TABLES outbox READ").await.unwrap();
+    done(&rig, &["resume", "--reason", "there are enough"]).await;
+    wait_log(&relay, "somebody else holds a lock").await;
+    wait_condition(&rig, 503, ("database", false), "can't be marked").await;
+    let sent = deliveries.count();
+    assert!(sent < ROWS, "intake did not stop: {sent}");
 
-        other.execute("UNLOCK TABLES").await.unwrap();
-        rig.wait_sent(i64::try_from(ROWS).unwrap()).await;
-        wait_condition(&rig, 200, ("database", true), "connected").await;
-        let ids = deliveries.ids();
-        let once: HashSet<&String> = ids.iter().collect();
-        assert_eq!((ids.len(), once.len()), (ROWS, ROWS));
-        assert_calm(&relay);
-    }
+    other.execute("UNLOCK TABLES").await.unwrap();
+    rig.wait_sent(i64::try_from(ROWS).unwrap()).await;
+    wait_condition(&rig, 200, ("database", true), "connected").await;
+    let ids = deliveries.ids();
+    let once: HashSet<&String> = ids.iter().collect();
+    assert_eq!((ids.len(), once.len()), (ROWS, ROWS));
+    assert_calm(&relay);
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::Db;
+use e2e::Flavor;
 use e2e::rig::{Deliveries, LATER, QUEUE, Rig, SOON};
 use serde_json::Value;
 
@@ -34,10 +34,10 @@ async fn sent(rig: &Rig, count: usize) -> Vec<String> {
 }
 
 async fn report(rig: &Rig, args: &[&str]) -> (i32, Value) {
-    let (code, told) = command(rig, &[args, &["--json"]].concat()).await;
-    let json = told.find('{').map(|at| &told[at..]).unwrap_or_default();
+    let (code, output) = command(rig, &[args, &["--json"]].concat()).await;
+    let json = output.find('{').map(|at| &output[at..]).unwrap_or_default();
     let report = serde_json::from_str(json);
-    (code, report.unwrap_or_else(|err| panic!("{err}: {told}")))
+    (code, report.unwrap_or_else(|err| panic!("{err}: {output}")))
 }
 
 /// Action, target, before and after.
@@ -60,11 +60,11 @@ async fn wait_count(deliveries: &Deliveries, count: usize) {
 
 #[tokio::test]
 async fn sent_rows_go_again_in_order_with_one_id_and_are_not_changed() {
-    let servers = e2e::shared::databases().await;
-    futures::future::join_all(servers.into_iter().map(goes_again)).await;
+    e2e::shared::on_every_server_at_once(goes_again).await;
 }
 
-async fn goes_again(db: &'static Db) {
+async fn goes_again(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
     let mut rig = Rig::new(db).await;
     let relay = rig.tailing().await;
     let deliveries = rig.consume(QUEUE).await;
@@ -76,21 +76,21 @@ async fn goes_again(db: &'static Db) {
 
     // A dry run needs no broker, sends nothing and leaves no trace.
     let amqp_url = rig.env.remove("AMQP_URL").unwrap();
-    let told = done(&rig, &[&ALL[..], &["--dry-run"]].concat()).await;
+    let output = done(&rig, &[&ALL[..], &["--dry-run"]].concat()).await;
     for part in ["matched  40 rows", &ids[0], &ids[9], "and 30 more"] {
-        assert!(told.contains(part), "{part}: {told}");
+        assert!(output.contains(part), "{part}: {output}");
     }
-    assert!(!told.contains(&ids[10]), "{told}");
+    assert!(!output.contains(&ids[10]), "{output}");
     rig.set("AMQP_URL", &amqp_url);
     assert_eq!(record(&rig).await, []);
 
     let begun = Instant::now();
-    let (code, told) = report(&rig, &all(&["--rate", "20"])).await;
-    assert_eq!((code, &told["sent"]), (0, &Value::from(40)), "{told}");
+    let (code, output) = report(&rig, &all(&["--rate", "20"])).await;
+    assert_eq!((code, &output["sent"]), (0, &Value::from(40)), "{output}");
     assert!(begun.elapsed() > Duration::from_millis(1800), "no rate");
     wait_count(&deliveries, 80).await;
     let again = deliveries.all().split_off(40);
-    let replay_id = told["replay_id"].as_str().unwrap();
+    let replay_id = output["replay_id"].as_str().unwrap();
     for (delivery, id) in again.iter().zip(&ids) {
         assert_eq!(&delivery.message_id, id);
         assert_eq!(delivery.replay_id.as_deref(), Some(replay_id));
@@ -124,30 +124,30 @@ async fn rows(rig: &Rig) -> Vec<(u64, u8, u32, Option<time::PrimitiveDateTime>)>
 
 async fn filters(rig: &Rig, deliveries: &Deliveries, ids: &[String]) {
     let matched = async |more: &[&str]| {
-        let (code, told) = report(rig, &[&ALL[..], &["--dry-run"], more].concat()).await;
-        assert_eq!(code, 0, "{told}");
-        told["matched"].as_u64().unwrap()
+        let (code, output) = report(rig, &[&ALL[..], &["--dry-run"], more].concat()).await;
+        assert_eq!(code, 0, "{output}");
+        output["matched"].as_u64().unwrap()
     };
     assert_eq!(matched(&["--type", "order.placed.v1"]).await, 40);
     assert_eq!(matched(&["--type", "order.paid.v1"]).await, 0);
     assert_eq!(matched(&["--key", "k7"]).await, 1);
     let before = deliveries.count();
-    let (code, told) = report(rig, &all(&["--key", "k7"])).await;
-    assert_eq!((code, &told["sent"]), (0, &Value::from(1)), "{told}");
+    let (code, output) = report(rig, &all(&["--key", "k7"])).await;
+    assert_eq!((code, &output["sent"]), (0, &Value::from(1)), "{output}");
     wait_count(deliveries, before + 1).await;
     assert_eq!(deliveries.ids().last(), Some(&ids[7]));
     // Nothing is meant: nothing is done, and nothing written down.
     let actions = record(rig).await.len();
-    let told = done(rig, &all(&["--key", "nobody"])).await;
-    assert!(told.contains("matched  0 rows"), "{told}");
+    let output = done(rig, &all(&["--key", "nobody"])).await;
+    assert!(output.contains("matched  0 rows"), "{output}");
     assert_eq!(record(rig).await.len(), actions);
     let window = ["replay", "--from", "2020-01-01T00:00:00Z", "--dry-run"];
-    let told = done(
+    let output = done(
         rig,
         &[&window[..], &["--to", "2020-01-02T00:00:00Z"]].concat(),
     )
     .await;
-    assert!(told.contains("matched  0 rows"), "{told}");
+    assert!(output.contains("matched  0 rows"), "{output}");
 }
 
 #[tokio::test]
@@ -161,8 +161,8 @@ async fn what_the_inbox_may_have_forgotten_is_refused_with_rule_sum_and_setting(
     )
     .await;
     for args in [all(&[]), all(&["--dry-run"])] {
-        let (code, told) = command(&rig, &args).await;
-        assert_eq!(code, 1, "{told}");
+        let (code, output) = command(&rig, &args).await;
+        assert_eq!(code, 1, "{output}");
         for part in [
             "REFUSED  1 of the rows",
             "age of the row + time in the broker's queue (RELAY_REPLAY_MARGIN) <= \
@@ -172,7 +172,7 @@ async fn what_the_inbox_may_have_forgotten_is_refused_with_rule_sum_and_setting(
             "PAY_RETENTION",
             "Nothing was sent",
         ] {
-            assert!(told.contains(part), "{part}: {told}");
+            assert!(output.contains(part), "{part}: {output}");
         }
     }
     assert_eq!(record(&rig).await, []);
@@ -180,8 +180,8 @@ async fn what_the_inbox_may_have_forgotten_is_refused_with_rule_sum_and_setting(
     // A consumer that remembers for longer, or for ever.
     for retention in ["32d", "0s"] {
         rig.set("RELAY_INBOX_RETENTION", retention);
-        let (code, told) = report(&rig, &all(&[])).await;
-        assert_eq!((code, &told["sent"]), (0, &Value::from(3)), "{told}");
+        let (code, output) = report(&rig, &all(&[])).await;
+        assert_eq!((code, &output["sent"]), (0, &Value::from(3)), "{output}");
     }
     wait_count(&deliveries, 6).await;
 }
@@ -195,9 +195,9 @@ async fn the_first_failure_ends_it_and_the_command_it_names_goes_on() {
     let route = "UPDATE outbox SET routing_key =";
     rig.sql(&format!("{route} 'nobody.listens' WHERE {lost}"))
         .await;
-    let (code, told) = report(&rig, &all(&[])).await;
-    assert_eq!(code, 1, "{told}");
-    let stopped = &told["stopped"];
+    let (code, output) = report(&rig, &all(&[])).await;
+    assert_eq!(code, 1, "{output}");
+    let stopped = &output["stopped"];
     let why = stopped["why"].as_str().unwrap();
     assert!(why.contains("312 NO_ROUTE"), "{why}");
     assert!(why.contains(&ids[20]), "{why}");
@@ -214,15 +214,15 @@ async fn the_first_failure_ends_it_and_the_command_it_names_goes_on() {
     let mut go_on: Vec<&str> = go_on.split(' ').skip(1).collect();
     go_on.extend(["--rate", "500", WHY[0], WHY[1], "--by", "ann"]);
     let before = deliveries.count();
-    let (code, told) = report(&rig, &go_on).await;
-    assert_eq!((code, &told["sent"]), (0, &Value::from(10)), "{told}");
+    let (code, output) = report(&rig, &go_on).await;
+    assert_eq!((code, &output["sent"]), (0, &Value::from(10)), "{output}");
     wait_count(&deliveries, before + 10).await;
     assert_eq!(deliveries.ids()[before..], ids[20..]);
     assert_eq!(deliveries.first().len(), 30, "none is left out");
 }
 
 #[tokio::test]
-async fn it_waits_while_the_relay_is_paused_and_ends_well_on_a_signal() {
+async fn a_replay_waits_while_the_relay_is_paused_and_ends_well_on_a_signal() {
     let rig = Rig::new(e2e::shared::either().await).await;
     let deliveries = rig.consume(QUEUE).await;
     sent(&rig, 300).await;
@@ -268,17 +268,17 @@ async fn wrong_usage_is_64_and_a_broker_that_is_away_is_1() {
         (all(&["--replay-margin", "30d"]), "RELAY_REPLAY_MARGIN"),
     ];
     for (args, says) in wrong {
-        let (code, told) = command(&rig, &args).await;
-        assert_eq!(code, 64, "{args:?}: {told}");
-        assert!(told.contains(says), "{args:?}: {told}");
+        let (code, output) = command(&rig, &args).await;
+        assert_eq!(code, 64, "{args:?}: {output}");
+        assert!(output.contains(says), "{args:?}: {output}");
     }
     let port = e2e::port::free().unwrap();
     rig.set(
         "AMQP_URL",
         &format!("amqp://guest:guest@127.0.0.1:{port}/%2f"),
     );
-    let (code, told) = command(&rig, &all(&[])).await;
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("no way to the broker"), "{told}");
+    let (code, output) = command(&rig, &all(&[])).await;
+    assert_eq!(code, 1, "{output}");
+    assert!(output.contains("no way to the broker"), "{output}");
     assert_eq!(record(&rig).await, []);
 }

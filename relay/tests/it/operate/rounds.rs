@@ -42,11 +42,11 @@ async fn rounds(db: &'static Db, rounds: usize) -> String {
     wait_all_delivered(&rig, &deliveries).await;
     assert_eq!(assert_first_deliveries_in_order(&deliveries), written);
     let twice = deliveries.count() - deliveries.first().len();
-    let told = format!("{kills} kills, {written} messages, none lost, {twice} twice");
-    tell(&format!("{:?}: {rounds} pauses, {told}", db.flavor()));
+    let figures = format!("{kills} kills, {written} messages, none lost, {twice} twice");
+    tell(&format!("{:?}: {rounds} pauses, {figures}", db.flavor()));
     assert!(kills > 0 || twice == 0, "{twice} without a kill");
     assert!(!relay.log().contains("panicked"), "{}", relay.log());
-    told
+    figures
 }
 
 #[tokio::test]
@@ -57,10 +57,13 @@ async fn pauses_under_load_keep_the_order_of_each_key_and_repeat_nothing() {
 #[cfg(feature = "long")]
 #[tokio::test]
 async fn long_operate_pauses_and_kills_under_load_keep_the_order_of_each_key() {
-    let servers = e2e::shared::databases().await;
-    let all = servers.into_iter().map(async |db| {
-        let told = rounds(db, 60).await;
-        e2e::figures::record(&format!("60 pauses under load, {:?}", db.flavor()), &told);
-    });
-    futures::future::join_all(all).await;
+    e2e::shared::on_every_server_at_once(async |flavor| {
+        let db = e2e::shared::database(flavor).await;
+        let figures = rounds(db, 60).await;
+        e2e::figures::record(
+            &format!("60 pauses under load, {:?}", db.flavor()),
+            &figures,
+        );
+    })
+    .await;
 }

@@ -116,12 +116,13 @@ async fn a_drain_that_can_not_end_is_cut_off_with_1_and_nothing_is_lost() {
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_operate_a_drain_that_can_not_end_is_cut_off_with_1_and_nothing_is_lost() {
+e2e::on_each_server!(long_operate_a_drain_that_can_not_end_is_cut_off_with_1_and_nothing_is_lost);
+#[cfg(feature = "long")]
+async fn long_operate_a_drain_that_can_not_end_is_cut_off_with_1_and_nothing_is_lost(
+    flavor: e2e::Flavor,
+) {
     for _round in 0..5 {
-        for db in e2e::shared::databases().await {
-            in_trouble(db).await;
-        }
+        in_trouble(e2e::shared::database(flavor).await).await;
     }
 }
 
@@ -186,15 +187,17 @@ async fn drains(db: &'static Db, rounds: usize) -> Duration {
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_operate_a_relay_told_to_stop_at_full_load_drains_and_repeats_nothing() {
-    for db in e2e::shared::databases().await {
-        let longest = drains(db, 30).await;
-        let name = format!(
-            "SIGTERM at full load to exit, the longest of 30, {:?}",
-            db.flavor()
-        );
-        e2e::figures::record(&name, &format!("{} ms", longest.as_millis()));
-        assert!(longest < Duration::from_secs(25), "{longest:?}");
-    }
+e2e::on_each_server!(long_operate_a_relay_that_is_stopped_at_full_load_drains_and_repeats_nothing);
+#[cfg(feature = "long")]
+async fn long_operate_a_relay_that_is_stopped_at_full_load_drains_and_repeats_nothing(
+    flavor: e2e::Flavor,
+) {
+    let db = e2e::shared::database(flavor).await;
+    let longest = drains(db, 30).await;
+    let name = format!(
+        "SIGTERM at full load to exit, the longest of 30, {:?}",
+        db.flavor()
+    );
+    e2e::figures::record(&name, &format!("{} ms", longest.as_millis()));
+    assert!(longest < Duration::from_secs(25), "{longest:?}");
 }

@@ -2,18 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::Db;
 use e2e::rig::writers::tell;
 use e2e::rig::{LATER, Rig, SOON};
+use e2e::{Db, Flavor};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use super::commands::{command, done};
 
 async fn json(rig: &Rig) -> Value {
-    let (code, told) = command(rig, &["status", "--json"]).await;
-    assert_eq!(code, 0, "{told}");
-    serde_json::from_str(&told).unwrap()
+    let (code, output) = command(rig, &["status", "--json"]).await;
+    assert_eq!(code, 0, "{output}");
+    serde_json::from_str(&output).unwrap()
 }
 
 /// The line that begins with this word.
@@ -24,12 +24,12 @@ fn line<'a>(screen: &'a str, what: &str) -> &'a str {
 }
 
 #[tokio::test]
-async fn one_screen_tells_who_works_what_waits_and_what_is_paused() {
-    let servers = e2e::shared::databases().await;
-    futures::future::join_all(servers.into_iter().map(screen)).await;
+async fn one_screen_shows_who_works_what_waits_and_what_is_paused() {
+    e2e::shared::on_every_server_at_once(screen).await;
 }
 
-async fn screen(db: &'static Db) {
+async fn screen(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
     let mut rig = Rig::new(db).await;
     rig.set_backoff("10s", "10s");
     let _relay = rig.tailing().await;
@@ -110,7 +110,7 @@ fn assert_json(status: &Value) {
 }
 
 #[tokio::test]
-async fn what_can_not_be_asked_is_said_and_without_the_database_the_code_is_1() {
+async fn what_can_not_be_queried_is_reported_and_without_the_database_the_code_is_1() {
     let mut rig = Rig::new(e2e::shared::either().await).await;
     rig.insert(3).await;
     let screen = done(&rig, &["status"]).await;
@@ -216,12 +216,12 @@ async fn a_full_table_is_not_counted_to_its_end() {
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_operate_a_full_table_is_not_counted_to_its_end() {
-    for db in e2e::shared::databases().await {
-        let took = timed(db, 2_000_000).await;
-        let name = format!("relay status, 2,000,000 pending rows, {:?}", db.flavor());
-        e2e::figures::record(&name, &format!("{} ms", took.as_millis()));
-        assert!(took < Duration::from_secs(5), "{took:?}");
-    }
+e2e::on_each_server!(long_operate_a_full_table_is_not_counted_to_its_end);
+#[cfg(feature = "long")]
+async fn long_operate_a_full_table_is_not_counted_to_its_end(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let took = timed(db, 2_000_000).await;
+    let name = format!("relay status, 2,000,000 pending rows, {:?}", db.flavor());
+    e2e::figures::record(&name, &format!("{} ms", took.as_millis()));
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }

@@ -1,4 +1,4 @@
-//! What systemd is told, and that a relay that hangs tells it nothing.
+//! What systemd is notified of, and that a relay that hangs notifies it of nothing.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -22,12 +22,12 @@ use tokio::net::UnixDatagram;
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// The socket that systemd would listen on, and what has come there, a line each.
-struct Told {
+struct Notified {
     path: PathBuf,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
-impl Told {
+impl Notified {
     fn listen(name: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("relay-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
@@ -51,14 +51,21 @@ impl Told {
     }
 
     fn count(&self, line: &str) -> usize {
-        self.all().iter().filter(|told| *told == line).count()
+        self.all()
+            .iter()
+            .filter(|notified| *notified == line)
+            .count()
     }
 
     async fn wait(&self, text: &str) {
-        let told = e2e::wait::try_until(text, LATER, async || {
+        let notified = e2e::wait::try_until(text, LATER, async || {
             self.all().iter().any(|line| line.contains(text))
         });
-        assert!(told.await.is_ok(), "{text:?} is not in {:?}", self.all());
+        assert!(
+            notified.await.is_ok(),
+            "{text:?} is not in {:?}",
+            self.all()
+        );
     }
 
     async fn wait_turns(&self, more: usize) {
@@ -83,27 +90,27 @@ impl Told {
     }
 }
 
-impl Drop for Told {
+impl Drop for Notified {
     fn drop(&mut self) {
         drop(std::fs::remove_dir_all(self.path.parent().unwrap()));
     }
 }
 
-fn with_socket(rig: &mut Rig, told: &Told) {
-    rig.set("NOTIFY_SOCKET", told.path.to_str().unwrap());
+fn with_socket(rig: &mut Rig, notified: &Notified) {
+    rig.set("NOTIFY_SOCKET", notified.path.to_str().unwrap());
 }
 
 #[tokio::test]
-async fn systemd_is_told_of_start_work_and_stop_and_of_nothing_while_the_relay_is_stopped() {
+async fn systemd_is_notified_of_start_work_and_stop_and_of_nothing_while_the_relay_is_suspended() {
     let mut rig = Rig::new(e2e::shared::either().await).await;
-    let told = Told::listen("active");
-    with_socket(&mut rig, &told);
+    let notified = Notified::listen("active");
+    with_socket(&mut rig, &notified);
     let relay = rig.tailing().await;
-    told.wait("READY=1").await;
-    told.wait("STATUS=tailing: active, ready").await;
-    told.wait_turns(3).await;
+    notified.wait("READY=1").await;
+    notified.wait("STATUS=tailing: active, ready").await;
+    notified.wait_turns(3).await;
 
-    let beside = Told::listen("standby");
+    let beside = Notified::listen("standby");
     with_socket(&mut rig, &beside);
     rig.set(
         "ADMIN_ADDR",
@@ -118,32 +125,32 @@ async fn systemd_is_told_of_start_work_and_stop_and_of_nothing_while_the_relay_i
     assert_eq!(standby.wait_exit(SOON).await.unwrap().code(), Some(0));
 
     relay.pause().unwrap();
-    told.assert_silent().await;
+    notified.assert_silent().await;
     relay.resume().unwrap();
-    told.wait_turns(2).await;
+    notified.wait_turns(2).await;
     relay.terminate().unwrap();
-    told.wait("STOPPING=1").await;
+    notified.wait("STOPPING=1").await;
     assert_eq!(relay.wait_exit(LATER).await.unwrap().code(), Some(0));
-    assert_eq!(told.count("READY=1"), 1, "{:?}", told.all());
+    assert_eq!(notified.count("READY=1"), 1, "{:?}", notified.all());
 }
 
 #[tokio::test]
 async fn a_relay_that_waits_for_its_database_asks_for_time_and_is_not_up_yet() {
     let mut rig = Rig::without_queue(e2e::shared::either().await).await;
-    let told = Told::listen("waiting");
-    with_socket(&mut rig, &told);
+    let notified = Notified::listen("waiting");
+    with_socket(&mut rig, &notified);
     let port = e2e::port::free().unwrap();
     rig.set("DATABASE_URL", &format!("mysql://a:b@127.0.0.1:{port}/d"));
     let relay = rig.relay();
-    told.wait("STATUS=waiting for the database: ").await;
+    notified.wait("STATUS=waiting for the database: ").await;
     e2e::wait::until("several tries", LATER, async || {
-        told.count("EXTEND_TIMEOUT_USEC=60000000") >= 3
+        notified.count("EXTEND_TIMEOUT_USEC=60000000") >= 3
     })
     .await;
     relay.terminate().unwrap();
-    told.wait("STOPPING=1").await;
+    notified.wait("STOPPING=1").await;
     assert_eq!(relay.wait_exit(SOON).await.unwrap().code(), Some(0));
-    assert_eq!(told.count("READY=1") + told.count("WATCHDOG=1"), 0);
+    assert_eq!(notified.count("READY=1") + notified.count("WATCHDOG=1"), 0);
 }
 
 #[derive(Parser)]
@@ -157,13 +164,13 @@ struct Settings {
 async fn a_machine_that_hangs_feeds_no_watchdog_though_its_process_lives() {
     svc_kit::boot::install_crypto();
     let rig = Rig::new(e2e::shared::either().await).await;
-    let told = Told::listen("hung");
+    let notified = Notified::listen("hung");
     let (database, broker) = (&rig.env["DATABASE_URL"], &rig.env["AMQP_URL"]);
     let args = ["relay", "--database-url", database, "--amqp-url", broker];
     let config = Settings::try_parse_from(args).unwrap().run.resolve();
     let readiness = Readiness::new(&CONDITIONS);
     let relay = Relay::build(config.unwrap(), &Registry::new(), readiness.clone()).unwrap();
-    let systemd = Systemd::at(&told.path).unwrap();
+    let systemd = Systemd::at(&notified.path).unwrap();
     let shutdown = Shutdown::default();
     let (hang, hung) = tokio::sync::oneshot::channel::<std::sync::mpsc::Receiver<()>>();
     let stop = shutdown.clone();
@@ -183,15 +190,15 @@ async fn a_machine_that_hangs_feeds_no_watchdog_though_its_process_lives() {
         std::mem::forget(runtime);
         exit
     });
-    told.wait("STATUS=tailing: active, ready").await;
-    told.wait_turns(2).await;
+    notified.wait("STATUS=tailing: active, ready").await;
+    notified.wait_turns(2).await;
     let (let_go, held) = std::sync::mpsc::channel();
     hang.send(held).unwrap();
-    told.assert_silent().await;
+    notified.assert_silent().await;
     let_go.send(()).unwrap();
-    told.wait_turns(2).await;
+    notified.wait_turns(2).await;
     shutdown.drain.cancel();
-    told.wait("STOPPING=1").await;
+    notified.wait("STOPPING=1").await;
     let exit = tokio::task::spawn_blocking(|| thread.join().unwrap());
     assert_eq!(exit.await.unwrap(), Exit::Drained);
 }
@@ -241,8 +248,8 @@ fn the_units_are_such_that_systemd_takes_them_and_finds_them_well_closed() {
             "{program}"
         );
         let threshold = format!("--threshold={EXPOSURE_MAX}");
-        let (closed, told) = run(&["security", "--offline=yes", "--no-pager", &threshold]);
-        assert!(closed, "{program}: {told}");
+        let (closed, output) = run(&["security", "--offline=yes", "--no-pager", &threshold]);
+        assert!(closed, "{program}: {output}");
     }
     std::fs::remove_dir_all(&dir).unwrap();
 }

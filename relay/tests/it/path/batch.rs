@@ -51,8 +51,8 @@ async fn a_batch_goes_no_further_once_the_lease_is_over() {
     let deliveries = rig.consume(QUEUE).await;
     let (channel, connection) = channel(&rig).await;
     let rows: Vec<Row> = (0..1_100).map(row).collect();
-    let asked = Cell::new(0);
-    let once = || asked.replace(asked.get() + 1) == 0;
+    let calls = Cell::new(0);
+    let once = || calls.replace(calls.get() + 1) == 0;
 
     let outcome = publish(&channel, &rows, FRAME_MAX, SOON, once).await;
     assert!(matches!(outcome, Outcome::Lost(_)), "{outcome:?}");

@@ -1,5 +1,6 @@
 //! What the relay's own writes put into the binlog, as another reader sees it.
 
+use e2e::Flavor;
 use e2e::rig::rows::assert_calm;
 use e2e::rig::{QUEUE, Rig, SOON};
 use futures::StreamExt as _;
@@ -72,53 +73,54 @@ async fn updates(outbox: &OutboxTable, from: &Position, to: &Position) -> Seen {
     seen
 }
 
-#[tokio::test]
-async fn other_readers_of_the_binlog_see_whole_rows_unless_minimal_marks_are_chosen() {
-    for db in e2e::shared::databases().await {
-        for image in [None, Some("full"), Some("minimal")] {
-            let mut rig = Rig::new(db).await;
-            if let Some(image) = image {
-                rig.set("RELAY_BINLOG_ROW_IMAGE", image);
-            }
-            rig.set("RELAY_MAX_ATTEMPTS", "1");
-            let relay = rig.tailing().await;
-            let deliveries = rig.consume(QUEUE).await;
-            let url = format!("{}?ssl-mode=DISABLED", rig.database.url);
-            let outbox = OutboxTable {
-                url: DatabaseUrl::parse(&url).unwrap(),
-                name: "outbox".into(),
-            };
-            let mut connection = outbox.url.connect().await.unwrap();
-            let queries = Queries::discover(&mut connection, &outbox).await.unwrap();
-            let from = queries.position(&mut connection).await.unwrap();
-            rig.insert(20).await;
-            rig.sql(
-                "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, \
-                 routing_key, headers, payload) VALUES (UUID(), 'order', 'bad', \
-                 'order.placed.v1', 'order.pay', 'no JSON', '{}')",
-            )
-            .await;
-            rig.insert_one("nobody", "nowhere", b"{}").await;
-            rig.wait_count("status = 2", 20).await;
-            rig.wait_count("status = 3", 1).await;
-            rig.wait_reason("routing_key = 'nowhere'", "NO_ROUTE").await;
-            // Marks follow their deliveries, so nothing else comes.
-            assert_eq!(deliveries.count(), 20);
-            let to = queries.position(&mut connection).await.unwrap();
-            let seen = updates(&outbox, &from, &to).await;
-            eprintln!("{:?} {image:?}: {seen:?}", db.flavor());
-            let mut whole = vec![1, 3];
-            if image == Some("minimal") {
-                assert!(seen.partial > 0, "{seen:?}");
-            } else {
-                whole.extend([2; 20]);
-                assert_eq!(seen.partial, 0, "{seen:?}");
-            }
-            let mut statuses = seen.whole;
-            whole.sort_unstable();
-            statuses.sort_unstable();
-            assert_eq!(statuses, whole);
-            assert_calm(&relay);
+e2e::on_each_server!(other_readers_of_the_binlog_see_whole_rows_unless_minimal_marks_are_chosen);
+async fn other_readers_of_the_binlog_see_whole_rows_unless_minimal_marks_are_chosen(
+    flavor: Flavor,
+) {
+    let db = e2e::shared::database(flavor).await;
+    for image in [None, Some("full"), Some("minimal")] {
+        let mut rig = Rig::new(db).await;
+        if let Some(image) = image {
+            rig.set("RELAY_BINLOG_ROW_IMAGE", image);
         }
+        rig.set("RELAY_MAX_ATTEMPTS", "1");
+        let relay = rig.tailing().await;
+        let deliveries = rig.consume(QUEUE).await;
+        let url = format!("{}?ssl-mode=DISABLED", rig.database.url);
+        let outbox = OutboxTable {
+            url: DatabaseUrl::parse(&url).unwrap(),
+            name: "outbox".into(),
+        };
+        let mut connection = outbox.url.connect().await.unwrap();
+        let queries = Queries::discover(&mut connection, &outbox).await.unwrap();
+        let from = queries.position(&mut connection).await.unwrap();
+        rig.insert(20).await;
+        rig.sql(
+            "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, \
+             routing_key, headers, payload) VALUES (UUID(), 'order', 'bad', \
+             'order.placed.v1', 'order.pay', 'no JSON', '{}')",
+        )
+        .await;
+        rig.insert_one("nobody", "nowhere", b"{}").await;
+        rig.wait_count("status = 2", 20).await;
+        rig.wait_count("status = 3", 1).await;
+        rig.wait_reason("routing_key = 'nowhere'", "NO_ROUTE").await;
+        // Marks follow their deliveries, so nothing else comes.
+        assert_eq!(deliveries.count(), 20);
+        let to = queries.position(&mut connection).await.unwrap();
+        let seen = updates(&outbox, &from, &to).await;
+        eprintln!("{:?} {image:?}: {seen:?}", db.flavor());
+        let mut whole = vec![1, 3];
+        if image == Some("minimal") {
+            assert!(seen.partial > 0, "{seen:?}");
+        } else {
+            whole.extend([2; 20]);
+            assert_eq!(seen.partial, 0, "{seen:?}");
+        }
+        let mut statuses = seen.whole;
+        whole.sort_unstable();
+        statuses.sort_unstable();
+        assert_eq!(statuses, whole);
+        assert_calm(&relay);
     }
 }

@@ -1,5 +1,6 @@
 //! Primary keys of several columns, and partitions.
 
+use e2e::Flavor;
 use e2e::rig::ops::MISSED;
 use e2e::rig::rows::assert_calm;
 use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, wait_all_delivered};
@@ -26,31 +27,32 @@ const KEYS: [(&str, &str); 3] = [
     ),
 ];
 
-#[tokio::test]
-async fn keys_of_several_columns_and_partitions_cost_no_duplicate_and_no_missed_row() {
-    for db in e2e::shared::databases().await {
-        for (key, change) in KEYS {
-            eprintln!("{:?} {key}", db.flavor());
-            let mut rig = Rig::new(db).await;
-            rig.set("RELAY_SWEEP_INTERVAL", "500ms");
-            rig.sql(change).await;
-            let relay = rig.tailing().await;
-            let deliveries = rig.consume(QUEUE).await;
-            let writers = Writers::start(&rig, 8, 40).await;
-            e2e::wait::until("3,000 rows sent", e2e::rig::LATER, async || {
-                rig.count("status = 2").await >= 3000
-            })
-            .await;
-            let committed = writers.stop(&rig).await;
-            wait_all_delivered(&rig, &deliveries).await;
-            // And the last row, which shows that all are there.
-            rig.wait_sent(i64::try_from(committed + 1).unwrap()).await;
-            assert_eq!(assert_first_deliveries_in_order(&deliveries), committed);
-            assert_eq!(deliveries.twice(), 0, "{key}");
-            let missed = "outbox_relay_mark_missed_total";
-            assert_eq!(rig.metric(missed).await, Some(0.0), "{key}");
-            assert_eq!(rig.metric(MISSED).await, Some(0.0), "{key}");
-            assert_calm(&relay);
-        }
+e2e::on_each_server!(keys_of_several_columns_and_partitions_cost_no_duplicate_and_no_missed_row);
+async fn keys_of_several_columns_and_partitions_cost_no_duplicate_and_no_missed_row(
+    flavor: Flavor,
+) {
+    let db = e2e::shared::database(flavor).await;
+    for (key, change) in KEYS {
+        eprintln!("{:?} {key}", db.flavor());
+        let mut rig = Rig::new(db).await;
+        rig.set("RELAY_SWEEP_INTERVAL", "500ms");
+        rig.sql(change).await;
+        let relay = rig.tailing().await;
+        let deliveries = rig.consume(QUEUE).await;
+        let writers = Writers::start(&rig, 8, 40).await;
+        e2e::wait::until("3,000 rows sent", e2e::rig::LATER, async || {
+            rig.count("status = 2").await >= 3000
+        })
+        .await;
+        let committed = writers.stop(&rig).await;
+        wait_all_delivered(&rig, &deliveries).await;
+        // And the last row, which shows that all are there.
+        rig.wait_sent(i64::try_from(committed + 1).unwrap()).await;
+        assert_eq!(assert_first_deliveries_in_order(&deliveries), committed);
+        assert_eq!(deliveries.twice(), 0, "{key}");
+        let missed = "outbox_relay_mark_missed_total";
+        assert_eq!(rig.metric(missed).await, Some(0.0), "{key}");
+        assert_eq!(rig.metric(MISSED).await, Some(0.0), "{key}");
+        assert_calm(&relay);
     }
 }

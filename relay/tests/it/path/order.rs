@@ -1,7 +1,7 @@
 //! Messages of one aggregate arrive in the order of their commits, however often the relay is
 //! stopped, killed and started again in between.
 
-use e2e::Db;
+use e2e::Flavor;
 use e2e::product::Process;
 use e2e::rig::ops::{FROM_BINLOG, MISSED};
 use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
@@ -12,18 +12,16 @@ const WRITERS: usize = 3;
 
 #[tokio::test]
 async fn the_order_per_key_survives_100_restarts_and_the_binlog_misses_nothing() {
-    let servers = e2e::shared::databases().await;
-    futures::future::join_all(servers.into_iter().map(|db| restarts(db, 100, false))).await;
+    e2e::shared::on_every_server_at_once(async |flavor| restarts(flavor, 100, false).await).await;
 }
 
-#[tokio::test]
-async fn the_order_per_key_survives_kills() {
-    for db in e2e::shared::databases().await {
-        restarts(db, 20, true).await;
-    }
+e2e::on_each_server!(the_order_per_key_survives_kills);
+async fn the_order_per_key_survives_kills(flavor: Flavor) {
+    restarts(flavor, 20, true).await;
 }
 
-async fn restarts(db: &'static Db, lives: usize, kill: bool) {
+async fn restarts(flavor: Flavor, lives: usize, kill: bool) {
+    let db = e2e::shared::database(flavor).await;
     let mut rig = Rig::new(db).await;
     // Every page of a sweep is compared with what the binlog brought: many of them, under load.
     rig.set("RELAY_SWEEP_INTERVAL", "20ms");

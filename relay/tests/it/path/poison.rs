@@ -1,6 +1,7 @@
 //! Rows that fail by their own fault, and rows that wait for their time: attempts, back-off, parking,
 //! and neighbours that never notice.
 
+use e2e::Flavor;
 use e2e::rig::ops::MISSED;
 use e2e::rig::rows::assert_calm;
 use e2e::rig::{LATER, QUEUE, Rig, SOON};
@@ -170,67 +171,66 @@ fn as_metric(count: i64) -> f64 {
     f64::from(i32::try_from(count).unwrap())
 }
 
-#[tokio::test]
-async fn p3_a_row_that_can_not_be_a_message_is_tried_with_back_off_then_parked_alone() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        // A sweep comes too late for this test: the back-off alone brings the next attempt.
-        rig.set_backoff("400ms", "10s")
-            .set("RELAY_SWEEP_INTERVAL", "5m")
-            .set("RELAY_MAX_ATTEMPTS", "3");
-        let url = format!("{}?frame_max=8192", rig.env["AMQP_URL"]);
-        rig.set("AMQP_URL", &url);
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let mut rows = Vec::new();
-        let mut expected = Vec::new();
-        for (bad, text) in impossible() {
-            let key = bad.key.clone();
-            rows.extend([
-                bad,
-                Raw::good(&key),
-                Raw::good(&format!("neighbour-of-{key}")),
-            ]);
-            expected.push(text);
-        }
-        let ids = write(&rig, &rows).await;
-        let bad = i64::try_from(expected.len()).unwrap();
-        let all = expected.len() * 3;
-
-        // The neighbours go at once: while they do, no row behind a bad one has overtaken it.
-        rig.wait_count("aggregate_id LIKE 'neighbour%' AND status = 2", bad)
-            .await;
-        for (row, text) in expected.iter().enumerate() {
-            assert_spent(&rig, &ids[row * 3], text).await;
-        }
-        rig.wait_count("status = 2", bad * 2).await;
-        assert_audited(&rig, bad).await;
-        let failed = "outbox_relay_failed_total{reason=\"invalid\"}";
-        assert_eq!(rig.metric(failed).await, Some(as_metric(bad * 3)));
-        rig.wait_metric("outbox_relay_parked_rows", as_metric(bad))
-            .await;
-        e2e::wait::until("the good ones delivered", SOON, async || {
-            deliveries.count() == all - expected.len()
-        })
-        .await;
-
-        // A person fixes them, and they go.
-        rig.sql(&format!(
-            "UPDATE outbox SET headers = NULL, created_at = '{OK_DATE}', status = 1, attempts = 0 \
-             WHERE status = 3"
-        ))
-        .await;
-        relay.terminate().unwrap();
-        assert!(relay.wait_exit(LATER).await.unwrap().success());
-        relay.start_again().unwrap();
-        rig.wait_sent(bad * 3).await;
-        e2e::wait::until("all delivered", SOON, async || deliveries.count() == all).await;
-        assert_calm(&relay);
+e2e::on_each_server!(a_row_that_can_not_be_a_message_is_tried_with_back_off_then_parked_alone);
+async fn a_row_that_can_not_be_a_message_is_tried_with_back_off_then_parked_alone(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::new(db).await;
+    // A sweep comes too late for this test: the back-off alone brings the next attempt.
+    rig.set_backoff("400ms", "10s")
+        .set("RELAY_SWEEP_INTERVAL", "5m")
+        .set("RELAY_MAX_ATTEMPTS", "3");
+    let url = format!("{}?frame_max=8192", rig.env["AMQP_URL"]);
+    rig.set("AMQP_URL", &url);
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let mut rows = Vec::new();
+    let mut expected = Vec::new();
+    for (bad, text) in impossible() {
+        let key = bad.key.clone();
+        rows.extend([
+            bad,
+            Raw::good(&key),
+            Raw::good(&format!("neighbour-of-{key}")),
+        ]);
+        expected.push(text);
     }
+    let ids = write(&rig, &rows).await;
+    let bad = i64::try_from(expected.len()).unwrap();
+    let all = expected.len() * 3;
+
+    // The neighbours go at once: while they do, no row behind a bad one has overtaken it.
+    rig.wait_count("aggregate_id LIKE 'neighbour%' AND status = 2", bad)
+        .await;
+    for (row, text) in expected.iter().enumerate() {
+        assert_spent(&rig, &ids[row * 3], text).await;
+    }
+    rig.wait_count("status = 2", bad * 2).await;
+    assert_audited(&rig, bad).await;
+    let failed = "outbox_relay_failed_total{reason=\"invalid\"}";
+    assert_eq!(rig.metric(failed).await, Some(as_metric(bad * 3)));
+    rig.wait_metric("outbox_relay_parked_rows", as_metric(bad))
+        .await;
+    e2e::wait::until("the good ones delivered", SOON, async || {
+        deliveries.count() == all - expected.len()
+    })
+    .await;
+
+    // A person fixes them, and they go.
+    rig.sql(&format!(
+        "UPDATE outbox SET headers = NULL, created_at = '{OK_DATE}', status = 1, attempts = 0 \
+         WHERE status = 3"
+    ))
+    .await;
+    relay.terminate().unwrap();
+    assert!(relay.wait_exit(LATER).await.unwrap().success());
+    relay.start_again().unwrap();
+    rig.wait_sent(bad * 3).await;
+    e2e::wait::until("all delivered", SOON, async || deliveries.count() == all).await;
+    assert_calm(&relay);
 }
 
 #[tokio::test]
-async fn p3_attempts_and_back_off_outlive_the_relay() {
+async fn attempts_and_back_off_outlive_the_relay() {
     let mut rig = Rig::new(e2e::shared::mariadb().await).await;
     rig.set_backoff("3s", "3s").set("RELAY_MAX_ATTEMPTS", "2");
     let relay = rig.tailing().await;
@@ -279,39 +279,38 @@ async fn delayed(rig: &Rig) -> Vec<String> {
 const BEFORE_DUE: &str = "aggregate_id = 'late' AND sent_at < \
                           (SELECT MAX(next_attempt_at) FROM outbox o WHERE o.aggregate_id = 'late')";
 
-#[tokio::test]
-async fn a_delayed_row_goes_when_it_is_due_and_the_rows_behind_it_wait() {
-    for db in e2e::shared::databases().await {
-        // Written before the relay starts, and brought by the binlog.
-        for running in [false, true] {
-            let mut rig = Rig::new(db).await;
-            rig.set("RELAY_SWEEP_INTERVAL", "5m");
-            let deliveries = rig.consume(QUEUE).await;
-            let (relay, ids) = if running {
-                let relay = rig.tailing().await;
-                (relay, delayed(&rig).await)
-            } else {
-                let ids = delayed(&rig).await;
-                (rig.tailing().await, ids)
-            };
-            rig.wait_count("aggregate_id <> 'late' AND status = 2", 10)
-                .await;
-            rig.wait_sent(13).await;
-            assert_eq!(rig.count(BEFORE_DUE).await, 0);
-            let prompt = "aggregate_id = 'late' AND sent_at < TIMESTAMPADD(SECOND, 10, \
-                (SELECT MAX(next_attempt_at) FROM outbox o WHERE o.aggregate_id = 'late'))";
-            assert_eq!(rig.count(prompt).await, 3, "not by a sweep in five minutes");
-            e2e::wait::until("13 deliveries", SOON, async || deliveries.count() == 13).await;
-            let arrived: Vec<_> = deliveries
-                .all()
-                .into_iter()
-                .filter(|delivery| delivery.key == "late")
-                .map(|delivery| delivery.message_id)
-                .collect();
-            assert_eq!(arrived, ids);
-            assert_eq!(rig.metric(MISSED).await, Some(0.0));
-            assert_calm(&relay);
-        }
+e2e::on_each_server!(a_delayed_row_goes_when_it_is_due_and_the_rows_behind_it_wait);
+async fn a_delayed_row_goes_when_it_is_due_and_the_rows_behind_it_wait(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    // Written before the relay starts, and brought by the binlog.
+    for running in [false, true] {
+        let mut rig = Rig::new(db).await;
+        rig.set("RELAY_SWEEP_INTERVAL", "5m");
+        let deliveries = rig.consume(QUEUE).await;
+        let (relay, ids) = if running {
+            let relay = rig.tailing().await;
+            (relay, delayed(&rig).await)
+        } else {
+            let ids = delayed(&rig).await;
+            (rig.tailing().await, ids)
+        };
+        rig.wait_count("aggregate_id <> 'late' AND status = 2", 10)
+            .await;
+        rig.wait_sent(13).await;
+        assert_eq!(rig.count(BEFORE_DUE).await, 0);
+        let prompt = "aggregate_id = 'late' AND sent_at < TIMESTAMPADD(SECOND, 10, \
+            (SELECT MAX(next_attempt_at) FROM outbox o WHERE o.aggregate_id = 'late'))";
+        assert_eq!(rig.count(prompt).await, 3, "not by a sweep in five minutes");
+        e2e::wait::until("13 deliveries", SOON, async || deliveries.count() == 13).await;
+        let arrived: Vec<_> = deliveries
+            .all()
+            .into_iter()
+            .filter(|delivery| delivery.key == "late")
+            .map(|delivery| delivery.message_id)
+            .collect();
+        assert_eq!(arrived, ids);
+        assert_eq!(rig.metric(MISSED).await, Some(0.0));
+        assert_calm(&relay);
     }
 }
 
@@ -329,32 +328,31 @@ async fn without_an_order_nothing_waits_for_a_delayed_row() {
     assert_calm(&relay);
 }
 
-#[tokio::test]
-async fn a_32_mib_payload_goes_through_where_the_broker_takes_it() {
-    for db in e2e::shared::databases().await {
-        let rig = Rig::new(db).await;
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let payload: Vec<u8> = (0..=250).cycle().take(32 * MIB).collect();
-        rig.insert(10).await;
-        let large = rig.insert_one("large", "order.pay", &payload).await;
-        let behind = rig.insert_one("large", "order.pay", b"{}").await;
-        rig.insert(10).await;
-        rig.wait_sent(22).await;
-        e2e::wait::until("22 messages", LATER, async || {
-            deliveries.first().len() == 22
-        })
-        .await;
-        let of_key: Vec<_> = deliveries
-            .first()
-            .into_iter()
-            .filter(|delivery| delivery.key == "large")
-            .collect();
-        assert_eq!(of_key[0].message_id, large);
-        assert!(of_key[0].payload == payload, "the same bytes");
-        assert_eq!(of_key[1].message_id, behind);
-        assert_calm(&relay);
-    }
+e2e::on_each_server!(a_32_mib_payload_goes_through_where_the_broker_takes_it);
+async fn a_32_mib_payload_goes_through_where_the_broker_takes_it(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let rig = Rig::new(db).await;
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let payload: Vec<u8> = (0..=250).cycle().take(32 * MIB).collect();
+    rig.insert(10).await;
+    let large = rig.insert_one("large", "order.pay", &payload).await;
+    let behind = rig.insert_one("large", "order.pay", b"{}").await;
+    rig.insert(10).await;
+    rig.wait_sent(22).await;
+    e2e::wait::until("22 messages", LATER, async || {
+        deliveries.first().len() == 22
+    })
+    .await;
+    let of_key: Vec<_> = deliveries
+        .first()
+        .into_iter()
+        .filter(|delivery| delivery.key == "large")
+        .collect();
+    assert_eq!(of_key[0].message_id, large);
+    assert!(of_key[0].payload == payload, "the same bytes");
+    assert_eq!(of_key[1].message_id, behind);
+    assert_calm(&relay);
 }
 
 #[tokio::test]
@@ -401,55 +399,53 @@ async fn a_32_mib_payload_is_parked_alone_where_the_broker_refuses_it() {
     assert_calm(&relay);
 }
 
-#[tokio::test]
-async fn a_row_set_back_by_hand_goes_again_within_a_sweep() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        rig.set("RELAY_SWEEP_INTERVAL", "1s");
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let ids = rig.insert(5).await;
-        rig.wait_sent(5).await;
-        rig.sql(&format!(
-            "UPDATE outbox SET status = 1 WHERE message_id = '{}'",
-            ids[2]
-        ))
-        .await;
-        e2e::wait::until("its second delivery", SOON, async || {
-            let all = deliveries.all();
-            all.iter().filter(|d| d.message_id == ids[2]).count() == 2
-        })
-        .await;
-        rig.wait_sent(5).await;
-        assert_eq!(deliveries.count(), 6);
-        assert_eq!(rig.metric(MISSED).await, Some(0.0), "by hand is no miss");
-        assert_calm(&relay);
-    }
+e2e::on_each_server!(a_row_set_back_by_hand_goes_again_within_a_sweep);
+async fn a_row_set_back_by_hand_goes_again_within_a_sweep(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::new(db).await;
+    rig.set("RELAY_SWEEP_INTERVAL", "1s");
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let ids = rig.insert(5).await;
+    rig.wait_sent(5).await;
+    rig.sql(&format!(
+        "UPDATE outbox SET status = 1 WHERE message_id = '{}'",
+        ids[2]
+    ))
+    .await;
+    e2e::wait::until("its second delivery", SOON, async || {
+        let all = deliveries.all();
+        all.iter().filter(|d| d.message_id == ids[2]).count() == 2
+    })
+    .await;
+    rig.wait_sent(5).await;
+    assert_eq!(deliveries.count(), 6);
+    assert_eq!(rig.metric(MISSED).await, Some(0.0), "by hand is no miss");
+    assert_calm(&relay);
 }
 
-#[tokio::test]
-async fn the_columns_refuse_what_no_short_string_can_hold() {
-    for db in e2e::shared::databases().await {
-        let rig = Rig::without_queue(db).await;
-        for column in ["event_type", "exchange", "routing_key", "content_type"] {
-            let mut values = vec!["order.placed.v1", "order-exchange", "order.pay", "a/b"];
-            let columns = ["event_type", "exchange", "routing_key", "content_type"];
-            let place = columns.iter().position(|name| *name == column).unwrap();
-            values[place] = "größer";
-            let mut insert = sqlx::query(
-                "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, payload, \
-                 event_type, exchange, routing_key, content_type) \
-                 VALUES (UUID(), 'order', 'k', '', ?, ?, ?, ?)",
-            );
-            for value in values {
-                insert = insert.bind(value);
-            }
-            // MySQL refuses the parameter itself (3988), MariaDB its value for the column (1366).
-            let refused = insert.execute(&rig.pool).await.unwrap_err().to_string();
-            assert!(
-                refused.contains(column) || refused.contains("into ascii_bin impossible"),
-                "{refused}"
-            );
+e2e::on_each_server!(the_columns_refuse_what_no_short_string_can_hold);
+async fn the_columns_refuse_what_no_short_string_can_hold(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let rig = Rig::without_queue(db).await;
+    for column in ["event_type", "exchange", "routing_key", "content_type"] {
+        let mut values = vec!["order.placed.v1", "order-exchange", "order.pay", "a/b"];
+        let columns = ["event_type", "exchange", "routing_key", "content_type"];
+        let place = columns.iter().position(|name| *name == column).unwrap();
+        values[place] = "größer";
+        let mut insert = sqlx::query(
+            "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, payload, \
+             event_type, exchange, routing_key, content_type) \
+             VALUES (UUID(), 'order', 'k', '', ?, ?, ?, ?)",
+        );
+        for value in values {
+            insert = insert.bind(value);
         }
+        // MySQL refuses the parameter itself (3988), MariaDB its value for the column (1366).
+        let refused = insert.execute(&rig.pool).await.unwrap_err().to_string();
+        assert!(
+            refused.contains(column) || refused.contains("into ascii_bin impossible"),
+            "{refused}"
+        );
     }
 }

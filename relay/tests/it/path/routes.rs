@@ -1,9 +1,9 @@
-//! Routes that are shut: no binding, no exchange, no right, a full queue. Their rows wait and follow
+//! Routes that are closed: no binding, no exchange, no right, a full queue. Their rows wait and follow
 //! by themselves; nothing else waits for them.
 
 use std::time::{Duration, Instant};
 
-use e2e::Db;
+use e2e::Flavor;
 use e2e::rig::ops::{FROM_BINLOG, MISSED};
 use e2e::rig::rows::assert_calm;
 use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig, SOON};
@@ -18,12 +18,12 @@ async fn bind(rig: &Rig, exchange: &str, routing_key: &str) {
 }
 
 #[tokio::test]
-async fn p4_400_unroutable_of_4000_pipelined_messages_stay_pending_and_follow_once_bound() {
-    let servers = e2e::shared::databases().await;
-    futures::future::join_all(servers.into_iter().map(unroutable_among_routable)).await;
+async fn of_4000_pipelined_messages_400_unroutable_ones_stay_pending_and_follow_once_bound() {
+    e2e::shared::on_every_server_at_once(unroutable_among_routable).await;
 }
 
-async fn unroutable_among_routable(db: &'static Db) {
+async fn unroutable_among_routable(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
     const ROUNDS: i64 = 10;
     let mut rig = Rig::new(db).await;
     // Large batches: the confirms of many returned messages are on their way together.
@@ -67,88 +67,86 @@ async fn unroutable_among_routable(db: &'static Db) {
     assert_calm(&relay);
 }
 
-#[tokio::test]
-async fn p5_with_no_consumer_yet_the_exchange_is_declared_and_rows_wait_visibly() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::without_queue(db).await;
-        rig.set_backoff("100ms", "500ms");
-        let before = rig.insert(5).await;
-        let relay = rig.tailing().await;
-        let after = rig.insert(5).await;
-        rig.wait_waiting("order.pay", 10).await;
+e2e::on_each_server!(with_no_consumer_yet_the_exchange_is_declared_and_rows_wait_visibly);
+async fn with_no_consumer_yet_the_exchange_is_declared_and_rows_wait_visibly(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::without_queue(db).await;
+    rig.set_backoff("100ms", "500ms");
+    let before = rig.insert(5).await;
+    let relay = rig.tailing().await;
+    let after = rig.insert(5).await;
+    rig.wait_waiting("order.pay", 10).await;
 
-        let api = rig.rabbit.management().unwrap();
-        let path = format!("exchanges/{}/{EXCHANGE}", rig.vhost.name);
-        let exchange = api.get(&path).await.unwrap();
-        assert_eq!(exchange["type"], "topic");
-        assert_eq!(exchange["durable"], true);
-        let queues = api.queues(&rig.vhost.name).await.unwrap();
-        assert!(
-            queues.is_empty(),
-            "a consumer's queue is not ours: {queues:?}"
-        );
-        rig.wait_reason("attempts = 0", "312 NO_ROUTE").await;
-        assert_eq!(rig.count("status = 1 AND attempts = 0").await, 10);
-        let ready = reqwest::get(format!("http://{}/readyz", rig.env["ADMIN_ADDR"])).await;
-        assert_eq!(ready.unwrap().status(), 200, "a shut route is no outage");
+    let api = rig.rabbit.management().unwrap();
+    let path = format!("exchanges/{}/{EXCHANGE}", rig.vhost.name);
+    let exchange = api.get(&path).await.unwrap();
+    assert_eq!(exchange["type"], "topic");
+    assert_eq!(exchange["durable"], true);
+    let queues = api.queues(&rig.vhost.name).await.unwrap();
+    assert!(
+        queues.is_empty(),
+        "a consumer's queue is not ours: {queues:?}"
+    );
+    rig.wait_reason("attempts = 0", "312 NO_ROUTE").await;
+    assert_eq!(rig.count("status = 1 AND attempts = 0").await, 10);
+    let ready = reqwest::get(format!("http://{}/readyz", rig.env["ADMIN_ADDR"])).await;
+    assert_eq!(ready.unwrap().status(), 200, "a closed route is no outage");
 
-        rig.declare_queue(QUEUE, "order.*").await;
-        let deliveries = rig.consume(QUEUE).await;
-        rig.wait_sent(10).await;
-        rig.wait_metric("outbox_relay_pending_rows", 0.0).await;
-        e2e::wait::until("10 deliveries", SOON, async || deliveries.count() == 10).await;
-        let mut arrived: Vec<_> = deliveries.all().into_iter().map(|d| d.message_id).collect();
-        arrived.sort();
-        assert_eq!(arrived, [before, after].concat());
-        assert_calm(&relay);
-    }
+    rig.declare_queue(QUEUE, "order.*").await;
+    let deliveries = rig.consume(QUEUE).await;
+    rig.wait_sent(10).await;
+    rig.wait_metric("outbox_relay_pending_rows", 0.0).await;
+    e2e::wait::until("10 deliveries", SOON, async || deliveries.count() == 10).await;
+    let mut arrived: Vec<_> = deliveries.all().into_iter().map(|d| d.message_id).collect();
+    arrived.sort();
+    assert_eq!(arrived, [before, after].concat());
+    assert_calm(&relay);
 }
 
-#[tokio::test]
-async fn p5_a_missing_exchange_holds_its_own_route_alone_and_without_a_crash_loop() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        rig.set_backoff("100ms", "500ms")
-            .set("RELAY_DECLARE_EXCHANGE", "");
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let mut tx = rig.pool.begin().await.unwrap();
-        let mut lost = Vec::new();
-        for number in 0..40 {
-            let key = format!("{number}");
-            let event = outbox::Event::new("order", key, "order.placed.v1", "order.pay", b"{}");
-            let event = match number % 4 {
-                0 => event.exchange("not-there"),
-                _ => event,
-            };
-            let id = outbox::event::write(&mut tx, &event).await.unwrap();
-            if number % 4 == 0 {
-                lost.push(id.to_string());
-            }
+e2e::on_each_server!(a_missing_exchange_holds_its_own_route_alone_and_without_a_crash_loop);
+async fn a_missing_exchange_holds_its_own_route_alone_and_without_a_crash_loop(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::new(db).await;
+    rig.set_backoff("100ms", "500ms")
+        .set("RELAY_DECLARE_EXCHANGE", "");
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let mut tx = rig.pool.begin().await.unwrap();
+    let mut lost = Vec::new();
+    for number in 0..40 {
+        let key = format!("{number}");
+        let event = outbox::Event::new("order", key, "order.placed.v1", "order.pay", b"{}");
+        let event = match number % 4 {
+            0 => event.exchange("not-there"),
+            _ => event,
+        };
+        let id = outbox::event::write(&mut tx, &event).await.unwrap();
+        if number % 4 == 0 {
+            lost.push(id.to_string());
         }
-        tx.commit().await.unwrap();
-
-        rig.wait_count("status = 2", 30).await;
-        rig.wait_reason("exchange = 'not-there'", "404 NOT_FOUND")
-            .await;
-        let name = "outbox_relay_waiting_rows{exchange=\"not-there\",routing_key=\"order.pay\"}";
-        rig.wait_metric(name, 10.0).await;
-        rig.insert(10).await;
-        rig.wait_count("status = 2", 40).await;
-        assert_eq!(rig.count("status = 1 AND attempts = 0").await, 10);
-        assert_eq!(rig.count("exchange = 'not-there' AND status <> 1").await, 0);
-        assert_calm(&relay);
-
-        let api = rig.rabbit.management().unwrap();
-        api.declare_exchange(&rig.vhost.name, "not-there", "topic")
-            .await
-            .unwrap();
-        bind(&rig, "not-there", "order.*").await;
-        rig.wait_sent(50).await;
-        e2e::wait::until("50 messages", SOON, async || deliveries.first().len() == 50).await;
-        assert_eq!(rig.count("attempts > 0").await, 0);
-        assert_calm(&relay);
     }
+    tx.commit().await.unwrap();
+
+    rig.wait_count("status = 2", 30).await;
+    rig.wait_reason("exchange = 'not-there'", "404 NOT_FOUND")
+        .await;
+    let name = "outbox_relay_waiting_rows{exchange=\"not-there\",routing_key=\"order.pay\"}";
+    rig.wait_metric(name, 10.0).await;
+    rig.insert(10).await;
+    rig.wait_count("status = 2", 40).await;
+    assert_eq!(rig.count("status = 1 AND attempts = 0").await, 10);
+    assert_eq!(rig.count("exchange = 'not-there' AND status <> 1").await, 0);
+    assert_calm(&relay);
+
+    let api = rig.rabbit.management().unwrap();
+    api.declare_exchange(&rig.vhost.name, "not-there", "topic")
+        .await
+        .unwrap();
+    bind(&rig, "not-there", "order.*").await;
+    rig.wait_sent(50).await;
+    e2e::wait::until("50 messages", SOON, async || deliveries.first().len() == 50).await;
+    assert_eq!(rig.count("attempts > 0").await, 0);
+    assert_calm(&relay);
 }
 
 #[tokio::test]
@@ -193,78 +191,76 @@ async fn an_exchange_the_relay_may_not_write_to_holds_its_own_route_alone() {
     assert_calm(&relay);
 }
 
-#[tokio::test]
-async fn a_full_queue_that_refuses_holds_its_rows_until_it_is_emptied() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        rig.set_backoff("50ms", "300ms");
-        let api = rig.rabbit.management().unwrap();
-        let limits = json!({"x-max-length": 10, "x-overflow": "reject-publish"});
-        api.declare_queue(&rig.vhost.name, "small", limits)
-            .await
-            .unwrap();
-        api.bind(&rig.vhost.name, EXCHANGE, "small", "small.*")
-            .await
-            .unwrap();
-        let relay = rig.tailing().await;
-        let rows = (0..50).map(|n| (format!("{}", n % 5), "small.pay"));
-        let small = rig.insert_all(rows).await;
+e2e::on_each_server!(a_full_queue_that_refuses_holds_its_rows_until_it_is_emptied);
+async fn a_full_queue_that_refuses_holds_its_rows_until_it_is_emptied(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::new(db).await;
+    rig.set_backoff("50ms", "300ms");
+    let api = rig.rabbit.management().unwrap();
+    let limits = json!({"x-max-length": 10, "x-overflow": "reject-publish"});
+    api.declare_queue(&rig.vhost.name, "small", limits)
+        .await
+        .unwrap();
+    api.bind(&rig.vhost.name, EXCHANGE, "small", "small.*")
+        .await
+        .unwrap();
+    let relay = rig.tailing().await;
+    let rows = (0..50).map(|n| (format!("{}", n % 5), "small.pay"));
+    let small = rig.insert_all(rows).await;
 
-        rig.wait_reason("routing_key = 'small.pay'", "nack").await;
-        // The queue's limit is no exact one.
-        e2e::wait::until("the rest to wait", SOON, async || {
-            rig.count("status = 2").await >= 10 && rig.count("status = 1").await <= 40
-        })
+    rig.wait_reason("routing_key = 'small.pay'", "nack").await;
+    // The queue's limit is no exact one.
+    e2e::wait::until("the rest to wait", SOON, async || {
+        rig.count("status = 2").await >= 10 && rig.count("status = 1").await <= 40
+    })
+    .await;
+    rig.insert_all((0..50).map(|n| (format!("open-{n}"), "order.pay")))
         .await;
-        rig.insert_all((0..50).map(|n| (format!("open-{n}"), "order.pay")))
-            .await;
-        rig.wait_count("routing_key = 'order.pay' AND status = 2", 50)
-            .await;
-        let waiting = rig.count("routing_key = 'small.pay' AND status = 1").await;
-        assert!(waiting >= 30, "{waiting}");
-        assert_eq!(rig.count("attempts > 0 OR status > 2").await, 0);
-        let failed = "outbox_relay_failed_total{reason=\"nack\"}";
-        assert!(rig.metric(failed).await > Some(0.0));
+    rig.wait_count("routing_key = 'order.pay' AND status = 2", 50)
+        .await;
+    let waiting = rig.count("routing_key = 'small.pay' AND status = 1").await;
+    assert!(waiting >= 30, "{waiting}");
+    assert_eq!(rig.count("attempts > 0 OR status > 2").await, 0);
+    let failed = "outbox_relay_failed_total{reason=\"nack\"}";
+    assert!(rig.metric(failed).await > Some(0.0));
 
-        let deliveries = rig.consume("small").await;
-        rig.wait_sent(100).await;
-        e2e::wait::until("50 messages", SOON, async || deliveries.count() >= 50).await;
-        let arrived = deliveries.all();
-        assert_eq!(arrived.len(), 50, "what was refused is not in the queue");
-        for key in 0..5 {
-            let of_key: Vec<_> = arrived
-                .iter()
-                .filter(|delivery| delivery.key == format!("{key}"))
-                .map(|delivery| delivery.message_id.clone())
-                .collect();
-            let written: Vec<_> = small.iter().skip(key).step_by(5).cloned().collect();
-            assert_eq!(of_key, written, "order of key {key}");
-        }
-        assert_calm(&relay);
+    let deliveries = rig.consume("small").await;
+    rig.wait_sent(100).await;
+    e2e::wait::until("50 messages", SOON, async || deliveries.count() >= 50).await;
+    let arrived = deliveries.all();
+    assert_eq!(arrived.len(), 50, "what was refused is not in the queue");
+    for key in 0..5 {
+        let of_key: Vec<_> = arrived
+            .iter()
+            .filter(|delivery| delivery.key == format!("{key}"))
+            .map(|delivery| delivery.message_id.clone())
+            .collect();
+        let written: Vec<_> = small.iter().skip(key).step_by(5).cloned().collect();
+        assert_eq!(of_key, written, "order of key {key}");
     }
+    assert_calm(&relay);
 }
 
-#[tokio::test]
-async fn a_shut_route_does_not_slow_another() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        // It is probed all the time.
-        rig.set_backoff("20ms", "50ms");
-        let relay = rig.tailing().await;
-        let alone = rows_take(&rig, "a", 3000, 0).await;
-        rig.insert_all((0..3000).map(|n| (format!("shut-{n}"), "shut.pay")))
-            .await;
-        rig.wait_waiting("shut.pay", 3000).await;
-        let beside = rows_take(&rig, "b", 3000, 3000).await;
-        eprintln!("3,000 rows alone {alone:?}, beside a shut route {beside:?}");
-        assert!(
-            beside < alone * 3 + Duration::from_secs(1),
-            "{alone:?} {beside:?}"
-        );
-        // None of them had to wait for a sweep.
-        assert_eq!(rig.metric(FROM_BINLOG).await, Some(6000.0));
-        assert_calm(&relay);
-    }
+e2e::on_each_server!(a_closed_route_does_not_slow_another);
+async fn a_closed_route_does_not_slow_another(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::new(db).await;
+    // It is probed all the time.
+    rig.set_backoff("20ms", "50ms");
+    let relay = rig.tailing().await;
+    let alone = rows_take(&rig, "a", 3000, 0).await;
+    rig.insert_all((0..3000).map(|n| (format!("closed-{n}"), "closed.pay")))
+        .await;
+    rig.wait_waiting("closed.pay", 3000).await;
+    let beside = rows_take(&rig, "b", 3000, 3000).await;
+    eprintln!("3,000 rows alone {alone:?}, beside a closed route {beside:?}");
+    assert!(
+        beside < alone * 3 + Duration::from_secs(1),
+        "{alone:?} {beside:?}"
+    );
+    // None of them had to wait for a sweep.
+    assert_eq!(rig.metric(FROM_BINLOG).await, Some(6000.0));
+    assert_calm(&relay);
 }
 
 async fn rows_take(rig: &Rig, name: &str, rows: i64, before: i64) -> Duration {
@@ -277,54 +273,53 @@ async fn rows_take(rig: &Rig, name: &str, rows: i64, before: i64) -> Duration {
     start.elapsed()
 }
 
-#[tokio::test]
-async fn a_key_that_goes_over_a_shut_and_an_open_route_keeps_its_order() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::new(db).await;
-        rig.set_backoff("100ms", "500ms");
-        let relay = rig.tailing().await;
-        let deliveries = rig.consume(QUEUE).await;
-        let mut written = Vec::new();
-        for number in 0..30 {
-            let route = if number % 3 == 1 {
-                "late.pay"
-            } else {
-                "order.pay"
-            };
-            written.push(rig.insert_one("one", route, b"{}").await);
-        }
-        let others = rig.insert(20).await;
-        rig.wait_count("status = 2", 21).await;
-        rig.wait_waiting("late.pay", 10).await;
-        assert_eq!(rig.state(&written[0]).await.status, 2);
-        assert_eq!(rig.count("aggregate_id = 'one' AND status = 1").await, 29);
-
-        // More of both come while the key is being fed from the table.
-        bind(&rig, EXCHANGE, "late.*").await;
-        for number in 0..30 {
-            let route = if number % 3 == 1 {
-                "late.pay"
-            } else {
-                "order.pay"
-            };
-            written.push(rig.insert_one("one", route, b"{}").await);
-        }
-        rig.wait_sent(80).await;
-        e2e::wait::until("80 messages", SOON, async || deliveries.first().len() == 80).await;
-        let arrived: Vec<_> = deliveries
-            .first()
-            .into_iter()
-            .filter(|delivery| delivery.key == "one")
-            .map(|delivery| delivery.message_id)
-            .collect();
-        assert_eq!(arrived, written);
-        assert_eq!(others.len(), 20);
-        assert_calm(&relay);
+e2e::on_each_server!(a_key_that_goes_over_a_closed_and_an_open_route_keeps_its_order);
+async fn a_key_that_goes_over_a_closed_and_an_open_route_keeps_its_order(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::new(db).await;
+    rig.set_backoff("100ms", "500ms");
+    let relay = rig.tailing().await;
+    let deliveries = rig.consume(QUEUE).await;
+    let mut written = Vec::new();
+    for number in 0..30 {
+        let route = if number % 3 == 1 {
+            "late.pay"
+        } else {
+            "order.pay"
+        };
+        written.push(rig.insert_one("one", route, b"{}").await);
     }
+    let others = rig.insert(20).await;
+    rig.wait_count("status = 2", 21).await;
+    rig.wait_waiting("late.pay", 10).await;
+    assert_eq!(rig.state(&written[0]).await.status, 2);
+    assert_eq!(rig.count("aggregate_id = 'one' AND status = 1").await, 29);
+
+    // More of both come while the key is being fed from the table.
+    bind(&rig, EXCHANGE, "late.*").await;
+    for number in 0..30 {
+        let route = if number % 3 == 1 {
+            "late.pay"
+        } else {
+            "order.pay"
+        };
+        written.push(rig.insert_one("one", route, b"{}").await);
+    }
+    rig.wait_sent(80).await;
+    e2e::wait::until("80 messages", SOON, async || deliveries.first().len() == 80).await;
+    let arrived: Vec<_> = deliveries
+        .first()
+        .into_iter()
+        .filter(|delivery| delivery.key == "one")
+        .map(|delivery| delivery.message_id)
+        .collect();
+    assert_eq!(arrived, written);
+    assert_eq!(others.len(), 20);
+    assert_calm(&relay);
 }
 
 #[tokio::test]
-async fn without_an_order_only_the_rows_of_the_shut_route_wait() {
+async fn without_an_order_only_the_rows_of_the_closed_route_wait() {
     let mut rig = Rig::new(e2e::shared::mariadb().await).await;
     rig.set_backoff("100ms", "500ms").set("RELAY_ORDER", "none");
     let relay = rig.tailing().await;

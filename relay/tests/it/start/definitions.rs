@@ -219,99 +219,100 @@ async fn write(rig: &Rig, payload: &str) {
     .await;
 }
 
-#[tokio::test]
-async fn rows_come_by_the_binlog_under_every_definition_that_check_lets_pass() {
-    for db in e2e::shared::databases().await {
-        let mut rig = spare(db).await;
-        rig.set("RELAY_SWEEP_INTERVAL", "5m");
-        let deliveries = rig.consume(QUEUE).await;
-        for (on, change, warning) in WORKING {
-            if !is_here(on, db) {
-                continue;
-            }
-            define(&rig, change).await;
-            let (code, said) = check(&rig).await;
-            assert_eq!(code, Some(0), "{change}: {said}");
-            match warning {
-                Some(warning) => assert!(said.contains(warning), "{change}: {said}"),
-                None => assert!(!said.contains("fix:"), "{change}: {said}"),
-            }
-            let before = deliveries.count();
-            // By a scan and by the tail, and the bytes are the same.
-            write(&rig, PAYLOAD).await;
-            let relay = rig.tailing().await;
-            write(&rig, PAYLOAD).await;
-            let sent = e2e::wait::try_until("both messages", LATER, async || {
-                rig.count("status = 2").await == 2 && deliveries.count() == before + 2
-            });
-            assert!(sent.await.is_ok(), "{change}: {}", relay.log());
-            let by_binlog = rig.metric(FROM_BINLOG).await;
-            assert_eq!(by_binlog, Some(1.0), "{change}: {}", relay.log());
-            assert_eq!(rig.metric(UNDECODABLE).await, Some(0.0), "{change}");
-            let (by_scan, by_tail) = (&deliveries.all()[before], &deliveries.all()[before + 1]);
-            assert_eq!(by_scan.payload, by_tail.payload, "{change}");
-            assert_eq!(
-                (&*by_scan.key, &*by_tail.key),
-                ("4200000", "4200000"),
-                "{change}"
-            );
-            assert_calm(&relay);
-            relay.kill().unwrap();
+e2e::on_each_server!(rows_come_by_the_binlog_under_every_definition_that_check_lets_pass);
+async fn rows_come_by_the_binlog_under_every_definition_that_check_lets_pass(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = spare(db).await;
+    rig.set("RELAY_SWEEP_INTERVAL", "5m");
+    let deliveries = rig.consume(QUEUE).await;
+    for (on, change, warning) in WORKING {
+        if !is_here(on, db) {
+            continue;
         }
+        define(&rig, change).await;
+        let (code, said) = check(&rig).await;
+        assert_eq!(code, Some(0), "{change}: {said}");
+        match warning {
+            Some(warning) => assert!(said.contains(warning), "{change}: {said}"),
+            None => assert!(!said.contains("fix:"), "{change}: {said}"),
+        }
+        let before = deliveries.count();
+        // By a scan and by the tail, and the bytes are the same.
+        write(&rig, PAYLOAD).await;
+        let relay = rig.tailing().await;
+        write(&rig, PAYLOAD).await;
+        let sent = e2e::wait::try_until("both messages", LATER, async || {
+            rig.count("status = 2").await == 2 && deliveries.count() == before + 2
+        });
+        assert!(sent.await.is_ok(), "{change}: {}", relay.log());
+        let by_binlog = rig.metric(FROM_BINLOG).await;
+        assert_eq!(by_binlog, Some(1.0), "{change}: {}", relay.log());
+        assert_eq!(rig.metric(UNDECODABLE).await, Some(0.0), "{change}");
+        let (by_scan, by_tail) = (&deliveries.all()[before], &deliveries.all()[before + 1]);
+        assert_eq!(by_scan.payload, by_tail.payload, "{change}");
+        assert_eq!(
+            (&*by_scan.key, &*by_tail.key),
+            ("4200000", "4200000"),
+            "{change}"
+        );
+        assert_calm(&relay);
+        relay.kill().unwrap();
     }
 }
 
 const PAYLOAD: &str =
     r#"{"amount": 12.5, "text": "caf\u00e9 \\" \\n", "list": [1, -2, true, null, {"a": {}}]}"#;
 
-#[tokio::test]
-async fn a_definition_that_does_harm_is_refused_and_the_alter_that_is_offered_removes_it() {
-    for db in e2e::shared::databases().await {
-        let rig = spare(db).await;
-        for (on, change, problem) in REFUSED {
-            if !is_here(on, db) {
-                continue;
-            }
-            define(&rig, change).await;
-            let (code, said) = check(&rig).await;
-            assert_eq!(code, Some(1), "{change}: {said}");
-            assert!(said.contains(problem), "{change}: {said}");
-            let relay = rig.relay();
-            let status = relay.wait_exit(LATER).await.unwrap();
-            assert_eq!(status.code(), Some(64), "{change}: {}", relay.log());
-            assert!(relay.log().contains(problem), "{change}: {}", relay.log());
-            for fix in said.lines().filter_map(|line| line.split_once("fix: ")) {
-                rig.sql(fix.1).await;
-            }
-            let (code, said) = check(&rig).await;
-            assert_eq!(code, Some(0), "{change}: {said}");
+e2e::on_each_server!(
+    a_definition_that_does_harm_is_refused_and_the_alter_that_is_offered_removes_it
+);
+async fn a_definition_that_does_harm_is_refused_and_the_alter_that_is_offered_removes_it(
+    flavor: Flavor,
+) {
+    let db = e2e::shared::database(flavor).await;
+    let rig = spare(db).await;
+    for (on, change, problem) in REFUSED {
+        if !is_here(on, db) {
+            continue;
         }
+        define(&rig, change).await;
+        let (code, said) = check(&rig).await;
+        assert_eq!(code, Some(1), "{change}: {said}");
+        assert!(said.contains(problem), "{change}: {said}");
+        let relay = rig.relay();
+        let status = relay.wait_exit(LATER).await.unwrap();
+        assert_eq!(status.code(), Some(64), "{change}: {}", relay.log());
+        assert!(relay.log().contains(problem), "{change}: {}", relay.log());
+        for fix in said.lines().filter_map(|line| line.split_once("fix: ")) {
+            rig.sql(fix.1).await;
+        }
+        let (code, said) = check(&rig).await;
+        assert_eq!(code, Some(0), "{change}: {said}");
     }
 }
 
-#[tokio::test]
-async fn integers_beyond_the_half_of_their_range_keep_their_value() {
-    for db in e2e::shared::databases().await {
-        let rig = spare(db).await;
-        define(
-            &rig,
-            "MODIFY id INT UNSIGNED NOT NULL AUTO_INCREMENT, MODIFY aggregate_id MEDIUMINT UNSIGNED NOT NULL",
-        )
+e2e::on_each_server!(integers_beyond_the_half_of_their_range_keep_their_value);
+async fn integers_beyond_the_half_of_their_range_keep_their_value(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let rig = spare(db).await;
+    define(
+        &rig,
+        "MODIFY id INT UNSIGNED NOT NULL AUTO_INCREMENT, MODIFY aggregate_id MEDIUMINT UNSIGNED NOT NULL",
+    )
+    .await;
+    rig.sql("ALTER TABLE outbox AUTO_INCREMENT = 4000000000")
         .await;
-        rig.sql("ALTER TABLE outbox AUTO_INCREMENT = 4000000000")
-            .await;
-        let deliveries = rig.consume(QUEUE).await;
-        let _relay = rig.tailing().await;
-        rig.sql(
-            "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, routing_key, payload) \
-             VALUES (UUID(), 'order', 16000000, 't', 'order.pay', '{}')",
-        )
-        .await;
-        rig.wait_sent(1).await;
-        e2e::wait::until("the message", LATER, async || deliveries.count() == 1).await;
-        assert_eq!(deliveries.all()[0].key, "16000000");
-        assert_eq!(rig.metric(FROM_BINLOG).await, Some(1.0));
-    }
+    let deliveries = rig.consume(QUEUE).await;
+    let _relay = rig.tailing().await;
+    rig.sql(
+        "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, routing_key, payload) \
+         VALUES (UUID(), 'order', 16000000, 't', 'order.pay', '{}')",
+    )
+    .await;
+    rig.wait_sent(1).await;
+    e2e::wait::until("the message", LATER, async || deliveries.count() == 1).await;
+    assert_eq!(deliveries.all()[0].key, "16000000");
+    assert_eq!(rig.metric(FROM_BINLOG).await, Some(1.0));
 }
 
 /// A hundred documents with numbers of every size.

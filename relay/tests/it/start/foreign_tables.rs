@@ -86,98 +86,98 @@ async fn refused_unchanged(rig: &Rig, command: &[&str], code: i32, texts: &[&str
     assert_eq!(everything(&rig.pool).await, before, "{command:?}");
 }
 
-#[tokio::test]
-async fn a_table_of_another_product_is_refused_by_every_command_and_not_touched() {
-    for db in e2e::shared::databases().await {
-        let row = "INSERT INTO outboxevent VALUES (UUID(), 'order', '1', 'placed', '{}')";
-        let mut rig = rig_with(db, &[OUTBOXEVENT, row]).await;
-        rig.set("RELAY_OUTBOX_TABLE", "outboxevent");
-        let texts = [
-            "RELAY_OUTBOX_TABLE",
-            "`outboxevent`",
-            "message_id",
-            "aggregatetype",
-        ];
-        for command in COMMANDS {
-            refused_unchanged(&rig, command, 64, &texts).await;
-        }
-        refused_unchanged(&rig, &["check"], 1, &texts).await;
+e2e::on_each_server!(a_table_of_another_product_is_refused_by_every_command_and_not_touched);
+async fn a_table_of_another_product_is_refused_by_every_command_and_not_touched(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let row = "INSERT INTO outboxevent VALUES (UUID(), 'order', '1', 'placed', '{}')";
+    let mut rig = rig_with(db, &[OUTBOXEVENT, row]).await;
+    rig.set("RELAY_OUTBOX_TABLE", "outboxevent");
+    let texts = [
+        "RELAY_OUTBOX_TABLE",
+        "`outboxevent`",
+        "message_id",
+        "aggregatetype",
+    ];
+    for command in COMMANDS {
+        refused_unchanged(&rig, command, 64, &texts).await;
+    }
+    refused_unchanged(&rig, &["check"], 1, &texts).await;
+}
+
+e2e::on_each_server!(a_companion_of_another_program_is_refused_before_anything_is_made);
+async fn a_companion_of_another_program_is_refused_before_anything_is_made(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    for table in [
+        "outbox_fence",
+        "outbox_attempts",
+        "outbox_pauses",
+        "outbox_bulks",
+        "outbox_bulk_rows",
+        "operator_actions",
+        "_outbox_migrations",
+    ] {
+        let strange = format!("CREATE TABLE `{table}` (height INT, width INT)");
+        let rig = rig_with(db, &[&strange]).await;
+        let texts = [table, "height"];
+        refused_unchanged(&rig, &["migrate"], 64, &texts).await;
+        refused_unchanged(&rig, &["parked", "list"], 64, &texts).await;
     }
 }
 
-#[tokio::test]
-async fn a_companion_of_another_program_is_refused_before_anything_is_made() {
-    for db in e2e::shared::databases().await {
-        for table in [
-            "outbox_fence",
-            "outbox_attempts",
-            "outbox_pauses",
-            "outbox_bulks",
-            "outbox_bulk_rows",
-            "operator_actions",
-            "_outbox_migrations",
-        ] {
-            let strange = format!("CREATE TABLE `{table}` (height INT, width INT)");
-            let rig = rig_with(db, &[&strange]).await;
-            let texts = [table, "height"];
-            refused_unchanged(&rig, &["migrate"], 64, &texts).await;
-            refused_unchanged(&rig, &["parked", "list"], 64, &texts).await;
-        }
+e2e::on_each_server!(what_is_not_an_innodb_table_is_refused);
+async fn what_is_not_an_innodb_table_is_refused(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let mut rig = Rig::without_queue(db).await;
+    rig.sql("CREATE VIEW seen AS SELECT * FROM outbox").await;
+    rig.set("RELAY_OUTBOX_TABLE", "seen");
+    for command in [&["migrate"], &["run"], &["status"]] {
+        refused_unchanged(&rig, command, 64, &["`seen`", "VIEW"]).await;
     }
-}
-
-#[tokio::test]
-async fn what_is_not_an_innodb_table_is_refused() {
-    for db in e2e::shared::databases().await {
-        let mut rig = Rig::without_queue(db).await;
-        rig.sql("CREATE VIEW seen AS SELECT * FROM outbox").await;
-        rig.set("RELAY_OUTBOX_TABLE", "seen");
-        for command in [&["migrate"], &["run"], &["status"]] {
-            refused_unchanged(&rig, command, 64, &["`seen`", "VIEW"]).await;
-        }
-        let mut engines = vec!["MyISAM"];
-        if db.flavor() == Flavor::MariaDb {
-            engines.push("Aria");
-        }
-        for engine in engines {
-            let rig = Rig::without_queue(db).await;
-            rig.sql(&format!(
-                "ALTER TABLE outbox ROW_FORMAT = DEFAULT, ENGINE = {engine}"
-            ))
-            .await;
-            let texts = ["`outbox`", engine, "ENGINE = InnoDB"];
-            refused_unchanged(&rig, &["migrate"], 64, &texts).await;
-            refused_unchanged(&rig, &["run"], 64, &texts).await;
-        }
+    let mut engines = vec!["MyISAM"];
+    if db.flavor() == Flavor::MariaDb {
+        engines.push("Aria");
     }
-}
-
-#[tokio::test]
-async fn further_columns_with_defaults_and_tables_of_an_older_release_are_the_products_own() {
-    for db in e2e::shared::databases().await {
+    for engine in engines {
         let rig = Rig::without_queue(db).await;
-        rig.sql("ALTER TABLE outbox ADD COLUMN tenant INT NOT NULL DEFAULT 0")
-            .await;
-        // The first release made three tables and no more.
-        for table in ["outbox_pauses", "outbox_bulks", "outbox_bulk_rows"] {
-            rig.sql(&format!("DROP TABLE {table}")).await;
-        }
-        rig.sql("DELETE FROM _outbox_migrations WHERE version > 5")
-            .await;
-        let migrate = rig.command(&["migrate"]);
-        let status = migrate.wait_exit(LATER).await.unwrap();
-        assert!(status.success(), "{}", migrate.log());
-        // By hand, with the SQL of `relay migrate --print`: nothing tracks it.
-        rig.sql("DROP TABLE _outbox_migrations").await;
-        let migrate = rig.command(&["migrate"]);
-        let status = migrate.wait_exit(LATER).await.unwrap();
-        assert!(status.success(), "{}", migrate.log());
+        rig.sql(&format!(
+            "ALTER TABLE outbox ROW_FORMAT = DEFAULT, ENGINE = {engine}"
+        ))
+        .await;
+        let texts = ["`outbox`", engine, "ENGINE = InnoDB"];
+        refused_unchanged(&rig, &["migrate"], 64, &texts).await;
+        refused_unchanged(&rig, &["run"], 64, &texts).await;
     }
 }
 
+e2e::on_each_server!(
+    further_columns_with_defaults_and_tables_of_an_older_release_are_the_products_own
+);
+async fn further_columns_with_defaults_and_tables_of_an_older_release_are_the_products_own(
+    flavor: Flavor,
+) {
+    let db = e2e::shared::database(flavor).await;
+    let rig = Rig::without_queue(db).await;
+    rig.sql("ALTER TABLE outbox ADD COLUMN tenant INT NOT NULL DEFAULT 0")
+        .await;
+    // The first release made three tables and no more.
+    for table in ["outbox_pauses", "outbox_bulks", "outbox_bulk_rows"] {
+        rig.sql(&format!("DROP TABLE {table}")).await;
+    }
+    rig.sql("DELETE FROM _outbox_migrations WHERE version > 5")
+        .await;
+    let migrate = rig.command(&["migrate"]);
+    let status = migrate.wait_exit(LATER).await.unwrap();
+    assert!(status.success(), "{}", migrate.log());
+    // By hand, with the SQL of `relay migrate --print`: nothing tracks it.
+    rig.sql("DROP TABLE _outbox_migrations").await;
+    let migrate = rig.command(&["migrate"]);
+    let status = migrate.wait_exit(LATER).await.unwrap();
+    assert!(status.success(), "{}", migrate.log());
+}
+
+e2e::on_each_server!(the_services_migrations_refuse_tables_of_other_programs);
 /// The same for the tables of the two services.
-#[tokio::test]
-async fn the_services_migrations_refuse_tables_of_other_programs() {
+async fn the_services_migrations_refuse_tables_of_other_programs(flavor: Flavor) {
     let tables = [
         ("order-svc", "orders"),
         ("order-svc", "idempotency_keys"),
@@ -186,28 +186,27 @@ async fn the_services_migrations_refuse_tables_of_other_programs() {
         ("pay-svc", "payments"),
         ("pay-svc", "operator_actions"),
     ];
-    for db in e2e::shared::databases().await {
-        for (program, table) in tables {
-            let strange = format!("CREATE TABLE `{table}` (height INT, width INT)");
-            let rig = rig_with(db, &[&strange]).await;
-            let before = everything(&rig.pool).await;
-            let binary = e2e::product::binary(program).unwrap();
-            let env = [("DATABASE_URL", &*rig.env["DATABASE_URL"])];
-            let process = Process::spawn(&binary, &["migrate"], &env).unwrap();
-            let status = process.wait_exit(LATER).await.unwrap();
-            let log = process.log();
-            assert_eq!(status.code(), Some(64), "{program}: {log}");
-            for text in ["DATABASE_URL", table, "height"] {
-                assert!(log.contains(text), "{program}: {text} in {log}");
-            }
-            assert_eq!(everything(&rig.pool).await, before, "{program} {table}");
+    let db = e2e::shared::database(flavor).await;
+    for (program, table) in tables {
+        let strange = format!("CREATE TABLE `{table}` (height INT, width INT)");
+        let rig = rig_with(db, &[&strange]).await;
+        let before = everything(&rig.pool).await;
+        let binary = e2e::product::binary(program).unwrap();
+        let env = [("DATABASE_URL", &*rig.env["DATABASE_URL"])];
+        let process = Process::spawn(&binary, &["migrate"], &env).unwrap();
+        let status = process.wait_exit(LATER).await.unwrap();
+        let log = process.log();
+        assert_eq!(status.code(), Some(64), "{program}: {log}");
+        for text in ["DATABASE_URL", table, "height"] {
+            assert!(log.contains(text), "{program}: {text} in {log}");
         }
+        assert_eq!(everything(&rig.pool).await, before, "{program} {table}");
     }
 }
 
+e2e::on_each_server!(the_services_do_not_run_on_a_table_of_another_program);
 /// What is amiss with a table beside these holds up its own rows alone.
-#[tokio::test]
-async fn the_services_do_not_run_on_a_table_of_another_program() {
+async fn the_services_do_not_run_on_a_table_of_another_program(flavor: Flavor) {
     let vhost = e2e::shared::rabbit().await.create_vhost().await.unwrap();
     let tables = [
         ("order-svc", "orders"),
@@ -215,28 +214,27 @@ async fn the_services_do_not_run_on_a_table_of_another_program() {
         ("pay-svc", "inbox"),
         ("pay-svc", "payments"),
     ];
-    for db in e2e::shared::databases().await {
-        for (program, table) in tables {
-            let strange = format!("CREATE TABLE `{table}` (height INT, width INT)");
-            let rig = rig_with(db, &[&strange]).await;
-            let before = everything(&rig.pool).await;
-            let binary = e2e::product::binary(program).unwrap();
-            let mut env = vec![
-                ("DATABASE_URL", &*rig.env["DATABASE_URL"]),
-                ("LISTEN_ADDR", "127.0.0.1:0"),
-                ("ADMIN_ADDR", "127.0.0.1:0"),
-            ];
-            if program == "pay-svc" {
-                env.push(("AMQP_URL", &vhost.amqp_url));
-            }
-            let process = Process::spawn(&binary, &["run"], &env).unwrap();
-            let status = process.wait_exit(LATER).await.unwrap();
-            let log = process.log();
-            assert_eq!(status.code(), Some(64), "{program}: {log}");
-            for text in ["DATABASE_URL", table, "height"] {
-                assert!(log.contains(text), "{program}: {text} in {log}");
-            }
-            assert_eq!(everything(&rig.pool).await, before, "{program} {table}");
+    let db = e2e::shared::database(flavor).await;
+    for (program, table) in tables {
+        let strange = format!("CREATE TABLE `{table}` (height INT, width INT)");
+        let rig = rig_with(db, &[&strange]).await;
+        let before = everything(&rig.pool).await;
+        let binary = e2e::product::binary(program).unwrap();
+        let mut env = vec![
+            ("DATABASE_URL", &*rig.env["DATABASE_URL"]),
+            ("LISTEN_ADDR", "127.0.0.1:0"),
+            ("ADMIN_ADDR", "127.0.0.1:0"),
+        ];
+        if program == "pay-svc" {
+            env.push(("AMQP_URL", &vhost.amqp_url));
         }
+        let process = Process::spawn(&binary, &["run"], &env).unwrap();
+        let status = process.wait_exit(LATER).await.unwrap();
+        let log = process.log();
+        assert_eq!(status.code(), Some(64), "{program}: {log}");
+        for text in ["DATABASE_URL", table, "height"] {
+            assert!(log.contains(text), "{program}: {text} in {log}");
+        }
+        assert_eq!(everything(&rig.pool).await, before, "{program} {table}");
     }
 }

@@ -1,5 +1,5 @@
 use e2e::Flavor;
-use e2e::rig::servers::{OwnDb, flavors};
+use e2e::rig::servers::OwnDb;
 use e2e::rig::{LATER, Rig};
 use relay::engine::position::Position;
 use relay::leadership::server_identity::ServerId;
@@ -30,52 +30,53 @@ async fn committed(stream: &mut BinlogStream) -> Vec<u64> {
     }
 }
 
-#[tokio::test]
-async fn a_stream_reports_what_was_added_and_how_far_it_is() {
-    for db in e2e::shared::databases().await {
-        let rig = Rig::new(db).await;
-        let mut outbox = Outbox::of(&rig).await;
-        let from = outbox
-            .queries
-            .position(&mut outbox.connection)
-            .await
-            .unwrap();
-        let mut stream = open(&outbox, from);
-        assert!(matches!(next(&mut stream).await, BinlogNews::Opened));
-        rig.insert(2).await;
-        rig.sql("INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, \
-                 routing_key, payload) SELECT UUID(), 'order', id, 't', 'order.pay', '{}' FROM outbox")
-            .await;
-        let all = ids(&rig).await;
-        assert_eq!(committed(&mut stream).await, all[..1]);
-        assert_eq!(committed(&mut stream).await, all[1..2]);
-        assert_eq!(committed(&mut stream).await, all[2..]);
-        // As the relay marks; then a person sets one back.
-        rig.sql("UPDATE outbox SET status = 2").await;
-        rig.sql(&format!(
-            "UPDATE outbox SET status = 1 WHERE id = {}",
-            all[1]
-        ))
-        .await;
-        assert_eq!(committed(&mut stream).await, all[1..2]);
+e2e::on_each_server!(a_stream_reports_what_was_added_and_how_far_it_is);
+async fn a_stream_reports_what_was_added_and_how_far_it_is(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let rig = Rig::new(db).await;
+    let mut outbox = Outbox::of(&rig).await;
+    let from = outbox
+        .queries
+        .position(&mut outbox.connection)
+        .await
+        .unwrap();
+    let mut stream = open(&outbox, from);
+    assert!(matches!(next(&mut stream).await, BinlogNews::Opened));
+    rig.insert(2).await;
+    rig.sql(
+        "INSERT INTO outbox (message_id, aggregate_type, aggregate_id, event_type, \
+             routing_key, payload) SELECT UUID(), 'order', id, 't', 'order.pay', '{}' FROM outbox",
+    )
+    .await;
+    let all = ids(&rig).await;
+    assert_eq!(committed(&mut stream).await, all[..1]);
+    assert_eq!(committed(&mut stream).await, all[1..2]);
+    assert_eq!(committed(&mut stream).await, all[2..]);
+    // As the relay marks; then a person sets one back.
+    rig.sql("UPDATE outbox SET status = 2").await;
+    rig.sql(&format!(
+        "UPDATE outbox SET status = 1 WHERE id = {}",
+        all[1]
+    ))
+    .await;
+    assert_eq!(committed(&mut stream).await, all[1..2]);
 
-        rig.sql("DELETE FROM outbox").await;
-        let wanted = outbox
-            .queries
-            .position(&mut outbox.connection)
-            .await
-            .unwrap();
-        let reached = async {
-            loop {
-                if stream.position().is_some_and(|position| position >= wanted) {
-                    break;
-                }
-                let news = stream.next(true, true).await.unwrap();
-                assert!(matches!(news, BinlogNews::Moved), "{news:?}");
+    rig.sql("DELETE FROM outbox").await;
+    let wanted = outbox
+        .queries
+        .position(&mut outbox.connection)
+        .await
+        .unwrap();
+    let reached = async {
+        loop {
+            if stream.position().is_some_and(|position| position >= wanted) {
+                break;
             }
-        };
-        tokio::time::timeout(LATER, reached).await.unwrap();
-    }
+            let news = stream.next(true, true).await.unwrap();
+            assert!(matches!(news, BinlogNews::Moved), "{news:?}");
+        }
+    };
+    tokio::time::timeout(LATER, reached).await.unwrap();
 }
 
 #[tokio::test]
@@ -130,15 +131,13 @@ async fn a_position_that_is_not_there_ends_the_stream_and_so_does_another_server
     assert!(matches!(gone.unwrap(), Err(BinlogGone::Elsewhere(_))));
 }
 
+e2e::on_each_server!(an_event_that_is_too_large_is_a_doubt);
 /// The driver holds an event whole, so one of any table that is this large is not read at all.
-#[tokio::test]
-async fn an_event_that_is_too_large_is_a_doubt() {
+async fn an_event_that_is_too_large_is_a_doubt(flavor: Flavor) {
     // A server of its own: such an event disturbs every relay of a server.
-    for flavor in flavors().await {
-        let db = OwnDb::start(flavor, &["--max-allowed-packet=64M"]).await;
-        let rig = db.rig().await;
-        too_large(&rig).await;
-    }
+    let db = OwnDb::start(flavor, &["--max-allowed-packet=64M"]).await;
+    let rig = db.rig().await;
+    too_large(&rig).await;
 }
 
 async fn too_large(rig: &Rig) {
@@ -188,34 +187,33 @@ const DEFINITIONS: [&str; 12] = [
 /// How many of them are MariaDB's alone.
 const MARIADB_ALONE: usize = 4;
 
-#[tokio::test]
-async fn ids_come_by_the_binlog_under_every_definition_and_with_minimal_images() {
-    for db in e2e::shared::databases().await {
-        let rig = Rig::new(db).await;
-        rig.sql("CREATE TABLE spare LIKE outbox").await;
-        let mut writer = rig.pool.acquire().await.unwrap();
-        let alone = match db.flavor() {
-            Flavor::MariaDb => 0,
-            Flavor::MySql => MARIADB_ALONE,
-        };
-        for change in &DEFINITIONS[..DEFINITIONS.len() - alone] {
-            rig.sql("DROP TABLE outbox").await;
-            rig.sql("CREATE TABLE outbox LIKE spare").await;
-            rig.sql(&format!("ALTER TABLE outbox {change}")).await;
-            let mut outbox = Outbox::of(&rig).await;
-            let from = outbox.queries.position(&mut outbox.connection).await;
-            let mut stream = open(&outbox, from.unwrap());
-            assert!(matches!(next(&mut stream).await, BinlogNews::Opened));
-            for image in ["FULL", "MINIMAL"] {
-                let before = ids(&rig).await.len();
-                let set = format!("SET SESSION binlog_row_image = '{image}'");
-                for statement in [&*set, TWO_ROWS] {
-                    let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(statement));
-                    statement.execute(&mut *writer).await.unwrap();
-                }
-                let found = committed(&mut stream).await;
-                assert_eq!(found, ids(&rig).await[before..], "{image}: {change}");
+e2e::on_each_server!(ids_come_by_the_binlog_under_every_definition_and_with_minimal_images);
+async fn ids_come_by_the_binlog_under_every_definition_and_with_minimal_images(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let rig = Rig::new(db).await;
+    rig.sql("CREATE TABLE spare LIKE outbox").await;
+    let mut writer = rig.pool.acquire().await.unwrap();
+    let alone = match db.flavor() {
+        Flavor::MariaDb => 0,
+        Flavor::MySql => MARIADB_ALONE,
+    };
+    for change in &DEFINITIONS[..DEFINITIONS.len() - alone] {
+        rig.sql("DROP TABLE outbox").await;
+        rig.sql("CREATE TABLE outbox LIKE spare").await;
+        rig.sql(&format!("ALTER TABLE outbox {change}")).await;
+        let mut outbox = Outbox::of(&rig).await;
+        let from = outbox.queries.position(&mut outbox.connection).await;
+        let mut stream = open(&outbox, from.unwrap());
+        assert!(matches!(next(&mut stream).await, BinlogNews::Opened));
+        for image in ["FULL", "MINIMAL"] {
+            let before = ids(&rig).await.len();
+            let set = format!("SET SESSION binlog_row_image = '{image}'");
+            for statement in [&*set, TWO_ROWS] {
+                let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(statement));
+                statement.execute(&mut *writer).await.unwrap();
             }
+            let found = committed(&mut stream).await;
+            assert_eq!(found, ids(&rig).await[before..], "{image}: {change}");
         }
     }
 }
