@@ -14,7 +14,7 @@ help: ## Show the targets
 	@echo 'bench: QUICK=1 (MariaDB, smaller, within 8 minutes)  ONLY=key,key  DB=mariadb|mysql  ROUNDS=5'
 	@echo '       SMOKE=1 (the form of CI: one round of two keys with the programs of make test)'
 	@echo 'test:  REQUIRE_MYSQL=1 makes a missing MySQL an error'
-	@echo 'test-long: ONLY=binary  SHORT=1 (the form of CI: the shortest one)'
+	@echo 'test-long: ONLY=room  SHORT=1 (the form of CI: the shortest one)'
 	@echo 'test-up: FAST=1 (the form of CI: the programs of make test, no kills)'
 
 # The development profile: the tests share its artifacts, a release build with link-time

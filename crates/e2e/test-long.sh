@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make test-long`: the long forms of the fault tests, on real servers, one binary after the other.
-# ONLY=broker runs those of one test binary, whose names begin with long_broker_. SHORT=1 is the form
-# of CI: the shortest of them alone, which says that they are built and run.
+# ONLY=broker runs those of one room, whose names begin with long_broker_. SHORT=1 is the form of CI:
+# the shortest of them alone, which says that they are built and run.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -14,7 +14,7 @@ printf '%s, %s cores, %s\n\n| what | figure |\n|---|---|\n' \
 
 if [ "${SHORT:-}" = 1 ]; then
   cargo build --workspace --features "$features" --bins
-  cargo test --workspace --features "$features,relay/long" --test database long_database_a_primary -- \
+  cargo test --workspace --features "$features,relay/long" --test it long_database_a_primary -- \
     --test-threads 1 --nocapture
   exit
 fi
@@ -34,7 +34,8 @@ if [ "${ONLY:-it}" = it ]; then
 fi
 # The cross: what the short forms do on one kind of server, on the other one, too.
 if [ -z "${ONLY:-}" ]; then
-  TEST_DB=mysql cargo test -p relay --features long --test broker --test database --test operate \
-    --test load -- --skip long_
+  TEST_DB=mysql cargo test -p relay --features long --test it -- --skip long_ \
+    broker:: database:: operate::
+  TEST_DB=mysql cargo test -p relay --features long --test load -- --skip long_
 fi
 echo "The figures are in $figures"

@@ -35,6 +35,7 @@ pub mod prometheus;
 pub mod provider;
 pub mod proxy;
 pub mod rabbit;
+pub mod rig;
 mod server;
 pub mod shared;
 pub mod shop;

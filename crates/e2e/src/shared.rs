@@ -4,8 +4,9 @@
 //! has a runtime of its own, and a connection dies with the runtime it was made on. Isolation
 //! comes from a database and a virtual host per test.
 
-use std::{env, io::Write as _};
+use std::{env, io::Write as _, panic::AssertUnwindSafe};
 
+use futures::{FutureExt as _, future::join_all};
 use tokio::sync::OnceCell;
 
 use crate::{Db, DbOptions, Flavor, Rabbit, RabbitOptions, RabbitVersion, cache};
@@ -16,7 +17,7 @@ use crate::{Db, DbOptions, Flavor, Rabbit, RabbitOptions, RabbitVersion, cache};
 /// With the reason when it can't be started.
 pub async fn mariadb() -> &'static Db {
     static SERVER: OnceCell<Db> = OnceCell::const_new();
-    database(&SERVER, Flavor::MariaDb).await
+    start(&SERVER, Flavor::MariaDb).await
 }
 
 /// The shared MySQL server; `None`, and a loud line, where real MySQL can't be had.
@@ -25,15 +26,10 @@ pub async fn mariadb() -> &'static Db {
 /// With the reason when it can't be started, or can't be had and `REQUIRE_MYSQL=1` is set.
 pub async fn mysql() -> Option<&'static Db> {
     static SERVER: OnceCell<Db> = OnceCell::const_new();
-    if let Err(why) = cache::mysql_root() {
-        assert!(
-            !mysql_required(),
-            "REQUIRE_MYSQL is set, but there is no MySQL: {why:#}"
-        );
-        warn(&format!("MySQL half of this test SKIPPED: {why:#}"));
+    if !is_available(Flavor::MySql) {
         return None;
     }
-    Some(database(&SERVER, Flavor::MySql).await)
+    Some(start(&SERVER, Flavor::MySql).await)
 }
 
 /// The kind of server for tests that need one of the two: MariaDB, or MySQL with `TEST_DB=mysql`.
@@ -53,9 +49,17 @@ pub fn flavor() -> Flavor {
 /// # Panics
 /// With the reason when it can't be started, or is MySQL and can't be had.
 pub async fn either() -> &'static Db {
-    match flavor() {
+    database(flavor()).await
+}
+
+/// The shared server of this kind.
+///
+/// # Panics
+/// With the reason when it can't be started, or is MySQL and can't be had.
+pub async fn database(flavor: Flavor) -> &'static Db {
+    match flavor {
         Flavor::MariaDb => mariadb().await,
-        Flavor::MySql => mysql().await.expect("TEST_DB=mysql needs MySQL"),
+        Flavor::MySql => mysql().await.expect("a test that needs MySQL"),
     }
 }
 
@@ -65,6 +69,73 @@ pub async fn databases() -> Vec<&'static Db> {
         .into_iter()
         .flatten()
         .collect()
+}
+
+/// The kinds of database server that can be had.
+///
+/// # Panics
+/// When MySQL can't be had and `REQUIRE_MYSQL=1` is set.
+pub fn flavors() -> impl Iterator<Item = Flavor> {
+    let all = [Flavor::MariaDb, Flavor::MySql];
+    all.into_iter().filter(|&flavor| is_available(flavor))
+}
+
+/// Runs a test on every server at the same time, for one that waits for the most part; its results
+/// by server. A failure names the server.
+///
+/// # Panics
+/// When the test panics on a server.
+pub async fn on_every_server_at_once<T>(test: impl AsyncFn(Flavor) -> T) -> Vec<T> {
+    let each = flavors().map(async |flavor| {
+        let result = AssertUnwindSafe(test(flavor)).catch_unwind().await;
+        (flavor, result)
+    });
+    let (mut results, mut failed) = (Vec::new(), Vec::new());
+    for (flavor, result) in join_all(each).await {
+        match result {
+            Ok(result) => results.push(result),
+            Err(_) => failed.push(flavor),
+        }
+    }
+    assert!(failed.is_empty(), "failed on {failed:?}, see above");
+    results
+}
+
+/// Whether there is this kind of server; a loud line where it is MySQL and there is none.
+///
+/// # Panics
+/// When MySQL can't be had and `REQUIRE_MYSQL=1` is set.
+pub fn is_available(flavor: Flavor) -> bool {
+    let (Flavor::MySql, Err(why)) = (flavor, cache::mysql_root()) else {
+        return true;
+    };
+    assert!(
+        !mysql_required(),
+        "REQUIRE_MYSQL is set, but there is no MySQL: {why:#}"
+    );
+    warn(&format!("MySQL half of this test SKIPPED: {why:#}"));
+    false
+}
+
+/// The table of servers: one test for each, `name::mariadb` and `name::mysql`, of an `async fn name`
+/// that takes the [`Flavor`](crate::Flavor). Without MySQL its half is skipped with a loud line.
+#[macro_export]
+macro_rules! on_each_server {
+    ($test:ident) => {
+        mod $test {
+            #[tokio::test]
+            async fn mariadb() {
+                super::$test($crate::Flavor::MariaDb).await;
+            }
+
+            #[tokio::test]
+            async fn mysql() {
+                if $crate::shared::is_available($crate::Flavor::MySql) {
+                    super::$test($crate::Flavor::MySql).await;
+                }
+            }
+        }
+    };
 }
 
 /// The shared RabbitMQ of the machine's own packages.
@@ -96,7 +167,7 @@ pub fn mysql_required() -> bool {
     env::var("REQUIRE_MYSQL").is_ok_and(|value| value == "1")
 }
 
-async fn database(cell: &'static OnceCell<Db>, flavor: Flavor) -> &'static Db {
+async fn start(cell: &'static OnceCell<Db>, flavor: Flavor) -> &'static Db {
     let started = cell.get_or_try_init(async || Db::start(flavor, DbOptions::default()).await);
     started
         .await

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use e2e::Flavor;
 use e2e::wait::until;
 use order_svc::config::Config;
 use reqwest::StatusCode;
@@ -124,34 +125,33 @@ async fn a_request_that_is_cut_off_anywhere_places_nothing() {
     nothing_was_stored_and_others_are_served(&app).await;
 }
 
+e2e::on_each_server!(hundreds_of_clients_that_go_away_leave_whole_orders);
 /// Some are gone before they are read, some while they wait, some before their answer is written.
-#[tokio::test]
-async fn hundreds_of_clients_that_go_away_leave_whole_orders() {
-    for db in e2e::shared::databases().await {
-        let app = App::start(db).await;
-        let body = order().to_string();
-        let request = format!("{HEAD}content-length: {}\r\n\r\n{body}", body.len());
-        let mut waiting = Vec::new();
-        for number in 0..600_u64 {
-            let client = connect(&app, &request).await;
-            waiting.push(client);
-            if waiting.len() > usize::try_from(number % 40).unwrap() {
-                waiting.clear();
-            }
+async fn hundreds_of_clients_that_go_away_leave_whole_orders(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let app = App::start(db).await;
+    let body = order().to_string();
+    let request = format!("{HEAD}content-length: {}\r\n\r\n{body}", body.len());
+    let mut waiting = Vec::new();
+    for number in 0..600_u64 {
+        let client = connect(&app, &request).await;
+        waiting.push(client);
+        if waiting.len() > usize::try_from(number % 40).unwrap() {
+            waiting.clear();
         }
-        drop(waiting);
-        assert_eq!(
-            app.post("/orders", &order()).await.status(),
-            StatusCode::CREATED
-        );
-        until("all to be placed", SOON, async || {
-            let placed = app.metric("orders_placed_total ").await.unwrap();
-            #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
-            let there = app.count("orders").await as f64;
-            app.metric("orders_queued ").await == Some(0.0) && there >= placed
-        })
-        .await;
-        assert_eq!(app.count("orders").await, app.count("outbox").await);
-        assert_eq!(app.unpaired().await, 0);
     }
+    drop(waiting);
+    assert_eq!(
+        app.post("/orders", &order()).await.status(),
+        StatusCode::CREATED
+    );
+    until("all to be placed", SOON, async || {
+        let placed = app.metric("orders_placed_total ").await.unwrap();
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+        let there = app.count("orders").await as f64;
+        app.metric("orders_queued ").await == Some(0.0) && there >= placed
+    })
+    .await;
+    assert_eq!(app.count("orders").await, app.count("outbox").await);
+    assert_eq!(app.unpaired().await, 0);
 }

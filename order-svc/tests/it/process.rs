@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use e2e::Flavor;
 use e2e::product::Process;
 use e2e::wait::until;
 
@@ -88,28 +89,27 @@ async fn an_absent_database_is_waited_for_and_sigterm_ends_the_wait() {
     assert_eq!(exit_code(&process).await, Some(0), "{}", process.log());
 }
 
-#[tokio::test]
-async fn migrating_is_idempotent_and_safe_when_several_start_at_once() {
-    for db in e2e::shared::databases().await {
-        let database = db.create_database().await.unwrap();
-        let env = [("DATABASE_URL", database.url.as_str())];
-        let all: Vec<Process> = (0..4).map(|_| start(&["migrate"], &env)).collect();
-        for process in &all {
-            assert_eq!(exit_code(process).await, Some(0), "{}", process.log());
-        }
-        let again = start(&["migrate"], &env);
-        assert_eq!(exit_code(&again).await, Some(0), "{}", again.log());
-        let pool = database.pool().unwrap();
-        let orders: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM orders")
-            .fetch_one(&pool)
-            .await
-            .unwrap();
-        let fence: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM outbox_fence")
-            .fetch_one(&pool)
-            .await
-            .unwrap();
-        assert_eq!((orders, fence), (0, 1));
+e2e::on_each_server!(migrating_is_idempotent_and_safe_when_several_start_at_once);
+async fn migrating_is_idempotent_and_safe_when_several_start_at_once(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let database = db.create_database().await.unwrap();
+    let env = [("DATABASE_URL", database.url.as_str())];
+    let all: Vec<Process> = (0..4).map(|_| start(&["migrate"], &env)).collect();
+    for process in &all {
+        assert_eq!(exit_code(process).await, Some(0), "{}", process.log());
     }
+    let again = start(&["migrate"], &env);
+    assert_eq!(exit_code(&again).await, Some(0), "{}", again.log());
+    let pool = database.pool().unwrap();
+    let orders: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM orders")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    let fence: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM outbox_fence")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!((orders, fence), (0, 1));
 }
 
 #[tokio::test]

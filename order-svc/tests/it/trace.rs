@@ -1,5 +1,6 @@
 //! W3C Trace Context, from the request to the headers of its message.
 
+use e2e::Flavor;
 use reqwest::StatusCode;
 use serde_json::Value;
 
@@ -28,15 +29,14 @@ async fn headers_after(app: &App, asked: &[(&str, &str)]) -> Value {
     serde_json::from_str(&headers).unwrap()
 }
 
-#[tokio::test]
-async fn a_request_s_trace_goes_on_in_its_message() {
-    for db in e2e::shared::databases().await {
-        let app = App::start(db).await;
-        let with_state = [("traceparent", PARENT), ("tracestate", "vendor=1")];
-        let headers = headers_after(&app, &with_state).await;
-        let expected = serde_json::json!({"traceparent": PARENT, "tracestate": "vendor=1"});
-        assert_eq!(headers, expected);
-    }
+e2e::on_each_server!(a_request_s_trace_goes_on_in_its_message);
+async fn a_request_s_trace_goes_on_in_its_message(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let app = App::start(db).await;
+    let with_state = [("traceparent", PARENT), ("tracestate", "vendor=1")];
+    let headers = headers_after(&app, &with_state).await;
+    let expected = serde_json::json!({"traceparent": PARENT, "tracestate": "vendor=1"});
+    assert_eq!(headers, expected);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use e2e::Flavor;
 use e2e::Provider as FakeProvider;
 use e2e::certificates::{Authority, Validity};
 use e2e::provider::Reply;
@@ -204,51 +205,50 @@ async fn with_https_the_provider_must_be_who_it_says() {
     }
 }
 
+e2e::on_each_server!(an_error_of_the_message_spends_attempts_and_one_of_the_provider_waits);
 /// A status's class all the way into the table.
-#[tokio::test]
-async fn an_error_of_the_message_spends_attempts_and_one_of_the_provider_waits() {
-    for db in e2e::shared::databases().await {
-        let fake = FakeProvider::start().unwrap();
-        fake.script(|call| match call.amount_minor {
-            1 => Reply::status(403),
-            2 => Reply::status(429).retry_after("400"),
-            _ => Reply::captured(),
-        });
-        let bench = Bench::new(db, Arc::new(client(&fake.url(), &[]))).await;
-        for amount in ["1", "2", "3"] {
-            let payload = order_payload(Uuid::now_v7()).replace("1999", amount);
-            bench.take_in(received(amount, &payload)).await;
-        }
-        bench.worker.step().await.unwrap();
-        let wait = async |id: &str| {
-            sqlx::query_scalar::<_, Option<i64>>(
-                "SELECT TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(6), next_attempt_at) FROM inbox \
-                 WHERE message_id = ?",
-            )
-            .bind(id)
-            .fetch_one(&bench.pool)
-            .await
-            .unwrap()
-        };
-        let of_message = inbox_row(&bench.pool, "1").await.unwrap();
-        assert_eq!((of_message.status, of_message.attempts), (1, 1));
-        assert_eq!(
-            of_message.last_error.as_deref(),
-            Some("provider_error: the provider failed: 403 Forbidden, status_403")
-        );
-        assert_eq!(classes(&bench.pool, "1").await, ["provider_error"]);
-        let of_provider = inbox_row(&bench.pool, "2").await.unwrap();
-        assert_eq!((of_provider.status, of_provider.attempts), (1, 0));
-        assert_eq!(classes(&bench.pool, "2").await, ["provider_unavailable"]);
-        // Its own wait would be 60 to 120 s.
-        assert!((395..=500).contains(&wait("2").await.unwrap()));
-        assert_eq!(inbox_row(&bench.pool, "3").await.unwrap().status, 2);
-        let reference: Option<String> = sqlx::query_scalar("SELECT provider_ref FROM payments")
-            .fetch_one(&bench.pool)
-            .await
-            .unwrap();
-        assert!(reference.unwrap().starts_with("fake-"));
+async fn an_error_of_the_message_spends_attempts_and_one_of_the_provider_waits(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let fake = FakeProvider::start().unwrap();
+    fake.script(|call| match call.amount_minor {
+        1 => Reply::status(403),
+        2 => Reply::status(429).retry_after("400"),
+        _ => Reply::captured(),
+    });
+    let bench = Bench::new(db, Arc::new(client(&fake.url(), &[]))).await;
+    for amount in ["1", "2", "3"] {
+        let payload = order_payload(Uuid::now_v7()).replace("1999", amount);
+        bench.take_in(received(amount, &payload)).await;
     }
+    bench.worker.step().await.unwrap();
+    let wait = async |id: &str| {
+        sqlx::query_scalar::<_, Option<i64>>(
+            "SELECT TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(6), next_attempt_at) FROM inbox \
+             WHERE message_id = ?",
+        )
+        .bind(id)
+        .fetch_one(&bench.pool)
+        .await
+        .unwrap()
+    };
+    let of_message = inbox_row(&bench.pool, "1").await.unwrap();
+    assert_eq!((of_message.status, of_message.attempts), (1, 1));
+    assert_eq!(
+        of_message.last_error.as_deref(),
+        Some("provider_error: the provider failed: 403 Forbidden, status_403")
+    );
+    assert_eq!(classes(&bench.pool, "1").await, ["provider_error"]);
+    let of_provider = inbox_row(&bench.pool, "2").await.unwrap();
+    assert_eq!((of_provider.status, of_provider.attempts), (1, 0));
+    assert_eq!(classes(&bench.pool, "2").await, ["provider_unavailable"]);
+    // Its own wait would be 60 to 120 s.
+    assert!((395..=500).contains(&wait("2").await.unwrap()));
+    assert_eq!(inbox_row(&bench.pool, "3").await.unwrap().status, 2);
+    let reference: Option<String> = sqlx::query_scalar("SELECT provider_ref FROM payments")
+        .fetch_one(&bench.pool)
+        .await
+        .unwrap();
+    assert!(reference.unwrap().starts_with("fake-"));
 }
 
 /// From the queue to the provider and back, with no more calls at once than allowed.

@@ -127,9 +127,9 @@ async fn an_order_is_charged_once_through_kills() {
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_pay_an_order_is_charged_once_through_50_kills() {
-    for db in e2e::shared::databases().await {
-        pays_once_through(50, db).await;
-    }
+e2e::on_each_server!(long_pay_an_order_is_charged_once_through_50_kills);
+#[cfg(feature = "long")]
+async fn long_pay_an_order_is_charged_once_through_50_kills(flavor: e2e::Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    pays_once_through(50, db).await;
 }

@@ -1,5 +1,6 @@
 //! `pay-svc parked …` as an operator meets it, and a pay-svc that works on what was retried.
 
+use e2e::Flavor;
 use e2e::Provider as FakeProvider;
 use e2e::TestDatabase;
 use e2e::product::Process;
@@ -146,58 +147,57 @@ async fn every_verb_does_what_it_says_and_its_exit_code_tells() {
     );
 }
 
-#[tokio::test]
-async fn a_canary_that_fails_holds_back_the_rest_and_one_that_passes_lets_it_go() {
-    for db in e2e::shared::databases().await {
-        let desk = Desk::new(db, 40).await;
-        let vhost = vhost(e2e::shared::rabbit().await).await;
-        let fake = FakeProvider::start().unwrap();
-        fake.script(|_| Reply::status(422));
-        let service = desk.serve(&vhost.amqp_url, &fake);
-        let begin = [
-            "bulk",
-            "start",
-            "--canary",
-            "1",
-            "--canary-wait",
-            "60",
-            "--rate",
-            "20",
-        ];
-        desk.ok(&begin).await;
-        until("the rest to be held back", SOON, async || {
-            desk.count("status = 3 AND next_attempt_at IS NULL").await == 39
-        })
-        .await;
-        let told = desk.ok(&["bulk", "show", "1"]).await;
-        assert!(
-            told.contains("stopped") && told.contains("provider_error: "),
-            "{told}"
-        );
-        assert_eq!(fake.ledger().calls(), 1, "the canary alone");
+e2e::on_each_server!(a_canary_that_fails_holds_back_the_rest_and_one_that_passes_lets_it_go);
+async fn a_canary_that_fails_holds_back_the_rest_and_one_that_passes_lets_it_go(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let desk = Desk::new(db, 40).await;
+    let vhost = vhost(e2e::shared::rabbit().await).await;
+    let fake = FakeProvider::start().unwrap();
+    fake.script(|_| Reply::status(422));
+    let service = desk.serve(&vhost.amqp_url, &fake);
+    let begin = [
+        "bulk",
+        "start",
+        "--canary",
+        "1",
+        "--canary-wait",
+        "60",
+        "--rate",
+        "20",
+    ];
+    desk.ok(&begin).await;
+    until("the rest to be held back", SOON, async || {
+        desk.count("status = 3 AND next_attempt_at IS NULL").await == 39
+    })
+    .await;
+    let told = desk.ok(&["bulk", "show", "1"]).await;
+    assert!(
+        told.contains("stopped") && told.contains("provider_error: "),
+        "{told}"
+    );
+    assert_eq!(fake.ledger().calls(), 1, "the canary alone");
 
-        fake.script(|_| Reply::captured());
-        desk.ok(&["retry", "m000"]).await;
-        sqlx::query("UPDATE inbox_bulks SET canary_wait_us = 1000000")
-            .execute(&desk.pool)
+    fake.script(|_| Reply::captured());
+    desk.ok(&["retry", "m000"]).await;
+    sqlx::query("UPDATE inbox_bulks SET canary_wait_us = 1000000")
+        .execute(&desk.pool)
+        .await
+        .unwrap();
+    desk.ok(&["bulk", "resume", "1"]).await;
+    until("all to be paid", SOON, async || {
+        payments(&desk.pool).await == 40
+    })
+    .await;
+    until("the bulk to end", SOON, async || {
+        desk.ok(&["bulk", "show", "1"])
             .await
-            .unwrap();
-        desk.ok(&["bulk", "resume", "1"]).await;
-        until("all to be paid", SOON, async || {
-            payments(&desk.pool).await == 40
-        })
-        .await;
-        until("the bulk to end", SOON, async || {
-            desk.ok(&["bulk", "show", "1"])
-                .await
-                .contains("state        done")
-        })
-        .await;
-        let ledger = fake.ledger();
-        assert_eq!((ledger.charged(), ledger.doubled()), (40, 0));
-        service.terminate().unwrap();
-        assert_eq!(exit_code(&service).await, Some(0), "{}", service.log());
-    }
+            .contains("state        done")
+    })
+    .await;
+    let ledger = fake.ledger();
+    assert_eq!((ledger.charged(), ledger.doubled()), (40, 0));
+    service.terminate().unwrap();
+    assert_eq!(exit_code(&service).await, Some(0), "{}", service.log());
 }
 
 /// As a failure leaves it whose service is killed right after.
@@ -226,32 +226,31 @@ async fn messages_of_a_stopped_bulk_are_held_back_before_a_new_process_works() {
     assert_eq!(fake.ledger().calls(), 1);
 }
 
+e2e::on_each_server!(failures_and_an_operator_at_the_same_bulk_meet_no_deadlock);
 /// Settling and an operator's acts take a bulk's lock first, then those of rows.
-#[tokio::test]
-async fn failures_and_an_operator_at_the_same_bulk_meet_no_deadlock() {
-    for db in e2e::shared::databases().await {
-        let desk = Desk::new(db, 400).await;
-        let vhost = vhost(e2e::shared::rabbit().await).await;
-        let fake = FakeProvider::start().unwrap();
-        fake.script(|_| Reply::status(422));
-        let service = desk.serve(&vhost.amqp_url, &fake);
-        desk.ok(&["bulk", "start", "--canary", "0", "--rate", "40"])
-            .await;
-        for _ in 0..6 {
-            until("the bulk to be stopped", SOON, async || {
-                desk.ok(&["bulk", "show", "1"]).await.contains("stopped")
-            })
-            .await;
-            desk.run(&["bulk", "resume", "1"]).await;
-            // One of them comes after the next failure; both are told what is.
-            desk.run(&["bulk", "pause", "1"]).await;
-            desk.run(&["bulk", "resume", "1"]).await;
-        }
-        let tried = fake.ledger().calls();
-        assert!(tried > 10, "{tried} calls: hardly anything was tried");
-        let log = service.log();
-        assert!(!log.to_lowercase().contains("deadlock"), "{log}");
+async fn failures_and_an_operator_at_the_same_bulk_meet_no_deadlock(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let desk = Desk::new(db, 400).await;
+    let vhost = vhost(e2e::shared::rabbit().await).await;
+    let fake = FakeProvider::start().unwrap();
+    fake.script(|_| Reply::status(422));
+    let service = desk.serve(&vhost.amqp_url, &fake);
+    desk.ok(&["bulk", "start", "--canary", "0", "--rate", "40"])
+        .await;
+    for _ in 0..6 {
+        until("the bulk to be stopped", SOON, async || {
+            desk.ok(&["bulk", "show", "1"]).await.contains("stopped")
+        })
+        .await;
+        desk.run(&["bulk", "resume", "1"]).await;
+        // One of them comes after the next failure; both are told what is.
+        desk.run(&["bulk", "pause", "1"]).await;
+        desk.run(&["bulk", "resume", "1"]).await;
     }
+    let tried = fake.ledger().calls();
+    assert!(tried > 10, "{tried} calls: hardly anything was tried");
+    let log = service.log();
+    assert!(!log.to_lowercase().contains("deadlock"), "{log}");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Payments over HTTP, and the way in by hand.
 
+use e2e::Flavor;
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json, value::RawValue};
 use uuid::Uuid;
@@ -25,61 +26,60 @@ async fn put_in(app: &App, body: String) -> (StatusCode, Value) {
     (answer.status(), answer.json().await.unwrap())
 }
 
-#[tokio::test]
-async fn a_message_put_in_by_hand_takes_the_same_path_as_one_from_the_queue() {
-    for db in e2e::shared::databases().await {
-        let vhost = vhost(e2e::shared::rabbit().await).await;
-        let app = App::start(db, &vhost).await;
-        app.until_ready().await;
-        let order = Uuid::now_v7();
-        let url = format!("{}/payments/{order}", app.url);
-        assert_eq!(
-            app.client.get(&url).send().await.unwrap().status(),
-            StatusCode::NOT_FOUND
-        );
-        let payload = order_payload(order);
+e2e::on_each_server!(a_message_put_in_by_hand_takes_the_same_path_as_one_from_the_queue);
+async fn a_message_put_in_by_hand_takes_the_same_path_as_one_from_the_queue(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let vhost = vhost(e2e::shared::rabbit().await).await;
+    let app = App::start(db, &vhost).await;
+    app.until_ready().await;
+    let order = Uuid::now_v7();
+    let url = format!("{}/payments/{order}", app.url);
+    assert_eq!(
+        app.client.get(&url).send().await.unwrap().status(),
+        StatusCode::NOT_FOUND
+    );
+    let payload = order_payload(order);
 
-        let (status, taken) = put_in(&app, body("by-hand", &payload)).await;
-        assert_eq!(
-            (status, &taken["status"]),
-            (StatusCode::ACCEPTED, &json!("received"))
-        );
-        app.until_paid(1).await;
-        let payment: Value = app
-            .client
-            .get(&url)
-            .send()
-            .await
-            .unwrap()
-            .json()
+    let (status, taken) = put_in(&app, body("by-hand", &payload)).await;
+    assert_eq!(
+        (status, &taken["status"]),
+        (StatusCode::ACCEPTED, &json!("received"))
+    );
+    app.until_paid(1).await;
+    let payment: Value = app
+        .client
+        .get(&url)
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    assert_eq!(payment["order_id"], order.to_string());
+    assert_eq!(payment["message_id"], "by-hand");
+    assert_eq!(payment["outcome"], "captured");
+
+    let (status, taken) = put_in(&app, body("by-hand", &payload)).await;
+    assert_eq!(
+        (status, &taken["status"]),
+        (StatusCode::OK, &json!("duplicate"))
+    );
+
+    // The broker is back and brings it too: the bytes are the same, so it is the same message.
+    let publisher = Publisher::connect(&vhost.amqp_url).await;
+    publisher.publish(&Outgoing::new("by-hand", &payload)).await;
+    e2e::wait::until("the third delivery", crate::app::SOON, async || {
+        inbox_row(&app.pool, "by-hand").await.unwrap().deliveries == 3
+    })
+    .await;
+    app.until_paid(1).await;
+    let actions: Vec<(String, String, String)> =
+        sqlx::query_as("SELECT actor, action, target FROM operator_actions")
+            .fetch_all(&app.pool)
             .await
             .unwrap();
-        assert_eq!(payment["order_id"], order.to_string());
-        assert_eq!(payment["message_id"], "by-hand");
-        assert_eq!(payment["outcome"], "captured");
-
-        let (status, taken) = put_in(&app, body("by-hand", &payload)).await;
-        assert_eq!(
-            (status, &taken["status"]),
-            (StatusCode::OK, &json!("duplicate"))
-        );
-
-        // The broker is back and brings it too: the bytes are the same, so it is the same message.
-        let publisher = Publisher::connect(&vhost.amqp_url).await;
-        publisher.publish(&Outgoing::new("by-hand", &payload)).await;
-        e2e::wait::until("the third delivery", crate::app::SOON, async || {
-            inbox_row(&app.pool, "by-hand").await.unwrap().deliveries == 3
-        })
-        .await;
-        app.until_paid(1).await;
-        let actions: Vec<(String, String, String)> =
-            sqlx::query_as("SELECT actor, action, target FROM operator_actions")
-                .fetch_all(&app.pool)
-                .await
-                .unwrap();
-        let expected = ("ann".to_owned(), "put_in".to_owned(), "by-hand".to_owned());
-        assert_eq!(actions, [expected.clone(), expected]);
-    }
+    let expected = ("ann".to_owned(), "put_in".to_owned(), "by-hand".to_owned());
+    assert_eq!(actions, [expected.clone(), expected]);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use e2e::Flavor;
 use e2e::product::Process;
 use e2e::wait::until;
 use sqlx::MySqlPool;
@@ -111,29 +112,28 @@ async fn servers_that_are_absent_are_waited_for_and_sigterm_ends_the_wait() {
     assert_eq!(exit_code(&process).await, Some(0), "{}", process.log());
 }
 
-#[tokio::test]
-async fn sigterm_finishes_what_is_in_hand_and_exits_0() {
-    for db in e2e::shared::databases().await {
-        let (tables, vhost) = (database(db).await, vhost(e2e::shared::rabbit().await).await);
-        let pool = tables.pool().unwrap();
-        let publisher = Publisher::connect(&vhost.amqp_url).await;
-        for _ in 0..20 {
-            publisher
-                .publish(&Outgoing::order(uuid::Uuid::now_v7()))
-                .await;
-        }
-        let env = [
-            ("DATABASE_URL", tables.url.as_str()),
-            ("AMQP_URL", vhost.amqp_url.as_str()),
-            ("PAY_SIMULATED_LATENCY", "700ms"),
-        ];
-        let process = start(&["run"], &env);
-        // All 20 are claimed, that is their charges are under way, when the signal comes.
-        until("the claims", SOON, async || claimed(&pool).await == 20).await;
-        process.terminate().unwrap();
-        assert_eq!(exit_code(&process).await, Some(0), "{}", process.log());
-        assert_eq!(payments(&pool).await, 20);
+e2e::on_each_server!(sigterm_finishes_what_is_in_hand_and_exits_0);
+async fn sigterm_finishes_what_is_in_hand_and_exits_0(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let (tables, vhost) = (database(db).await, vhost(e2e::shared::rabbit().await).await);
+    let pool = tables.pool().unwrap();
+    let publisher = Publisher::connect(&vhost.amqp_url).await;
+    for _ in 0..20 {
+        publisher
+            .publish(&Outgoing::order(uuid::Uuid::now_v7()))
+            .await;
     }
+    let env = [
+        ("DATABASE_URL", tables.url.as_str()),
+        ("AMQP_URL", vhost.amqp_url.as_str()),
+        ("PAY_SIMULATED_LATENCY", "700ms"),
+    ];
+    let process = start(&["run"], &env);
+    // All 20 are claimed, that is their charges are under way, when the signal comes.
+    until("the claims", SOON, async || claimed(&pool).await == 20).await;
+    process.terminate().unwrap();
+    assert_eq!(exit_code(&process).await, Some(0), "{}", process.log());
+    assert_eq!(payments(&pool).await, 20);
 }
 
 /// What can't be finished in time is left to its lease, and the exit code tells.
@@ -169,54 +169,52 @@ async fn a_drain_is_cut_short_by_its_deadline_or_a_second_signal() {
     }
 }
 
+e2e::on_each_server!(a_process_killed_while_it_charges_leaves_the_order_to_the_next);
 /// C5 with a real process and a real SIGKILL.
-#[tokio::test]
-async fn a_process_killed_while_it_charges_leaves_the_order_to_the_next() {
-    for db in e2e::shared::databases().await {
-        let (tables, vhost) = (database(db).await, vhost(e2e::shared::rabbit().await).await);
-        let pool = tables.pool().unwrap();
-        let publisher = Publisher::connect(&vhost.amqp_url).await;
-        publisher
-            .publish(&Outgoing::order(uuid::Uuid::now_v7()))
-            .await;
-        let urls = [
-            ("DATABASE_URL", tables.url.as_str()),
-            ("AMQP_URL", vhost.amqp_url.as_str()),
-        ];
-        let slow = [
-            ("PAY_SIMULATED_LATENCY", "60s"),
-            ("PAY_PROVIDER_TIMEOUT", "120s"),
-        ];
-        let victim = start(&["run"], &[&urls[..], &slow].concat());
-        until("the claim", SOON, async || claimed(&pool).await == 1).await;
-        victim.kill().unwrap();
+async fn a_process_killed_while_it_charges_leaves_the_order_to_the_next(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let (tables, vhost) = (database(db).await, vhost(e2e::shared::rabbit().await).await);
+    let pool = tables.pool().unwrap();
+    let publisher = Publisher::connect(&vhost.amqp_url).await;
+    publisher
+        .publish(&Outgoing::order(uuid::Uuid::now_v7()))
+        .await;
+    let urls = [
+        ("DATABASE_URL", tables.url.as_str()),
+        ("AMQP_URL", vhost.amqp_url.as_str()),
+    ];
+    let slow = [
+        ("PAY_SIMULATED_LATENCY", "60s"),
+        ("PAY_PROVIDER_TIMEOUT", "120s"),
+    ];
+    let victim = start(&["run"], &[&urls[..], &slow].concat());
+    until("the claim", SOON, async || claimed(&pool).await == 1).await;
+    victim.kill().unwrap();
 
-        let next = start(&["run"], &urls);
-        // The lease of the dead: ended by hand, for it is two minutes long.
-        sqlx::query("UPDATE inbox SET next_attempt_at = UTC_TIMESTAMP(6)")
-            .execute(&pool)
-            .await
-            .unwrap();
-        until("the payment", SOON, async || payments(&pool).await == 1).await;
-        next.terminate().unwrap();
-        assert_eq!(exit_code(&next).await, Some(0), "{}", next.log());
-        assert_eq!(payments(&pool).await, 1);
-    }
+    let next = start(&["run"], &urls);
+    // The lease of the dead: ended by hand, for it is two minutes long.
+    sqlx::query("UPDATE inbox SET next_attempt_at = UTC_TIMESTAMP(6)")
+        .execute(&pool)
+        .await
+        .unwrap();
+    until("the payment", SOON, async || payments(&pool).await == 1).await;
+    next.terminate().unwrap();
+    assert_eq!(exit_code(&next).await, Some(0), "{}", next.log());
+    assert_eq!(payments(&pool).await, 1);
 }
 
-#[tokio::test]
-async fn migrating_is_idempotent_and_safe_when_several_start_at_once() {
-    for db in e2e::shared::databases().await {
-        let database = db.create_database().await.unwrap();
-        let env = [("DATABASE_URL", database.url.as_str())];
-        let all: Vec<Process> = (0..4).map(|_| start(&["migrate"], &env)).collect();
-        for process in &all {
-            assert_eq!(exit_code(process).await, Some(0), "{}", process.log());
-        }
-        let again = start(&["migrate"], &env);
-        assert_eq!(exit_code(&again).await, Some(0), "{}", again.log());
-        assert_eq!(payments(&database.pool().unwrap()).await, 0);
+e2e::on_each_server!(migrating_is_idempotent_and_safe_when_several_start_at_once);
+async fn migrating_is_idempotent_and_safe_when_several_start_at_once(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let database = db.create_database().await.unwrap();
+    let env = [("DATABASE_URL", database.url.as_str())];
+    let all: Vec<Process> = (0..4).map(|_| start(&["migrate"], &env)).collect();
+    for process in &all {
+        assert_eq!(exit_code(process).await, Some(0), "{}", process.log());
     }
+    let again = start(&["migrate"], &env);
+    assert_eq!(exit_code(&again).await, Some(0), "{}", again.log());
+    assert_eq!(payments(&database.pool().unwrap()).await, 0);
 }
 
 #[tokio::test]

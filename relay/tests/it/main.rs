@@ -1,28 +1,14 @@
-//! The relay against real MySQL, MariaDB and RabbitMQ.
+//! The relay against real MySQL, MariaDB and RabbitMQ. Each room has a topic; `load` beside this
+//! binary has what takes all of the machine, and `reader` what needs the second binlog reader.
 #![expect(
     clippy::unwrap_used,
     reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
 )]
 
-#[path = "../rig/mod.rs"]
-mod rig;
-use rig::{ops, rows, servers, writers};
-
-mod batch;
-mod companions;
-mod config;
-mod crash;
-mod defects;
-mod definitions;
-mod faults;
-mod image;
-mod keys;
-mod latency;
-mod order;
+mod broker;
+mod database;
+mod decoder;
+mod operate;
 mod path;
-mod poison;
-mod reset;
-mod routes;
-mod set_back;
-mod strangers;
-mod transactions;
+mod start;
+mod tasks;

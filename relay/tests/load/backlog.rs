@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use e2e::Flavor;
+use e2e::rig::LATER;
+use e2e::rig::servers::OwnDb;
+use e2e::rig::writers::tell;
 
 use crate::bulk::{Arrived, Filled, fill, peak_mib, place_while, quantile};
-use crate::rig::LATER;
-use crate::servers::OwnDb;
-use crate::writers::tell;
 
 /// Resident memory of the relay, whatever waits for it.
 const MEMORY_MAX_MIB: f64 = 64.0;
@@ -23,14 +23,13 @@ async fn a_backlog_is_drained_in_bounded_memory_while_orders_are_placed() {
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_load_backlog_of_a_million_rows() {
-    for flavor in crate::servers::flavors().await {
-        for order in ["key", "none"] {
-            let figures = backlog(flavor, 1_000_000, order).await;
-            let name = format!("1,000,000 pending rows, cold start, {flavor:?}, order {order}");
-            e2e::figures::record(&name, &figures);
-        }
+e2e::on_each_server!(long_load_backlog_of_a_million_rows);
+#[cfg(feature = "long")]
+async fn long_load_backlog_of_a_million_rows(flavor: Flavor) {
+    for order in ["key", "none"] {
+        let figures = backlog(flavor, 1_000_000, order).await;
+        let name = format!("1,000,000 pending rows, cold start, {flavor:?}, order {order}");
+        e2e::figures::record(&name, &figures);
     }
 }
 

@@ -5,14 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use e2e::product::Process;
+use e2e::rig::{LATER, QUEUE, Rig};
 use futures::StreamExt as _;
 use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
 use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
-
-use crate::rig::{LATER, QUEUE, Rig};
 
 /// Rows in one transaction of [`fill`].
 const CHUNK: usize = 20_000;
@@ -163,7 +162,7 @@ pub(crate) async fn place_while(
     place_on(rig, (arrived, "order.pay"), async |_| going_on().await).await
 }
 
-/// As [`place_while`], with another routing key, and `going_on` gets the number of those placed.
+/// As [`place_while`], with another routing key and the number of those that were placed.
 pub(crate) async fn place_on(
     rig: &Rig,
     (arrived, route): (&Arrived, &str),

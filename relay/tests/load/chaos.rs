@@ -4,31 +4,30 @@ use std::time::Instant;
 
 use e2e::Db;
 use e2e::product::Process;
+use e2e::rig::ops::MISSED;
+use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig};
 use serde_json::json;
-
-use crate::rig::ops::MISSED;
-use crate::rig::{EXCHANGE, LATER, QUEUE, Rig};
-use crate::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
 
 const KEYS: usize = 200;
 const WRITERS: usize = 3;
 
 #[tokio::test]
-async fn order_per_key_through_nacks_returns_reconnects_kills_and_sweeps() {
+async fn the_order_per_key_holds_through_nacks_returns_reconnects_kills_and_sweeps() {
     chaos(e2e::shared::either().await, 50).await;
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_load_order_per_key_through_everything() {
-    for db in e2e::shared::databases().await {
-        let figures = chaos(db, 500).await;
-        let name = format!(
-            "order of 200 keys × 500 messages through faults, {:?}",
-            db.flavor()
-        );
-        e2e::figures::record(&name, &figures);
-    }
+e2e::on_each_server!(long_load_order_per_key_through_everything);
+#[cfg(feature = "long")]
+async fn long_load_order_per_key_through_everything(flavor: e2e::Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let figures = chaos(db, 500).await;
+    let name = format!(
+        "order of 200 keys × 500 messages through faults, {:?}",
+        db.flavor()
+    );
+    e2e::figures::record(&name, &figures);
 }
 
 /// What is done to the relay while the writers go on; each is seen to have had its effect.

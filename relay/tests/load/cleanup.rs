@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use e2e::Flavor;
+use e2e::rig::servers::OwnDb;
+use e2e::rig::writers::tell;
+use e2e::rig::{LATER, Rig};
 use sqlx::AssertSqlSafe;
 
 use crate::bulk::{Filled, fill, quantile};
-use crate::rig::{LATER, Rig};
-use crate::servers::OwnDb;
-use crate::writers::tell;
 
 /// The longest wait for a row lock that an order may meet, in milliseconds.
 const LOCK_WAIT_MAX_MS: u64 = 100;
@@ -21,13 +21,12 @@ async fn clean_up_deletes_expired_sent_rows_alone_and_no_order_waits() {
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_load_clean_up_of_two_million_rows() {
-    for flavor in crate::servers::flavors().await {
-        let figures = clean_up(flavor, 2_000_000).await;
-        let name = format!("clean-up of 2,000,000 rows, {flavor:?}");
-        e2e::figures::record(&name, &figures);
-    }
+e2e::on_each_server!(long_load_clean_up_of_two_million_rows);
+#[cfg(feature = "long")]
+async fn long_load_clean_up_of_two_million_rows(flavor: Flavor) {
+    let figures = clean_up(flavor, 2_000_000).await;
+    let name = format!("clean-up of 2,000,000 rows, {flavor:?}");
+    e2e::figures::record(&name, &figures);
 }
 
 async fn clean_up(flavor: Flavor, rows: usize) -> String {

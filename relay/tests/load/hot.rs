@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::rig::Rig;
+use e2e::rig::writers::tell;
+
 use crate::bulk::{Arrived, Filled, fill, place_while, quantile};
-use crate::rig::Rig;
-use crate::writers::tell;
 
 /// The hot key's rows go one a round trip; others must not wait for that.
 #[tokio::test]
@@ -13,15 +14,15 @@ async fn a_hot_key_does_not_keep_the_others_waiting() {
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_load_hot_key_of_10000_rows() {
-    for db in e2e::shared::databases().await {
-        let figures = hot(db, 10_000).await;
-        e2e::figures::record(
-            &format!("hot key of 10,000 rows, {:?}", db.flavor()),
-            &figures,
-        );
-    }
+e2e::on_each_server!(long_load_hot_key_of_10000_rows);
+#[cfg(feature = "long")]
+async fn long_load_hot_key_of_10000_rows(flavor: e2e::Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let figures = hot(db, 10_000).await;
+    e2e::figures::record(
+        &format!("hot key of 10,000 rows, {:?}", db.flavor()),
+        &figures,
+    );
 }
 
 async fn hot(db: &'static e2e::Db, rows: usize) -> String {

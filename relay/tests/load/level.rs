@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use e2e::Db;
+use e2e::rig::writers::tell;
+use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig};
 
 use crate::bulk::{Arrived, Filled, fill, place_key, quantile};
-use crate::rig::{EXCHANGE, LATER, QUEUE, Rig};
-use crate::writers::tell;
 
 /// Rows of the busy key in one transaction: far more than go at once.
 const BURST: usize = 400;
@@ -19,10 +19,7 @@ async fn a_burst_of_one_key_is_level_again_at_once_while_100000_rows_wait_for_th
     let mut rig = Rig::new(e2e::shared::either().await).await;
     rig.set("RUST_LOG", "info");
     let in_an_hour = Filled {
-        more: (
-            ", next_attempt_at",
-            ", UTC_TIMESTAMP(6) + INTERVAL 1 HOUR",
-        ),
+        more: (", next_attempt_at", ", UTC_TIMESTAMP(6) + INTERVAL 1 HOUR"),
         ..Filled::default()
     };
     fill(&rig, 100_000, in_an_hour).await;
@@ -65,10 +62,7 @@ async fn busy(rig: &Rig, waiting: usize) {
     };
     fill(rig, BURST, burst).await;
     let committed = Instant::now();
-    e2e::wait::until("the burst to arrive", LATER, async || {
-        busy.count() == BURST
-    })
-    .await;
+    e2e::wait::until("the burst to arrive", LATER, async || busy.count() == BURST).await;
     let level = committed.elapsed();
     let mut delays = place_key(rig, (&busy, "busy.x"), "busy", (LATER_ROWS, EVERY)).await;
     let (p50, p99, max) = (

@@ -5,17 +5,13 @@
     reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
 )]
 
-#[path = "../rig/mod.rs"]
-mod rig;
-use rig::{servers, writers};
-
 mod backlog;
 mod bulk;
 mod chaos;
 mod cleanup;
+mod closed_routes;
 #[cfg(feature = "long")]
 mod gauges;
 mod hot;
 mod level;
 mod payloads;
-mod shut;

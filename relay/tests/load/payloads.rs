@@ -1,17 +1,18 @@
 //! Payloads as large as they get.
 
 use e2e::Db;
+use e2e::rig::writers::tell;
+use e2e::rig::{LATER, Rig};
 
 use crate::bulk::{Arrived, Filled, fill, peak_mib};
-use crate::rig::{LATER, Rig};
-use crate::writers::tell;
 
 const PAYLOAD: usize = 8 << 20;
 
-/// What the relay may have resident beside what it has at rest, with the default settings and
-/// payloads of 8 MiB: half of RELAY_BUFFER_BYTES in the queue, and at most 12 MiB and one message
-/// more on their way, each alone since it is over RELAY_BATCH_BYTES, as the row and as AMQP frames.
-const MEMORY_MAX_MIB: f64 = 160.0;
+/// What the relay may have resident with the default settings and payloads of 8 MiB (measured: 149 to 161):
+/// 24 MiB at rest; half of RELAY_BUFFER_BYTES loaded or being loaded; at most 12 MiB and one message more
+/// on their way, each alone since it is over RELAY_BATCH_BYTES, as AMQP frames and as rows until these are
+/// made; and the event of a mark, which has its row twice: 16 MiB, in the library's buffer and by itself.
+const MEMORY_MAX_MIB: f64 = 176.0;
 
 #[tokio::test]
 async fn memory_is_bounded_with_payloads_of_8_mib() {
@@ -19,13 +20,13 @@ async fn memory_is_bounded_with_payloads_of_8_mib() {
 }
 
 #[cfg(feature = "long")]
-#[tokio::test]
-async fn long_load_payloads_of_8_mib() {
-    for db in e2e::shared::databases().await {
-        let figures = payloads(db, 200).await;
-        let name = format!("2 × 200 payloads of 8 MiB, {:?}", db.flavor());
-        e2e::figures::record(&name, &figures);
-    }
+e2e::on_each_server!(long_load_payloads_of_8_mib);
+#[cfg(feature = "long")]
+async fn long_load_payloads_of_8_mib(flavor: e2e::Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let figures = payloads(db, 200).await;
+    let name = format!("2 × 200 payloads of 8 MiB, {:?}", db.flavor());
+    e2e::figures::record(&name, &figures);
 }
 
 async fn payloads(db: &'static Db, rows: usize) -> String {

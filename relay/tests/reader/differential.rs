@@ -5,6 +5,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use e2e::Flavor;
+use e2e::rig::servers::OwnDb;
+use e2e::rig::writers::tell;
+use e2e::rig::{Rig, SOON};
 use mysql_async::binlog::EventType;
 use mysql_async::binlog::events::Event;
 use relay::engine::position::Position;
@@ -12,9 +15,6 @@ use relay::source::binlog::library::Reader;
 use relay::source::binlog::transaction::{Change, Doubt};
 
 use crate::reading::{Outbox, Seen};
-use crate::rig::servers::{OwnDb, flavors};
-use crate::rig::writers::tell;
-use crate::rig::{Rig, SOON};
 use crate::workload;
 
 /// MySQL writes ROLLBACK TO into the binlog only beside a table without transactions, which its GTIDs
@@ -30,50 +30,48 @@ fn arguments(flavor: Flavor) -> &'static [&'static str] {
     }
 }
 
-#[tokio::test]
-async fn both_readers_tell_the_same_of_every_transaction() {
-    for flavor in flavors().await {
-        let db = OwnDb::start(flavor, arguments(flavor)).await;
-        let rig = db.rig().await;
-        let outbox = Outbox::of(&rig).await;
-        let mut connection = rig.database.connect().await.unwrap();
-        let seed = rand::random();
-        tell(&format!("{flavor:?}: seed {seed}"));
+e2e::on_each_server!(both_readers_report_the_same_of_every_transaction);
+async fn both_readers_report_the_same_of_every_transaction(flavor: Flavor) {
+    let db = OwnDb::start(flavor, arguments(flavor)).await;
+    let rig = db.rig().await;
+    let outbox = Outbox::of(&rig).await;
+    let mut connection = rig.database.connect().await.unwrap();
+    let seed = rand::random();
+    tell(&format!("{flavor:?}: seed {seed}"));
 
-        let from = outbox.position().await;
-        workload::run(&mut connection, &workload::essence(flavor)).await;
-        if let Some(dir) = std::env::var_os("CAPTURE") {
-            capture(&outbox, flavor, &from, Path::new(&dir)).await;
-        }
-        workload::run(&mut connection, &workload::bulk(seed)).await;
-        let until = outbox.position().await;
-
-        let began = Instant::now();
-        let first = outbox
-            .read(Reader::MysqlAsync, (&from, &until), |_| {})
-            .await;
-        let between = Instant::now();
-        let second = outbox.read(Reader::MysqlCdc, (&from, &until), |_| {}).await;
-        tell(&format!(
-            "{flavor:?}: {} changes, {} ids; mysql_async {:?}, mysql_cdc {:?}",
-            first.len(),
-            ids(&first),
-            between - began,
-            between.elapsed()
-        ));
-        assert_eq!(first, second);
-        assert_saw_everything(&first);
-        assert_has_all_rows(&rig, &first).await;
-        // Nobody takes events any more, so the reader's thread ends and its connection with it.
-        e2e::wait::until("no dump thread", SOON, async || {
-            dump_threads(&rig).await == 0
-        })
-        .await;
+    let from = outbox.position().await;
+    workload::run(&mut connection, &workload::essence(flavor)).await;
+    if let Some(dir) = std::env::var_os("CAPTURE") {
+        capture(&outbox, flavor, &from, Path::new(&dir)).await;
     }
+    workload::run(&mut connection, &workload::bulk(seed)).await;
+    let until = outbox.position().await;
+
+    let began = Instant::now();
+    let first = outbox
+        .read(Reader::MysqlAsync, (&from, &until), |_| {})
+        .await;
+    let between = Instant::now();
+    let second = outbox.read(Reader::MysqlCdc, (&from, &until), |_| {}).await;
+    tell(&format!(
+        "{flavor:?}: {} changes, {} ids; mysql_async {:?}, mysql_cdc {:?}",
+        first.len(),
+        ids(&first),
+        between - began,
+        between.elapsed()
+    ));
+    assert_eq!(first, second);
+    assert_saw_everything(&first);
+    assert_has_all_rows(&rig, &first).await;
+    // Nobody takes events any more, so the reader's thread ends and its connection with it.
+    e2e::wait::until("no dump thread", SOON, async || {
+        dump_threads(&rig).await == 0
+    })
+    .await;
 }
 
-/// Writes the events into `dir` as `relay/tests/decoder` reads them: header and data, the checksum
-/// taken off. `CAPTURE=relay/tests/decoder` makes its fixtures anew.
+/// Writes the events into `dir` as `relay/tests/it/decoder` reads them: header and data, the checksum
+/// taken off. `CAPTURE=relay/tests/it/decoder` makes its fixtures anew.
 async fn capture(outbox: &Outbox, flavor: Flavor, from: &Position, dir: &Path) {
     let until = outbox.position().await;
     let mut bytes = Vec::new();

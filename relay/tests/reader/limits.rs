@@ -1,13 +1,14 @@
-//! What the second reader can't do is refused before it reads, or told when it meets it.
+//! What the second reader can't do is refused before it reads, or reported when it meets it.
 
+use e2e::Flavor;
 use e2e::product::Process;
+use e2e::rig::servers::OwnDb;
+use e2e::rig::{LATER, Rig, SOON};
 use futures::StreamExt;
 use relay::source::binlog::library::Reader;
 use svc_kit::database::DatabaseUrl;
 
 use crate::reading::Outbox;
-use crate::rig::servers::{OwnDb, flavors};
-use crate::rig::{LATER, Rig, SOON};
 use crate::workload;
 
 /// `relay run` and `relay check` end with these words.
@@ -29,22 +30,20 @@ async fn checked(rig: &Rig) -> Process {
     check
 }
 
-#[tokio::test]
-async fn a_server_that_it_cannot_read_is_refused_with_the_fix() {
-    for flavor in flavors().await {
-        let db = OwnDb::start(flavor, &[]).await;
-        let mut rig = db.rig().await;
-        rig.set("RELAY_READER", "mysql_cdc");
-        let url = rig.database.url.clone();
+e2e::on_each_server!(a_server_that_it_cannot_read_is_refused_with_the_fix);
+async fn a_server_that_it_cannot_read_is_refused_with_the_fix(flavor: Flavor) {
+    let db = OwnDb::start(flavor, &[]).await;
+    let mut rig = db.rig().await;
+    rig.set("RELAY_READER", "mysql_cdc");
+    let url = rig.database.url.clone();
 
-        rig.set("DATABASE_URL", &format!("{url}?ssl-mode=REQUIRED"));
-        refused(&rig, 64, &["no TLS", "ssl-mode=DISABLED"]).await;
-        rig.set("DATABASE_URL", &url);
-        let check = checked(&rig).await;
-        assert!(check.log().contains("unencrypted"), "{}", check.log());
-        rig.set("DATABASE_URL", &format!("{url}?ssl-mode=DISABLED"));
-        assert!(!checked(&rig).await.log().contains("unencrypted"));
-    }
+    rig.set("DATABASE_URL", &format!("{url}?ssl-mode=REQUIRED"));
+    refused(&rig, 64, &["no TLS", "ssl-mode=DISABLED"]).await;
+    rig.set("DATABASE_URL", &url);
+    let check = checked(&rig).await;
+    assert!(check.log().contains("unencrypted"), "{}", check.log());
+    rig.set("DATABASE_URL", &format!("{url}?ssl-mode=DISABLED"));
+    assert!(!checked(&rig).await.log().contains("unencrypted"));
 }
 
 #[tokio::test]
@@ -66,35 +65,34 @@ async fn both_readers_look_into_a_compressed_transaction() {
     }
 }
 
-#[tokio::test]
-async fn a_new_user_logs_in_without_tls_and_one_without_the_right_is_told_so() {
-    for db in e2e::shared::databases().await {
-        let rig = Rig::new(db).await;
-        let outbox = Outbox::of(&rig).await;
-        let from = outbox.position().await;
-        for (number, right) in [
-            "REPLICATION SLAVE, REPLICATION CLIENT ON *.*",
-            "SELECT ON *.*",
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let user = format!("c{number}{}", &rig.database.name[22..]);
-            db.create_user(&user, "pw", &[right.to_owned()])
-                .await
-                .unwrap();
-            // Nobody else has logged in, so the server has no hash of its password at hand.
-            let url = DatabaseUrl::parse(&db.user_url(&user, "pw", &rig.database.name)).unwrap();
-            let mut events = Reader::MysqlCdc.open(&url, &from, None).await.unwrap();
-            let first = tokio::time::timeout(LATER, events.next()).await;
-            let first = first.unwrap().unwrap();
-            assert_eq!(first.is_ok(), number == 0, "{first:?}");
-            if let Err(err) = first {
-                assert!(
-                    err.to_string().contains("1227") || err.to_string().contains("denied"),
-                    "{err}"
-                );
-            }
+e2e::on_each_server!(a_new_user_logs_in_without_tls_and_one_without_the_right_reads_so);
+async fn a_new_user_logs_in_without_tls_and_one_without_the_right_reads_so(flavor: Flavor) {
+    let db = e2e::shared::database(flavor).await;
+    let rig = Rig::new(db).await;
+    let outbox = Outbox::of(&rig).await;
+    let from = outbox.position().await;
+    for (number, right) in [
+        "REPLICATION SLAVE, REPLICATION CLIENT ON *.*",
+        "SELECT ON *.*",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let user = format!("c{number}{}", &rig.database.name[22..]);
+        db.create_user(&user, "pw", &[right.to_owned()])
+            .await
+            .unwrap();
+        // Nobody else has logged in, so the server has no hash of its password at hand.
+        let url = DatabaseUrl::parse(&db.user_url(&user, "pw", &rig.database.name)).unwrap();
+        let mut events = Reader::MysqlCdc.open(&url, &from, None).await.unwrap();
+        let first = tokio::time::timeout(LATER, events.next()).await;
+        let first = first.unwrap().unwrap();
+        assert_eq!(first.is_ok(), number == 0, "{first:?}");
+        if let Err(err) = first {
+            assert!(
+                err.to_string().contains("1227") || err.to_string().contains("denied"),
+                "{err}"
+            );
         }
     }
 }

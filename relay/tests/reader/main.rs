@@ -4,9 +4,6 @@
     reason = "clippy exempts test functions alone, and the helpers beside them are tests as well"
 )]
 
-#[path = "../rig/mod.rs"]
-mod rig;
-
 mod differential;
 mod limits;
 mod reading;

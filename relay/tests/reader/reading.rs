@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use e2e::rig::Rig;
 use futures::StreamExt;
 use mysql_async::binlog::events::Event;
 use relay::engine::position::Position;
@@ -11,8 +12,6 @@ use relay::source::binlog::row_decoder::Columns;
 use relay::source::binlog::transaction::{Change, Decoder};
 use relay::source::table::queries::Queries;
 use svc_kit::database::DatabaseUrl;
-
-use crate::rig::Rig;
 
 /// A change, and where it ended.
 #[derive(Debug, PartialEq)]
