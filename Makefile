@@ -1,11 +1,11 @@
 # All set-up is done by the targets themselves: on Debian and Ubuntu they install what is missing.
 # Settings come from the command line or the environment, and make hands on both by itself:
-# DB ORDERS RATE KEEP SEED SEEDS REQUIRE_MYSQL QUICK ONLY ROUNDS FAST SHORT SMOKE.
+# DB ORDERS RATE KEEP SEED SEEDS SECONDS TARGET REQUIRE_MYSQL QUICK ONLY ROUNDS FAST SHORT SMOKE.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ui test-deploy test-long simulate bench lint up urls test-up down
+.PHONY: help demo test test-ui test-deploy test-long simulate fuzz bench lint up urls test-up down
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -37,6 +37,9 @@ test-long: ## Run the long forms of the fault tests (hours); their figures: targ
 # The development profile checks the engine's invariants, and makes a million events a minute and more.
 simulate: ## Run the engine in a simulated world with faults, seed after seed: SEEDS=1000 or SEED=n
 	cargo run -p simulator -- $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
+
+fuzz: ## Fuzz every decoder of what comes from outside: SECONDS=600 each, TARGET=name for one
+	@fuzz/run.sh $(or $(SECONDS),600) $(TARGET)
 
 bench: ## Measure raw limits and the product side by side; writes target/bench/results.json and .svg
 	@crates/e2e/bench.sh

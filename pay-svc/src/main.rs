@@ -20,6 +20,7 @@ fn main() -> Exit {
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<Exit> {
+    boot::make_room_for_headers();
     telemetry::init(args.log.log_format);
     let config = args.resolve()?;
     for caution in config.cautions() {

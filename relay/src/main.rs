@@ -108,6 +108,8 @@ fn main() -> Exit {
 }
 
 fn run(args: RunArgs) -> anyhow::Result<Exit> {
+    // The canary is consumed from a queue that others can publish to.
+    boot::make_room_for_headers();
     telemetry::init(args.table.log_format);
     let admin_addr = args.admin.admin_addr;
     let console = args.console()?;

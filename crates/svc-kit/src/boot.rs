@@ -1,6 +1,7 @@
 //! What `main` of a service does before the runtime starts, and how it ends.
 
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{ExitCode, Termination};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -118,6 +119,35 @@ fn hide_values(err: &mut clap::Error) {
             err.insert(part, ContextValue::String("…".to_owned()));
         }
     }
+}
+
+/// Room on the stack of each thread, in bytes: tables within tables of a whole frame of 128 KiB take 48 MiB
+/// in a release build and five times as much in others. Until it is touched it is no memory.
+const STACK_MIN: &str = "268435456";
+
+/// Starts the program anew with room for whatever headers a broker delivers. First thing of a program that
+/// consumes, before there are threads.
+///
+/// lapin reads tables within tables by recursion, on a thread of its own with the standard library's 2 MiB:
+/// a message with 10 KB of them ended the process, again at each redelivery. The standard library takes
+/// another size from the environment alone, and setting a variable of the own process is unsafe.
+pub fn make_room_for_headers() {
+    const VARIABLE: &str = "RUST_MIN_STACK";
+    let mut args = std::env::args_os();
+    let Some(name) = args.next().filter(|_| std::env::var_os(VARIABLE).is_none()) else {
+        return;
+    };
+    let mut program = std::process::Command::new("/proc/self/exe");
+    let failed = program
+        .arg0(name)
+        .args(args)
+        .env(VARIABLE, STACK_MIN)
+        .exec();
+    // The log is not there yet.
+    drop(writeln!(
+        std::io::stderr(),
+        "a message with deeply nested headers can end this process, set {VARIABLE}={STACK_MIN}: {failed}"
+    ));
 }
 
 /// Runs the program's work on a runtime of its own.

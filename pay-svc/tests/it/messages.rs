@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Connection};
 use outbox::message::{MessageId, Received};
 use pay_svc::topology;
@@ -43,6 +43,8 @@ pub(crate) struct Outgoing {
     pub(crate) message_id: Option<String>,
     pub(crate) event_type: Option<String>,
     pub(crate) payload: Vec<u8>,
+    /// The header `deep`: so many lists within lists.
+    pub(crate) depth: usize,
 }
 
 impl Outgoing {
@@ -55,6 +57,7 @@ impl Outgoing {
             message_id: Some(message_id.to_owned()),
             event_type: Some(ORDER_PLACED.to_owned()),
             payload: payload.as_bytes().to_vec(),
+            depth: 0,
         }
     }
 }
@@ -91,6 +94,12 @@ impl Publisher {
             ShortString::from("occurred-at"),
             AMQPValue::LongString(occurred_at),
         );
+        if message.depth > 0 {
+            let deep = (0..message.depth).fold(AMQPValue::Void, |inner, _| {
+                AMQPValue::FieldArray(FieldArray::from(vec![inner]))
+            });
+            headers.insert("deep".into(), deep);
+        }
         let mut properties = BasicProperties::default()
             .with_delivery_mode(2)
             .with_content_type("application/json".into())

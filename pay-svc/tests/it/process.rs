@@ -203,6 +203,31 @@ async fn a_process_killed_while_it_charges_leaves_the_order_to_the_next(flavor: 
     assert_eq!(payments(&pool).await, 1);
 }
 
+/// The library reads them by recursion: with a stack of 2 MiB this many ended the process, again at each
+/// redelivery.
+#[tokio::test]
+async fn a_message_with_deeply_nested_headers_is_stored_like_any_other() {
+    let db = e2e::shared::mariadb().await;
+    let (tables, vhost) = (database(db).await, vhost(e2e::shared::rabbit().await).await);
+    let pool = tables.pool().unwrap();
+    let publisher = Publisher::connect(&vhost.amqp_url).await;
+    let mut message = Outgoing::order(uuid::Uuid::now_v7());
+    message.depth = 1_000;
+    publisher.publish(&message).await;
+    let urls = [
+        ("DATABASE_URL", tables.url.as_str()),
+        ("AMQP_URL", vhost.amqp_url.as_str()),
+    ];
+    let process = start(&["run"], &urls);
+    until("the payment or the end", SOON, async || {
+        payments(&pool).await == 1 || process.ended().unwrap().is_some()
+    })
+    .await;
+    assert_eq!(payments(&pool).await, 1, "{}", process.log());
+    process.terminate().unwrap();
+    assert_eq!(exit_code(&process).await, Some(0), "{}", process.log());
+}
+
 e2e::on_each_server!(migrating_is_idempotent_and_safe_when_several_start_at_once);
 async fn migrating_is_idempotent_and_safe_when_several_start_at_once(flavor: Flavor) {
     let db = e2e::shared::database(flavor).await;

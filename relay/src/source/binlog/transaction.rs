@@ -7,7 +7,6 @@
 //! no harm. What may have added rows without an id known is a [`Doubt`], and the table is scanned.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use mysql_async::binlog::events::{Event, QueryEvent, RotateEvent};
 use mysql_async::binlog::{EventFlags, EventType};
@@ -238,11 +237,10 @@ impl Decoder {
             return;
         }
         if let Ok(rotate) = event.read_event::<RotateEvent<'_>>() {
-            let file: Arc<str> = rotate.name().into();
-            self.position = Position {
-                file,
-                offset: rotate.position(),
-            };
+            let name = rotate.name();
+            if *name != *self.position.file {
+                self.position = Position::new(&*name, rotate.position());
+            }
             self.outbox.clear();
         }
     }
@@ -300,7 +298,10 @@ impl Decoder {
     }
 
     fn add(&mut self, ids: Vec<u64>) {
-        let Some(open) = &mut self.open else { return };
+        if ids.is_empty() {
+            return;
+        }
+        let open = self.opened();
         if open.doubt.is_some() {
             return;
         }
@@ -311,10 +312,15 @@ impl Decoder {
     }
 
     fn doubt(&mut self, doubt: Doubt) {
-        if let Some(open) = &mut self.open {
-            open.ids = Vec::new();
-            open.doubt.get_or_insert(doubt);
-        }
+        let open = self.opened();
+        open.ids = Vec::new();
+        open.doubt.get_or_insert(doubt);
+    }
+
+    /// The transaction at hand. Where its start was not seen, its end or the next start hands it over.
+    fn opened(&mut self) -> &mut Open {
+        let unseen = || Open::new(Committed::Seconds(0), true);
+        self.open.get_or_insert_with(unseen)
     }
 
     fn query_hidden(&mut self) -> Option<Change> {
@@ -342,29 +348,25 @@ impl Decoder {
             Statement::Commit | Statement::Rollback => return self.end(),
             Statement::XaCommit(id) => {
                 if self.foreign_xa.remove(&id.to_ascii_lowercase()) {
-                    self.open = None;
-                    return None;
+                    return self.end();
                 }
                 return self.alone(Doubt::Unvouched("XA COMMIT"));
             }
             Statement::XaRollback(id) => {
                 self.foreign_xa.remove(&id.to_ascii_lowercase());
-                self.open = None;
+                return self.end();
             }
-            Statement::Foreign => self.leave_statement(),
+            // Outside a transaction it is a whole one.
+            Statement::Foreign if self.open.as_ref().is_some_and(|open| !open.begun) => {
+                return self.end();
+            }
+            Statement::Foreign => {}
             Statement::Other if self.open.as_ref().is_some_and(|open| open.begun) => {
                 self.doubt(Doubt::Unvouched("a statement inside a transaction"));
             }
             Statement::Other => return self.alone(Doubt::Unvouched("a statement")),
         }
         None
-    }
-
-    /// A DDL statement of somebody else's table: outside a transaction it is a whole one.
-    fn leave_statement(&mut self) {
-        if self.open.as_ref().is_some_and(|open| !open.begun) {
-            self.open = None;
-        }
     }
 
     fn xa_prepare(&mut self, event: &Event) -> Option<Change> {
@@ -421,4 +423,101 @@ fn adds_no_row(event_type: EventType) -> bool {
             | T::TRANSACTION_CONTEXT_EVENT
             | T::VIEW_CHANGE_EVENT
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use mysql_async::binlog::BinlogVersion;
+    use mysql_async::binlog::events::FormatDescriptionEvent;
+
+    use super::*;
+
+    const GTID: u8 = 33;
+    const XID: u8 = 16;
+    const XA_PREPARE: u8 = 38;
+
+    fn event(kind: u8, end: u32, data: &[u8]) -> Event {
+        let mut bytes = vec![0; 19];
+        bytes[4] = kind;
+        let size = u32::try_from(19 + data.len()).unwrap();
+        bytes[9..13].copy_from_slice(&size.to_le_bytes());
+        bytes[13..17].copy_from_slice(&end.to_le_bytes());
+        bytes.extend_from_slice(data);
+        let format = FormatDescriptionEvent::new(BinlogVersion::Version4);
+        Event::read(&format, bytes.as_slice()).unwrap()
+    }
+
+    fn query(text: &str) -> Event {
+        let head = [[0; 13].as_slice(), &[0]].concat();
+        event(2, 0, &[&head, text.as_bytes()].concat())
+    }
+
+    fn rotate(file: &str, offset: u64) -> Event {
+        let data = [&offset.to_le_bytes(), file.as_bytes()].concat();
+        event(4, 0, &data)
+    }
+
+    fn decoder() -> Decoder {
+        let columns = Columns::locate(&["id".to_owned(), "status".to_owned()]).unwrap();
+        let position = Position::new("binlog.000001", 4);
+        Decoder::new(("shop", "outbox"), columns, position)
+    }
+
+    /// A table map of the outbox (BIGINT, TINYINT), and an INSERT of the row 7.
+    fn insert() -> [Event; 2] {
+        let map = b"\x09\0\0\0\0\0\0\0\x04shop\0\x06outbox\0\x02\x08\x01\0";
+        let row = b"\x09\0\0\0\0\0\0\0\x02\0\x02\x03\0\x07\0\0\0\0\0\0\0\x01";
+        [event(19, 0, map), event(30, 0, row)]
+    }
+
+    fn changes(events: impl IntoIterator<Item = Event>) -> Vec<Change> {
+        let mut decoder = decoder();
+        let events = events.into_iter();
+        events.filter_map(|event| decoder.feed(&event)).collect()
+    }
+
+    fn added() -> Change {
+        let committed = Committed::Seconds(0);
+        let ids = vec![7];
+        Change::Added { ids, committed }
+    }
+
+    #[test]
+    fn rows_outside_a_transaction_are_not_lost() {
+        let [map, row] = insert();
+        let found = changes([map, row, event(GTID, 0, &[])]);
+        assert!(matches!(found[..], [Change::Doubt(_)]), "{found:?}");
+        let [map, row] = insert();
+        assert_eq!(changes([map, row, event(XID, 0, &[])]), [added()]);
+    }
+
+    #[test]
+    fn a_statement_of_others_does_not_drop_the_rows_before_it() {
+        for text in ["CREATE TABLE other (a INT)", "XA ROLLBACK X'61',X'',1"] {
+            let [map, row] = insert();
+            let found = changes([event(GTID, 0, &[]), map, row, query(text)]);
+            assert_eq!(found, [added()], "{text}");
+        }
+        let prepared = event(XA_PREPARE, 0, b"\0\x01\0\0\0\x01\0\0\0\0\0\0\0a");
+        let foreign = [event(GTID, 0, &[]), prepared, event(GTID, 0, &[])];
+        let commit = query("XA COMMIT X'61',X'',1");
+        let found = changes(foreign.into_iter().chain(insert()).chain([commit]));
+        assert_eq!(found, [added()]);
+    }
+
+    #[test]
+    fn the_position_does_not_go_back_within_a_file() {
+        let mut decoder = decoder();
+        let events = [
+            rotate("binlog.000001", 4),
+            event(XID, 500, &[]),
+            rotate("binlog.000001", 4),
+        ];
+        for event in &events {
+            assert_eq!(decoder.feed(event), None);
+        }
+        assert_eq!(*decoder.position(), Position::new("binlog.000001", 500));
+        assert_eq!(decoder.feed(&rotate("binlog.000002", 4)), None);
+        assert_eq!(*decoder.position(), Position::new("binlog.000002", 4));
+    }
 }
