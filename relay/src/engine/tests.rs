@@ -9,6 +9,12 @@ use super::route::Route;
 use super::*;
 use crate::publish::confirms::{Answer, Confirmed, Outcome, Published, Returned, Verdict, settle};
 
+mod arrivals;
+mod breaker;
+mod overflow;
+mod ready_queue;
+mod write_ledger;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 const SETTINGS: Settings = Settings {
