@@ -9,6 +9,7 @@ use super::route::Route;
 use super::*;
 use crate::publish::confirms::{Answer, Confirmed, Outcome, Published, Returned, Verdict, settle};
 
+mod admission;
 mod arrivals;
 mod attribution;
 mod breaker;
