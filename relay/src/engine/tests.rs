@@ -13,8 +13,10 @@ mod admission;
 mod arrivals;
 mod attribution;
 mod breaker;
+mod load;
 mod overflow;
 mod ready_queue;
+mod scan;
 mod session;
 mod write_ledger;
 

@@ -102,6 +102,15 @@ fn each_failed_probe_doubles_the_wait_up_to_ten_seconds() {
 }
 
 #[test]
+fn a_row_that_waits_for_something_else_is_no_probe() {
+    let (mut routes, a, now) = with_rows(3);
+    open(&mut routes, a, &[2, 3], now);
+    routes.unblock(a, 2);
+    assert_eq!(routes.let_through(now + SECOND), Some(3));
+    routes.check();
+}
+
+#[test]
 fn a_probe_that_does_not_go_leaves_its_turn_to_another_one() {
     let (mut routes, a, now) = with_rows(3);
     open(&mut routes, a, &[2, 3], now);
