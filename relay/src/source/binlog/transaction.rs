@@ -422,3 +422,6 @@ fn adds_no_row(event_type: EventType) -> bool {
             | T::VIEW_CHANGE_EVENT
     )
 }
+
+#[cfg(test)]
+mod tests;
