@@ -10,21 +10,21 @@ pub mod publish {
 }
 pub mod row;
 
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(all(test, feature = "second"))]
 mod coverage;
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(all(test, feature = "second"))]
 mod faults;
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(all(test, feature = "second"))]
 mod queue;
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(all(test, feature = "second"))]
 mod rng;
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(all(test, feature = "second"))]
 mod run;
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(all(test, feature = "second"))]
 mod scenario;
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(all(test, feature = "second"))]
 mod seeds;
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(all(test, feature = "second"))]
 mod trace;
-#[cfg(all(test, feature = "simulator"))]
+#[cfg(all(test, feature = "second"))]
 mod world;

@@ -11,7 +11,7 @@ fn run(half: u64) {
     let regressions = REGRESSIONS
         .lines()
         .filter_map(|line| line.split(' ').next()?.parse().ok());
-    let more = option_env!("SEEDS").map_or(30, |seeds| seeds.parse().expect("SEEDS is a number"));
+    let more = std::env::var("SEEDS").map_or(30, |seeds| seeds.parse().expect("SEEDS is a number"));
     let how = How {
         steps: 3_000_000,
         spins: false,
