@@ -9,6 +9,7 @@ use super::super::route::Route;
 use super::super::snapshot::ROUTES_SHOWN;
 
 const SECOND: Duration = Duration::from_secs(1);
+const NONE: [u64; 0] = [];
 const RETRY: Retry = Retry {
     min: SECOND,
     max: Duration::from_mins(5),
@@ -242,16 +243,16 @@ fn a_pause_of_a_route_without_rows_lasts_until_it_is_resumed() {
 fn more_than_eight_nacked_rows_of_a_route_are_nobody_s_own_fault() {
     let (mut routes, a, _) = with_rows(20);
     for row in 1..=8 {
-        assert_eq!(routes.nacked(a, row), []);
-        assert_eq!(routes.nacked(a, row), [], "it is counted once");
+        assert_eq!(routes.nacked(a, row), NONE);
+        assert_eq!(routes.nacked(a, row), NONE, "it is counted once");
     }
     assert_eq!(routes.nacked_beside(a, 3), [1, 2, 4, 5, 6, 7, 8]);
-    assert_eq!(routes.nacked(a, 9), []);
+    assert_eq!(routes.nacked(a, 9), NONE);
     routes.leave(a, 9);
-    assert_eq!(routes.nacked(a, 10), []);
+    assert_eq!(routes.nacked(a, 10), NONE);
     let all = vec![1, 2, 4, 5, 6, 7, 8, 10, 11];
     assert_eq!(routes.nacked(a, 11), all);
-    assert_eq!(routes.nacked_beside(a, 12), [0_u64; 0]);
+    assert_eq!(routes.nacked_beside(a, 12), NONE);
 }
 
 #[test]

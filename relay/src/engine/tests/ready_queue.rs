@@ -21,6 +21,7 @@ fn queue() -> ReadyQueue {
     })
 }
 
+const NONE: [u64; 0] = [];
 const PROMPT_PUBLISHER: usize = 4;
 
 fn push(queue: &mut ReadyQueue, ids: std::ops::RangeInclusive<u64>, old: bool) {
@@ -54,9 +55,9 @@ fn a_batch_has_as_many_rows_as_it_may_and_no_publisher_two_batches() {
     push(&mut queue, 1..=9, false);
     assert_eq!(queue.lines().count(), 9);
     assert_eq!(next(&mut queue, 0), [1, 2, 3, 4, 5, 6, 7, 8]);
-    assert_eq!(next(&mut queue, 0), []);
+    assert_eq!(next(&mut queue, 0), NONE);
     assert_eq!((queue.out().count(), queue.lines().count()), (8, 1));
-    assert_eq!(next(&mut queue, 8), [], "there is no such publisher");
+    assert_eq!(next(&mut queue, 8), NONE, "there is no such publisher");
     assert!(!queue.is_idle());
     assert_eq!(ids(queue.done(0)), [1, 2, 3, 4, 5, 6, 7, 8]);
     assert!(queue.is_idle() && queue.done(0).is_none());
@@ -109,7 +110,7 @@ fn a_publisher_waits_for_room_for_a_full_batch_of_rows() {
     push(&mut queue, 1..=1, false);
     assert_eq!(next(&mut queue, 2).len(), 1, "8 rows were out");
     push(&mut queue, 1..=1, false);
-    assert_eq!(next(&mut queue, 3), [], "9 rows are out");
+    assert_eq!(next(&mut queue, 3), NONE, "9 rows are out");
     queue.done(2);
     assert_eq!(next(&mut queue, 3), [1]);
 }
@@ -148,7 +149,7 @@ fn a_backlog_has_a_quarter_of_the_batches_of_two_publishers() {
     assert_eq!(next(&mut queue, 0), [101, 102, 1, 2]);
     push(&mut queue, 3..=3, false);
     assert_eq!(next(&mut queue, 1), [3, 103], "new rows go first");
-    assert_eq!(next(&mut queue, 2), [], "two publishers have some of it");
+    assert_eq!(next(&mut queue, 2), NONE, "two publishers have some of it");
     push(&mut queue, 4..=4, false);
     assert_eq!(next(&mut queue, 3), [4]);
     queue.done(0);
@@ -162,12 +163,12 @@ fn a_solo_row_goes_while_nothing_else_is_out_and_nothing_goes_beside_it() {
     assert_eq!(next(&mut queue, 0), [1]);
     add(&mut queue, 50, Solo);
     push(&mut queue, 2..=3, false);
-    assert_eq!(next(&mut queue, 1), [], "a batch is out");
+    assert_eq!(next(&mut queue, 1), NONE, "a batch is out");
     queue.done(0);
     for publisher in 4..8 {
         assert_eq!(
             next(&mut queue, publisher),
-            [],
+            NONE,
             "it needs no probe's publisher"
         );
     }
@@ -175,7 +176,7 @@ fn a_solo_row_goes_while_nothing_else_is_out_and_nothing_goes_beside_it() {
     add(&mut queue, 60, PROMPT);
     add(&mut queue, 61, SLOW);
     for publisher in 0..8 {
-        assert_eq!(next(&mut queue, publisher), []);
+        assert_eq!(next(&mut queue, publisher), NONE);
     }
     queue.done(1);
     add(&mut queue, 51, Solo);
@@ -184,13 +185,13 @@ fn a_solo_row_goes_while_nothing_else_is_out_and_nothing_goes_beside_it() {
         [2, 3],
         "others have a turn after one solo row"
     );
-    assert_eq!(next(&mut queue, 1), []);
+    assert_eq!(next(&mut queue, 1), NONE);
     queue.done(0);
     assert_eq!(next(&mut queue, 1), [51]);
 }
 
 #[test]
-fn the_turn_of_the_others_is_kept_while_they_have_no_room() {
+fn a_turn_of_the_others_passes_when_there_is_none_of_them() {
     let mut queue = queue();
     push(&mut queue, 1..=8, false);
     assert_eq!(next(&mut queue, 0).len(), 8);
@@ -201,7 +202,7 @@ fn the_turn_of_the_others_is_kept_while_they_have_no_room() {
     add(&mut queue, 51, Solo);
     assert_eq!(
         next(&mut queue, 0),
-        [],
+        NONE,
         "their turn, and there is none of them"
     );
     assert_eq!(next(&mut queue, 0), [51]);
@@ -214,7 +215,7 @@ fn a_slow_probe_keeps_nobody_waiting() {
         add(&mut queue, id, SLOW);
     }
     for publisher in 0..=PROMPT_PUBLISHER {
-        assert_eq!(next(&mut queue, publisher), []);
+        assert_eq!(next(&mut queue, publisher), NONE);
     }
     for (publisher, id) in [(5, 60), (6, 61), (7, 62)] {
         assert_eq!(next(&mut queue, publisher), [id]);
@@ -233,10 +234,10 @@ fn a_prompt_probe_has_a_publisher_and_a_batch_of_its_own() {
     add(&mut queue, 60, PROMPT);
     add(&mut queue, 61, PROMPT);
     for publisher in [0, 1, 2, 3, 5, 6, 7] {
-        assert_eq!(next(&mut queue, publisher), []);
+        assert_eq!(next(&mut queue, publisher), NONE);
     }
     assert_eq!(next(&mut queue, PROMPT_PUBLISHER), [60]);
-    assert_eq!(next(&mut queue, PROMPT_PUBLISHER), []);
+    assert_eq!(next(&mut queue, PROMPT_PUBLISHER), NONE);
     assert!(!queue.is_idle());
     push(&mut queue, 1..=1, false);
     assert_eq!(next(&mut queue, 0), [1]);
@@ -253,6 +254,6 @@ fn all_lines_can_be_forgotten() {
     queue.clear();
     assert_eq!(queue.lines().count(), 0);
     for publisher in 0..8 {
-        assert_eq!(next(&mut queue, publisher), []);
+        assert_eq!(next(&mut queue, publisher), NONE);
     }
 }

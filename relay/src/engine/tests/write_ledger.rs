@@ -43,7 +43,7 @@ fn marks_go_a_tenth_of_a_second_after_the_first_of_them() {
     ledger.confirmed(mark(1), start);
     ledger.confirmed(mark(2), start + 60 * MILLI);
     assert_eq!(ledger.deadline(), Some(start + 100 * MILLI));
-    assert_eq!(ids(ledger.next(false, start + 99 * MILLI)), []);
+    assert!(ids(ledger.next(false, start + 99 * MILLI)).is_empty());
     assert_eq!(ids(ledger.next(false, start + 100 * MILLI)), [1, 2]);
     assert_eq!(
         (ledger.deadline(), ids(ledger.next(true, start))),
