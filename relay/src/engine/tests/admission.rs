@@ -168,9 +168,9 @@ fn rows_that_wait_may_fill_three_quarters_of_the_index() {
     let settings = room_for(1000);
     let max = (settings.index_bytes / 4 * 3 - 386).div_ceil(ROW_BYTES);
     let mut desk = Desk::tailing(settings);
-    for id in 1..=max as u64 {
+    for (rows, id) in (1..=max).zip(1..) {
         report(&mut desk, delayed(id, id, 100 * SECOND));
-        assert_eq!(shown(&desk), (id as usize, id as usize, false));
+        assert_eq!(shown(&desk), (rows, rows, false));
     }
     report(&mut desk, delayed(5000, 5000, 100 * SECOND));
     assert_eq!(shown(&desk), (max, max, true));
