@@ -150,11 +150,8 @@ impl Decoder {
         // Events inside a compressed transaction carry the outer offset or 0, never more.
         let end = u64::from(header.log_pos());
         let inside = self.payload_end != 0;
-        if !inside
-            && end > self.position.offset
-            && header.event_type_raw() != EventType::ROTATE_EVENT as u8
-        {
-            self.position.offset = end;
+        if !inside && header.event_type_raw() != EventType::ROTATE_EVENT as u8 {
+            self.position.offset = self.position.offset.max(end);
         }
         change
     }
