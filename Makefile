@@ -1,11 +1,11 @@
 # All set-up is done by the targets themselves: on Debian and Ubuntu they install what is missing.
 # Settings come from the command line or the environment, and make hands on both by itself:
-# DB ORDERS RATE KEEP SEED SEEDS SECONDS TARGET REQUIRE_MYSQL QUICK ONLY ROUNDS FAST SHORT SMOKE.
+# DB ORDERS RATE KEEP SEED SEEDS SECONDS TARGET SHARD JOBS REQUIRE_MYSQL QUICK ONLY ROUNDS FAST SHORT SMOKE.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ui test-deploy test-long simulate fuzz bench lint up urls test-up down
+.PHONY: help demo test test-ui test-deploy test-long simulate mutants fuzz bench lint up urls test-up down
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -14,6 +14,7 @@ help: ## Show the targets
 	@echo 'bench: QUICK=1 (MariaDB, smaller, within 8 minutes)  ONLY=key,key  DB=mariadb|mysql  ROUNDS=5'
 	@echo '       SMOKE=1 (the form of CI: one round of two keys with the programs of make test)'
 	@echo 'test:  REQUIRE_MYSQL=1 makes a missing MySQL an error'
+	@echo 'mutants: SHARD=1/8 (an eighth of them)  JOBS=2 (two at once)  SEEDS=30 (of the simulator)'
 	@echo 'test-long: ONLY=room  SHORT=1 (the form of CI: the shortest one)'
 	@echo 'test-up: FAST=1 (the form of CI: the programs of make test, no kills)'
 
@@ -37,6 +38,9 @@ test-long: ## Run the long forms of the fault tests (hours); their figures: targ
 # The development profile checks the engine's invariants, and makes a million events a minute and more.
 simulate: ## Run the engine in a simulated world with faults, seed after seed: SEEDS=1000 or SEED=n
 	cargo run -p simulator -- $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
+
+mutants: ## Change engine and decoders at a thousand places: does a test fail? (an hour) docs/mutants.md
+	@crates/e2e/mutants.sh
 
 fuzz: ## Fuzz every decoder of what comes from outside: SECONDS=600 each, TARGET=name for one
 	@fuzz/run.sh $(or $(SECONDS),600) $(TARGET)

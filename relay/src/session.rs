@@ -20,7 +20,8 @@ use crate::config::Config;
 use crate::engine::{
     self, Command, Engine, Event, Lag, LoadQuery, Memory, PageQuery, Write, Written,
 };
-use crate::leadership::lock::{Clock, Leadership};
+use crate::leadership::lock::Leadership;
+use crate::leadership::server_clock::Clock;
 use crate::leadership::server_identity::ServerId;
 use crate::observe::metrics::Metrics;
 use crate::observe::show::Show;

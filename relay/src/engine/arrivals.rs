@@ -157,7 +157,7 @@ impl Arrivals {
             let is_first = before.insert(arrival.id);
             let is_new = matches!(arrival.why, Why::Committed(_)) && arrival.id > self.highest;
             if is_first && is_new && is_there(arrival.id) {
-                later = place + 1;
+                later = place;
             }
         }
         let fenced = self.fenced.filter(|(_, done)| *done <= asked_at);

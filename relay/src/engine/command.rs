@@ -220,3 +220,23 @@ pub enum End {
     /// The broker is gone, and what was on its way has been settled as far as it can be.
     BrokerLost(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_values_are_those_of_the_metrics() {
+        let names = [
+            "nack",
+            "returned",
+            "timeout",
+            "channel_closed",
+            "too_large",
+            "invalid",
+        ];
+        assert_eq!(Reason::ALL.map(Reason::name), names);
+        let sources = [Source::Binlog, Source::Sweep].map(Source::name);
+        assert_eq!(sources, ["binlog", "sweep"]);
+    }
+}

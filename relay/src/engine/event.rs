@@ -187,3 +187,30 @@ pub struct Pauses {
     /// Single routes.
     pub routes: BTreeSet<Route>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_refused_write_is_shown() {
+        let of = |marks, failures, samples| {
+            let why = "read-only".into();
+            let refused = Refused {
+                marks,
+                failures,
+                samples,
+                why,
+            };
+            refused.detail()
+        };
+        assert_eq!(of(0, 0, 0), None);
+        for (marks, failures, samples) in [(1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 3, 4)] {
+            let expected = format!(
+                "refused and tried again: {marks} marks of sent rows, {failures} records of \
+                 failures, {samples} reasons of closed routes: read-only"
+            );
+            assert_eq!(of(marks, failures, samples), Some(expected));
+        }
+    }
+}

@@ -63,4 +63,9 @@ mod tests {
         assert!(before < after);
         assert!(Position::new("b.000002", 4) < Position::new("b.000002", 5));
     }
+
+    #[test]
+    fn a_position_is_shown_as_file_and_offset() {
+        assert_eq!(Position::new("b.000002", 4).to_string(), "b.000002:4");
+    }
 }

@@ -194,10 +194,9 @@ impl ReadyQueue {
     }
 
     fn next_shared(&mut self, may_go: &mut impl FnMut(u64) -> bool) -> Option<Batch> {
-        // After one solo row the others have one turn.
-        let was_others_turn = std::mem::take(&mut self.others_turn);
+        // After one solo row the others have one turn. Nothing was beside it, so they have room then.
+        self.others_turn = false;
         if !self.may_more_go() {
-            self.others_turn = was_others_turn && !self.is_idle();
             return None;
         }
         let mut taken = Taken::default();

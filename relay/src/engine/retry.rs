@@ -68,6 +68,30 @@ mod tests {
         assert!(RETRY.parks(5));
     }
 
+    #[test]
+    fn jitter_takes_away_up_to_a_half() {
+        for (jitter, millis) in [(0.0, 8000), (0.5, 6000), (1.0, 4000)] {
+            assert_eq!(RETRY.delay(4, jitter), Duration::from_millis(millis));
+        }
+        assert_eq!(RETRY.delay(1, 0.0), RETRY.min);
+        assert_eq!(RETRY.delay(u32::MAX, 0.0), RETRY.max);
+    }
+
+    /// The numbers of splitmix64, as its authors publish it, for the seed 1234567.
+    #[test]
+    fn jitter_is_splitmix64() {
+        let published: [u64; 3] = [
+            6_457_827_717_110_365_317,
+            3_203_168_211_198_807_973,
+            9_817_491_932_198_370_423,
+        ];
+        let mut jitter = Jitter::new(1_234_567);
+        for number in published {
+            let expected = (number >> 32) as f64 / 4_294_967_296.0;
+            assert_eq!(jitter.next(), expected);
+        }
+    }
+
     proptest! {
         #[test]
         fn a_delay_is_never_under_half_the_minimum_nor_over_the_maximum(

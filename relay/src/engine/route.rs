@@ -47,3 +47,16 @@ impl fmt::Display for Route {
         write!(f, "{exchange:?} {routing_key:?}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_both_of_its_names() {
+        let route = Route::new(b"x", b"key");
+        assert!(route.is(b"x", b"key"));
+        assert!(!route.is(b"x", b"") && !route.is(b"", b"key"));
+        assert_eq!(route.to_string(), r#""x" "key""#);
+    }
+}

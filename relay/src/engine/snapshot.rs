@@ -112,3 +112,22 @@ pub enum Lag {
     /// The commit of the oldest row that is reported and not confirmed, if any.
     Reported(Option<Instant>),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_values_are_those_of_the_metrics() {
+        let names = [
+            "catching_up",
+            "awaiting_binlog",
+            "tailing",
+            "polling",
+            "paused",
+            "draining",
+            "closing",
+        ];
+        assert_eq!(StateName::ALL.map(StateName::name), names);
+    }
+}

@@ -9,6 +9,17 @@ use super::route::Route;
 use super::*;
 use crate::publish::confirms::{Answer, Confirmed, Outcome, Published, Returned, Verdict, settle};
 
+mod admission;
+mod arrivals;
+mod attribution;
+mod breaker;
+mod load;
+mod overflow;
+mod ready_queue;
+mod scan;
+mod session;
+mod write_ledger;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 const SETTINGS: Settings = Settings {
@@ -127,9 +138,25 @@ impl Desk {
         self.feed(Event::Tick)
     }
 
+    /// What is reported, and nothing else.
+    fn reports(&mut self, event: Event) -> Vec<Report> {
+        let mut out = Vec::new();
+        self.engine.handle(event, self.now, &mut out);
+        let reports = out.into_iter().filter_map(|command| match command {
+            Command::Report(report) => Some(report),
+            _ => None,
+        });
+        reports.collect()
+    }
+
     /// The last page of a scan.
     fn page(&mut self, rows: &[It], upto: u64) -> Vec<Command> {
-        let page = Page {
+        let page = self.page_of(rows, upto);
+        self.feed(Event::Page(page))
+    }
+
+    fn page_of(&self, rows: &[It], upto: u64) -> Page {
+        Page {
             rows: rows.iter().map(|row| row.read()).collect(),
             upto,
             start: Some(Position::new("b.1", 4)),
@@ -137,8 +164,7 @@ impl Desk {
             unreadable: None,
             read_to: upto,
             read_at: self.now,
-        };
-        self.feed(Event::Page(page))
+        }
     }
 
     fn committed(&mut self, ids: &[u64]) -> Vec<Command> {

@@ -22,6 +22,7 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{Connection, Executor};
 use tokio::sync::{Notify, watch};
 
+use crate::leadership::server_clock::Clock;
 use crate::leadership::server_identity::{self, ServerId};
 use crate::outbox_table::OutboxTable;
 
@@ -88,35 +89,6 @@ pub enum Leadership {
         /// nothing about another.
         server: ServerId,
     },
-}
-
-/// The database's clock: one reading of it and when that was.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    at: Instant,
-    /// Microseconds since 1970.
-    micros: i64,
-}
-
-impl Clock {
-    /// The database's clock showed `micros` (since 1970) at `at`.
-    pub fn new(at: Instant, micros: i64) -> Self {
-        Self { at, micros }
-    }
-
-    /// When, by this process' clock, the database's clock showed `micros` (since 1970).
-    ///
-    /// Never in the future: a commit that has been seen has happened, whatever the clocks say.
-    pub fn instant_of(&self, micros: i64, now: Instant) -> Instant {
-        let behind = micros.saturating_sub(self.micros);
-        let distance = Duration::from_micros(behind.unsigned_abs());
-        let at = if behind >= 0 {
-            self.at.checked_add(distance)
-        } else {
-            self.at.checked_sub(distance)
-        };
-        at.unwrap_or(now).min(now)
-    }
 }
 
 /// The name of the lock: server-wide and at most 64 characters, so a hash of database and table.
@@ -255,10 +227,7 @@ async fn ping(connection: &mut MySqlConnection, name: &str) -> anyhow::Result<Pi
         .fetch_one(connection),
     )
     .await?;
-    let clock = Clock {
-        at: at + at.elapsed() / 2,
-        micros,
-    };
+    let clock = Clock::new(at + at.elapsed() / 2, micros);
     Ok(Ping {
         ours: ours == Some(1),
         read_only: read_only != 0,
@@ -283,19 +252,5 @@ mod tests {
         assert!(lease.is_valid());
         lease.extend(boot_ns() - 3_000_000_000);
         assert!(!lease.is_valid());
-    }
-
-    #[test]
-    fn no_commit_is_in_the_future() {
-        let now = Instant::now();
-        let clock = Clock {
-            at: now,
-            micros: 1_000_000,
-        };
-        assert_eq!(clock.instant_of(301_000_000, now), now);
-        assert_eq!(
-            clock.instant_of(500_000, now),
-            now - Duration::from_millis(500)
-        );
     }
 }

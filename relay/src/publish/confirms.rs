@@ -163,6 +163,10 @@ mod tests {
             Verdict::Nacked,
         ];
         assert_eq!(verdicts, expected);
+        let Verdict::Confirmed(confirmed) = &verdicts[0] else {
+            unreachable!("it is the first of those expected");
+        };
+        assert_eq!((confirmed.id(), confirmed.message_id()), (1, "a"));
     }
 
     #[test]

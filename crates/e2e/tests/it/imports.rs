@@ -348,7 +348,7 @@ fn the_engine_imports_nothing_that_waits() {
     let mut files = 0;
     for entry in fs::read_dir(&engine).unwrap() {
         let path = entry.unwrap().path();
-        if path.ends_with("tests.rs") {
+        if path.file_stem().is_some_and(|stem| stem == "tests") {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();

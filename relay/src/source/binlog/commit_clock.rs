@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::leadership::lock::Clock;
+use crate::leadership::server_clock::Clock;
 
 /// The commit time of a transaction as the binlog has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use super::row_decoder::Columns;
 use super::transaction::{Change, Decoder, Doubt, IDS_MAX};
 use crate::engine::position::Position;
 use crate::engine::{self, BinlogEnd};
-use crate::leadership::lock::Clock;
+use crate::leadership::server_clock::Clock;
 use crate::leadership::server_identity::{self, OtherServer, ServerId, WAIT_TIMEOUT_S};
 use crate::outbox_table::OutboxTable;
 

@@ -515,6 +515,180 @@ mod tests {
         }
     }
 
+    /// What each type says of its length, by MySQL's sources; the first number is its bytes.
+    #[test]
+    fn values_have_the_length_of_their_type() {
+        let cases: [(usize, u8, &[u8]); 37] = [
+            (1, 1, &[]),
+            (2, 2, &[]),
+            (4, 3, &[]),
+            (8, 8, &[]),
+            (3, 9, &[]),
+            (4, 4, &[4]),
+            (8, 5, &[8]),
+            (0, 6, &[]),
+            (4, 7, &[]),
+            (3, 10, &[]),
+            (3, 11, &[]),
+            (8, 12, &[]),
+            (1, 13, &[]),
+            (0, 16, &[0, 0]),
+            (1, 16, &[1, 0]),
+            (1, 16, &[0, 1]),
+            (9, 16, &[7, 8]),
+            (4, 17, &[0]),
+            (5, 17, &[1]),
+            (7, 17, &[6]),
+            (5, 18, &[0]),
+            (8, 18, &[5]),
+            (3, 19, &[0]),
+            (5, 19, &[4]),
+            (0, 246, &[0, 0]),
+            (4, 246, &[9, 0]),
+            (4, 246, &[9, 9]),
+            (5, 246, &[10, 0]),
+            (5, 246, &[10, 9]),
+            (9, 246, &[18, 8]),
+            (12, 246, &[27, 9]),
+            (9, 246, &[20, 0]),
+            (8, 247, &[247, 8]),
+            (2, 248, &[248, 2]),
+            (1, 254, &[247, 1]),
+            (3, 254, &[248, 3]),
+            (30, 246, &[65, 30]),
+        ];
+        let columns = columns(&["other", "id", "status"]);
+        for (length, kind, metadata) in cases {
+            let map = TableMap::parse(&map_data(&[kind, 8, 1], metadata), columns).unwrap();
+            let mut data = head(&[0b111]);
+            data.push(0);
+            data.extend(vec![0xff; length]);
+            data.extend(7_u64.to_le_bytes());
+            data.push(1);
+            assert_eq!(map.inserted(30, &data), Ok(vec![7]), "{kind} {metadata:?}");
+        }
+    }
+
+    #[test]
+    fn a_text_of_more_than_255_bytes_has_a_length_of_two() {
+        let columns = columns(&["other", "id", "status"]);
+        let cases: [(usize, u8, &[u8]); 13] = [
+            (1, 15, &[255, 0]),
+            (2, 15, &[0, 1]),
+            (1, 141, &[10, 0]),
+            (1, 254, &[0xfe, 255]),
+            (2, 254, &[0xee, 0]),
+            (2, 254, &[0xde, 0]),
+            (2, 254, &[0xce, 255]),
+            (1, 249, &[1]),
+            (2, 252, &[2]),
+            (3, 250, &[3]),
+            (4, 251, &[4]),
+            (4, 255, &[4]),
+            (4, 242, &[4]),
+        ];
+        for (prefix, kind, metadata) in cases {
+            let map = TableMap::parse(&map_data(&[kind, 8, 1], metadata), columns).unwrap();
+            let mut data = head(&[0b111]);
+            data.extend([0, 3]);
+            data.extend(vec![0; prefix - 1]);
+            data.extend([0xff; 3]);
+            data.extend(7_u64.to_le_bytes());
+            data.push(1);
+            assert_eq!(map.inserted(30, &data), Ok(vec![7]), "{kind} {metadata:?}");
+        }
+        let none = TableMap::parse(&map_data(&[252, 8, 1], &[0]), columns);
+        assert!(none.is_err(), "a BLOB whose length has no bytes");
+        let none = TableMap::parse(&map_data(&[252, 8, 1], &[5]), columns);
+        assert!(none.is_err());
+    }
+
+    #[test]
+    fn numbers_of_columns_may_be_of_more_than_one_byte() {
+        for (count, packed) in [
+            (250, vec![250]),
+            (300, vec![252, 44, 1]),
+            (300, vec![253, 44, 1, 0]),
+        ] {
+            let mut names = vec!["other"; count];
+            names[count - 2] = "id";
+            names[count - 1] = "status";
+            let columns = columns(&names);
+            let mut data = map_data(&[], &[]);
+            data.truncate(data.len() - 2);
+            data.extend(&packed);
+            data.extend(vec![1; count - 2]);
+            data.extend([8, 1, 0]);
+            let map = TableMap::parse(&data, columns).unwrap();
+            let mut event = vec![7, 0, 0, 0, 0, 0, 1, 0, 2, 0];
+            event.extend(&packed);
+            event.extend(vec![0xff; count.div_ceil(8)]);
+            event.extend(vec![0; count.div_ceil(8)]);
+            event.extend(vec![9; count - 2]);
+            event.extend(0x0102_0304_0506_0708_u64.to_le_bytes());
+            event.push(1);
+            assert_eq!(map.inserted(30, &event), Ok(vec![0x0102_0304_0506_0708]));
+        }
+        let columns = columns(&["id", "status"]);
+        let mut long = map_data(&[], &[]);
+        long.truncate(long.len() - 2);
+        long.extend([254, 2, 0, 0, 0, 0, 0, 0, 0, 8, 1, 0]);
+        assert!(TableMap::parse(&long, columns).is_ok(), "eight bytes");
+        for first in [251, 255] {
+            let mut none = map_data(&[], &[]);
+            none.truncate(none.len() - 2);
+            none.extend([first, 2, 0, 8, 1, 0]);
+            assert!(
+                TableMap::parse(&none, columns).is_err(),
+                "{first} is no length"
+            );
+        }
+    }
+
+    #[test]
+    fn absent_and_null_columns_take_no_bytes() {
+        let columns = columns(&["a", "b", "id", "status", "c"]);
+        let map = TableMap::parse(&map_data(&[3, 3, 8, 1, 3], &[]), columns).unwrap();
+        let mut data = head(&[0b11110]);
+        data[10] = 5;
+        // Of b, id, status and c the first and the last are NULL.
+        data.push(0b1001);
+        data.extend(7_u64.to_le_bytes());
+        data.push(1);
+        assert_eq!(map.inserted(30, &data), Ok(vec![7]));
+        data[10] = 4;
+        assert!(
+            map.inserted(30, &data).is_err(),
+            "a row event of another table"
+        );
+    }
+
+    #[test]
+    fn the_extra_data_of_a_row_event_is_passed_over() {
+        for extra in [2_u8, 5] {
+            let mut data = vec![7, 0, 0, 0, 0, 0, 1, 0, extra, 0];
+            data.extend(vec![9; usize::from(extra) - 2]);
+            data.extend([3, 0b111]);
+            data.extend(image(b"x", 7, 1));
+            for kind in [30, 31, 32] {
+                assert_eq!(map().inserted(kind, &data), Ok(vec![7]), "{kind} {extra}");
+            }
+            for kind in [23, 29, 33] {
+                assert_ne!(map().inserted(kind, &data), Ok(vec![7]), "{kind} {extra}");
+            }
+        }
+    }
+
+    #[test]
+    fn columns_are_found_by_name_in_any_case() {
+        assert_eq!(
+            columns(&["ID", "a", "Status"]),
+            columns(&["id", "b", "status"])
+        );
+        let none = Columns::locate(&["id".to_owned()]);
+        assert_eq!(none, Err("the table has no column `status`".into()));
+    }
+
     #[test]
     fn a_table_of_another_shape_is_refused() {
         let columns = columns(&["id", "status"]);

@@ -149,11 +149,8 @@ impl Decoder {
         // Events inside a compressed transaction carry the outer offset or 0, never more.
         let end = u64::from(header.log_pos());
         let inside = self.payload_end != 0;
-        if !inside
-            && end > self.position.offset
-            && header.event_type_raw() != EventType::ROTATE_EVENT as u8
-        {
-            self.position.offset = end;
+        if !inside && header.event_type_raw() != EventType::ROTATE_EVENT as u8 {
+            self.position.offset = self.position.offset.max(end);
         }
         change
     }
@@ -426,98 +423,4 @@ fn adds_no_row(event_type: EventType) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use mysql_async::binlog::BinlogVersion;
-    use mysql_async::binlog::events::FormatDescriptionEvent;
-
-    use super::*;
-
-    const GTID: u8 = 33;
-    const XID: u8 = 16;
-    const XA_PREPARE: u8 = 38;
-
-    fn event(kind: u8, end: u32, data: &[u8]) -> Event {
-        let mut bytes = vec![0; 19];
-        bytes[4] = kind;
-        let size = u32::try_from(19 + data.len()).unwrap();
-        bytes[9..13].copy_from_slice(&size.to_le_bytes());
-        bytes[13..17].copy_from_slice(&end.to_le_bytes());
-        bytes.extend_from_slice(data);
-        let format = FormatDescriptionEvent::new(BinlogVersion::Version4);
-        Event::read(&format, bytes.as_slice()).unwrap()
-    }
-
-    fn query(text: &str) -> Event {
-        let head = [[0; 13].as_slice(), &[0]].concat();
-        event(2, 0, &[&head, text.as_bytes()].concat())
-    }
-
-    fn rotate(file: &str, offset: u64) -> Event {
-        let data = [&offset.to_le_bytes(), file.as_bytes()].concat();
-        event(4, 0, &data)
-    }
-
-    fn decoder() -> Decoder {
-        let columns = Columns::locate(&["id".to_owned(), "status".to_owned()]).unwrap();
-        let position = Position::new("binlog.000001", 4);
-        Decoder::new(("shop", "outbox"), columns, position)
-    }
-
-    /// A table map of the outbox (BIGINT, TINYINT), and an INSERT of the row 7.
-    fn insert() -> [Event; 2] {
-        let map = b"\x09\0\0\0\0\0\0\0\x04shop\0\x06outbox\0\x02\x08\x01\0";
-        let row = b"\x09\0\0\0\0\0\0\0\x02\0\x02\x03\0\x07\0\0\0\0\0\0\0\x01";
-        [event(19, 0, map), event(30, 0, row)]
-    }
-
-    fn changes(events: impl IntoIterator<Item = Event>) -> Vec<Change> {
-        let mut decoder = decoder();
-        let events = events.into_iter();
-        events.filter_map(|event| decoder.feed(&event)).collect()
-    }
-
-    fn added() -> Change {
-        let committed = Committed::Seconds(0);
-        let ids = vec![7];
-        Change::Added { ids, committed }
-    }
-
-    #[test]
-    fn rows_outside_a_transaction_are_not_lost() {
-        let [map, row] = insert();
-        let found = changes([map, row, event(GTID, 0, &[])]);
-        assert!(matches!(found[..], [Change::Doubt(_)]), "{found:?}");
-        let [map, row] = insert();
-        assert_eq!(changes([map, row, event(XID, 0, &[])]), [added()]);
-    }
-
-    #[test]
-    fn a_statement_of_others_does_not_drop_the_rows_before_it() {
-        for text in ["CREATE TABLE other (a INT)", "XA ROLLBACK X'61',X'',1"] {
-            let [map, row] = insert();
-            let found = changes([event(GTID, 0, &[]), map, row, query(text)]);
-            assert_eq!(found, [added()], "{text}");
-        }
-        let prepared = event(XA_PREPARE, 0, b"\0\x01\0\0\0\x01\0\0\0\0\0\0\0a");
-        let foreign = [event(GTID, 0, &[]), prepared, event(GTID, 0, &[])];
-        let commit = query("XA COMMIT X'61',X'',1");
-        let found = changes(foreign.into_iter().chain(insert()).chain([commit]));
-        assert_eq!(found, [added()]);
-    }
-
-    #[test]
-    fn the_position_does_not_go_back_within_a_file() {
-        let mut decoder = decoder();
-        let events = [
-            rotate("binlog.000001", 4),
-            event(XID, 500, &[]),
-            rotate("binlog.000001", 4),
-        ];
-        for event in &events {
-            assert_eq!(decoder.feed(event), None);
-        }
-        assert_eq!(*decoder.position(), Position::new("binlog.000001", 500));
-        assert_eq!(decoder.feed(&rotate("binlog.000002", 4)), None);
-        assert_eq!(*decoder.position(), Position::new("binlog.000002", 4));
-    }
-}
+mod tests;
