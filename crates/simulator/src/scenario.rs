@@ -36,6 +36,8 @@ pub(crate) struct Scenario {
     pub(crate) troubled: Micros,
     /// What happens.
     pub(crate) episodes: Vec<Episode>,
+    /// Snapshots show commits in another order than they were made in, as MariaDB's can.
+    pub(crate) tears: bool,
     /// Ticks in a row without time passing are an error (false), or are put off (true).
     pub(crate) spins: bool,
 }
@@ -75,6 +77,7 @@ impl Scenario {
             payload: rng.pick(&[100, 500, 4_000]),
             troubled,
             episodes: plan(seed, enabled, troubled),
+            tears: Rng::new(seed, 3).percent(60),
             spins: false,
         }
     }

@@ -18,9 +18,13 @@ const GOING_MIN: usize = 64;
 /// Rows of a backlog that are in the index at once: far more than publishers and loader have, and 6 MiB.
 const GOING_MAX: usize = 1 << 15;
 
-/// Eighths of the index that rows may fill which wait for what can last; those behind a row that goes may
-/// fill one more, and the last is for rows that go.
+/// Eighths of the index that rows may fill which wait for what can last: a time, a route. The last is for
+/// rows that go.
 const WAITING_EIGHTHS: usize = 6;
+/// The same of rows behind one of their key that waits so: one key leaves room for the first rows of others.
+const BEHIND_EIGHTHS: usize = 4;
+/// The same of rows behind one that goes. Left in the table, a busy key would get one row of each scan.
+const NEXT_EIGHTHS: usize = 7;
 
 /// Who has found a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,9 +85,9 @@ impl Engine {
 
     /// Is the row on its way, so that those behind it will not wait long?
     fn is_going(&self, id: u64) -> bool {
-        let lasting = [Stage::Delayed, Stage::Blocked];
         let stage = self.index.get(id).map(|entry| entry.stage);
-        stage.is_some_and(|stage| !lasting.contains(&stage))
+        let waits = matches!(stage, None | Some(Stage::Delayed | Stage::Blocked));
+        !waits && !self.attribution.was_nacked(id)
     }
 
     /// Takes a row into the index.
@@ -108,10 +112,11 @@ impl Engine {
         let overtaken = first.is_some_and(|first| head.id < first);
         let flows = self.routes.flows(&head.route);
         let waits = due.is_some() || !flows || first.is_some();
-        // Behind a row that goes it does not wait for what can last. Left in the table, a busy key would
-        // get one row of each scan.
-        let goes_next = due.is_none() && flows && first.is_some_and(|first| self.is_going(first));
-        let eighths = WAITING_EIGHTHS + usize::from(goes_next);
+        let eighths = match first {
+            None => WAITING_EIGHTHS,
+            Some(first) if due.is_none() && flows && self.is_going(first) => NEXT_EIGHTHS,
+            Some(_) => BEHIND_EIGHTHS,
+        };
         if waits && !overtaken && self.waiting_fills(eighths) {
             let probes = first.is_none() && due.is_none() && self.routes.lacks_probe(&head.route);
             if !probes {

@@ -19,6 +19,20 @@ pub(super) struct Arrival {
     pub(super) id: u64,
     pub(super) at: Instant,
     pub(super) why: Why,
+    /// It was absent when a later commit was there.
+    passed: bool,
+}
+
+impl Arrival {
+    pub(super) fn new(id: u64, at: Instant, why: Why) -> Self {
+        let passed = false;
+        Self {
+            id,
+            at,
+            why,
+            passed,
+        }
+    }
 }
 
 /// Who reported it.
@@ -95,17 +109,17 @@ impl Arrivals {
 
     pub(super) fn committed(&mut self, id: u64, committed: Instant, now: Instant) {
         let why = Why::Committed(committed);
-        self.ids.push_back(Arrival { id, at: now, why });
+        self.ids.push_back(Arrival::new(id, now, why));
     }
 
     pub(super) fn swept(&mut self, id: u64, now: Instant) {
         let why = Why::Swept;
-        self.ids.push_back(Arrival { id, at: now, why });
+        self.ids.push_back(Arrival::new(id, now, why));
     }
 
     pub(super) fn again(&mut self, id: u64, now: Instant) {
         let why = Why::Again;
-        self.ids.push_back(Arrival { id, at: now, why });
+        self.ids.push_back(Arrival::new(id, now, why));
     }
 
     /// A fence that began then has been committed.
@@ -137,17 +151,19 @@ impl Arrivals {
     }
 
     /// The first `count` of them were read by a query of `asked_at`, and `is_there` says which are in the
-    /// table. Returns those, and keeps the ones that may not be visible yet.
+    /// table. Returns those, and keeps the ones that may not be visible yet; `in_order` also those behind
+    /// the first that may not be.
     ///
-    /// Commits become visible in their order: one that is absent while a later one is visible has been
-    /// deleted. A row that is there says that its commit is visible only if it is new: if its id is above
-    /// all that were ever read.
+    /// Commits become visible in their order, but one snapshot may show a commit and miss the one before
+    /// it: MariaDB copies the list of open transactions while they commit. The next snapshot shows both.
+    /// So one that is absent although an earlier answer had a later one has been deleted. A row that is
+    /// there says that its commit is visible only if it is new: if its id is above all that were ever read.
     pub(super) fn read(
         &mut self,
         count: usize,
         asked_at: Instant,
         now: Instant,
-        is_there: impl Fn(u64) -> bool,
+        (in_order, is_there): (bool, impl Fn(u64) -> bool),
     ) -> Vec<Arrival> {
         let rest = self.ids.split_off(count.min(self.ids.len()));
         let read: Vec<Arrival> = std::mem::replace(&mut self.ids, rest).into();
@@ -161,17 +177,26 @@ impl Arrivals {
             }
         }
         let fenced = self.fenced.filter(|(_, done)| *done <= asked_at);
-        let mut found = Vec::with_capacity(later);
-        let mut kept = Vec::new();
-        for (place, arrival) in read.into_iter().enumerate() {
-            let past_fence = fenced.is_some_and(|(began, _)| arrival.at < began);
+        let (mut found, mut kept) = (Vec::with_capacity(read.len()), Vec::new());
+        let (mut is_awaited, mut is_passed) = (false, false);
+        for (place, mut arrival) in read.into_iter().enumerate() {
             if is_there(arrival.id) {
-                found.push(arrival);
-            } else if place >= later && !past_fence && arrival.why != Why::Again {
+                match in_order && is_awaited {
+                    true => kept.push(arrival),
+                    false => found.push(arrival),
+                }
+                continue;
+            }
+            let past_fence = fenced.is_some_and(|(began, _)| arrival.at < began);
+            let is_decided = past_fence || arrival.passed;
+            if matches!(arrival.why, Why::Committed(_)) && !is_decided {
+                arrival.passed = place < later;
+                is_awaited = true;
+                is_passed |= arrival.passed;
                 kept.push(arrival);
             }
         }
-        if kept.is_empty() {
+        if !is_awaited || is_passed {
             self.wait = RETRY_MIN;
             self.retry_at = now;
         } else {

@@ -67,6 +67,11 @@ impl Attribution {
         self.suspects.get(&id).is_some_and(|(of, _)| *of == tag)
     }
 
+    /// Was the row nacked when it went last?
+    pub(super) fn was_nacked(&self, id: u64) -> bool {
+        self.nacked.contains_key(&id)
+    }
+
     /// The row has left the index.
     pub(super) fn forget(&mut self, id: u64) {
         self.nacked.remove(&id);

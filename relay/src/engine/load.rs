@@ -172,10 +172,14 @@ impl Engine {
                 (false, _) => {}
             }
         }
+        let in_order = self.settings.order == Order::Key;
         let is_there = |id| there.contains(&id);
-        let found = self
-            .arrivals
-            .read(loading.arrivals, loading.asked_at, now, is_there);
+        let found = self.arrivals.read(
+            loading.arrivals,
+            loading.asked_at,
+            now,
+            (in_order, is_there),
+        );
         for arrival in found {
             let Some(read) = reads.remove(&arrival.id) else {
                 continue;

@@ -286,6 +286,8 @@ fn a_row_that_is_not_visible_yet_is_read_again_and_one_behind_which_another_is_v
         "it is read with the one before it"
     );
     assert_eq!(loaded(&desk.after(SECOND / 1000)), [7, 8]);
+    let out = desk.rows(&[row(8, 1)]);
+    assert_eq!(loaded(&out), [7, 8], "the next snapshot has both");
     let (_, ids) = batch(&desk.rows(&[row(8, 1)]));
     assert_eq!(ids, [8]);
     assert!(desk.after(SECOND).is_empty(), "nobody waits for 7 any more");

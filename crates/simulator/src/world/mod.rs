@@ -115,6 +115,7 @@ pub(crate) struct World {
     active: Vec<u32>,
     rng: Rng,
     writing: Rng,
+    tearing: Rng,
     servers: Vec<Server>,
     primary: usize,
     /// The old primary, still reachable by the same name.
@@ -171,6 +172,7 @@ impl World {
             active: vec![0; Fault::ALL.len()],
             rng: Rng::new(seed, 10),
             writing: Rng::new(seed, 11),
+            tearing: Rng::new(seed, 12),
             servers: vec![Server::new(1 + mix(seed) % 40)],
             primary: 0,
             other: None,

@@ -45,6 +45,8 @@ pub(crate) struct Session {
     /// A page or rows are being read.
     pub(crate) reading: bool,
     pub(crate) loading: bool,
+    /// When rows were read last.
+    pub(crate) read_at: Micros,
     pub(crate) broker_lost: bool,
     pub(crate) tick: Option<Micros>,
     /// Ticks without time passing.
@@ -141,6 +143,7 @@ impl World {
             put_off_records: Vec::new(),
             reading: false,
             loading: false,
+            read_at: now,
             broker_lost: false,
             tick: None,
             spins: 0,

@@ -16,6 +16,9 @@ use crate::faults::Fault;
 use crate::queue::{MILLI, Micros, SECOND};
 use crate::rng::index;
 
+/// A snapshot takes so long, at the most: a thread that takes one can be interrupted.
+const TEAR: Micros = 20 * MILLI;
+
 impl World {
     /// Reads a page, in steps: the lock of somebody else, the fence, the rows.
     pub(super) fn read_page(&mut self, id: SessionId, mut reading: Reading) {
@@ -44,6 +47,10 @@ impl World {
             return self.queue.at(visible, Happening::ReadPage(id, reading));
         }
         let page = self.page(server, &reading);
+        let now = self.queue.now();
+        if let Some(session) = self.session(id) {
+            session.read_at = now;
+        }
         let wait = self.read_latency();
         self.queue
             .after(wait, Happening::Deliver(id, Box::new(Event::Page(page))));
@@ -143,6 +150,7 @@ impl World {
             self.refuse_read(id);
             return self.queue.after(300 * MILLI, Happening::Load(id, query));
         }
+        let torn = self.torn(id, server, &query.ids);
         let mut left = query.bytes;
         let mut first = query.bytes > 0;
         let mut rows = Vec::new();
@@ -150,6 +158,9 @@ impl World {
             let Some(row) = self.servers[server].rows.get(number) else {
                 continue;
             };
+            if torn == Some(*number) {
+                continue;
+            }
             let bytes = index(row.bytes);
             let whole = row.status == PENDING && (first || bytes <= left);
             if row.status == PENDING {
@@ -166,6 +177,24 @@ impl World {
         let wait = self.read_latency();
         self.queue
             .after(wait, Happening::Deliver(id, Box::new(event)));
+    }
+
+    /// A new row that a snapshot misses, though it may show what was committed just after: MariaDB copies
+    /// the list of open transactions one by one while they commit. What was committed before the last
+    /// snapshot was complete is in the next one.
+    fn torn(&mut self, id: SessionId, server: usize, ids: &[u64]) -> Option<u64> {
+        let now = self.queue.now();
+        let tears = self.scenario.tears && self.tearing.percent(50);
+        let session = self.session(id)?;
+        let from = session.read_at.max(now.saturating_sub(TEAR));
+        session.read_at = now;
+        let rows = &self.servers[server].rows;
+        let is_young = |id: &&u64| {
+            let row = rows.get(id);
+            row.is_some_and(|row| row.since > from && row.version == 0 && !row.touched)
+        };
+        let young: Vec<u64> = ids.iter().filter(is_young).copied().collect();
+        (tears && !young.is_empty()).then(|| self.tearing.pick(&young))
     }
 
     /// The next write goes to the server.

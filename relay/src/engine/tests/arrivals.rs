@@ -33,46 +33,64 @@ fn what_is_not_visible_yet_is_read_again_after_ever_longer_waits() {
     for wait in [
         200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 50_000, 50_000,
     ] {
-        assert!(arrivals.read(1, now, now, |_| false).is_empty());
+        assert!(arrivals.read(1, now, now, (false, |_| false)).is_empty());
         assert_eq!(arrivals.retry_at(), Some(now + wait * MICRO));
         now += wait * MICRO;
     }
-    assert_eq!(ids(&arrivals.read(1, now, now, |_| true)), [7]);
+    assert_eq!(ids(&arrivals.read(1, now, now, (false, |_| true))), [7]);
     assert!(arrivals.retry_at().is_none() && arrivals.is_empty());
     arrivals.committed(8, now, now);
     assert_eq!(arrivals.retry_at(), Some(now));
-    arrivals.read(1, now, now, |_| false);
+    arrivals.read(1, now, now, (false, |_| false));
     assert_eq!(arrivals.retry_at(), Some(now + 200 * MICRO), "as at first");
 }
 
 #[test]
 fn a_row_that_is_absent_while_a_later_new_one_is_visible_was_deleted() {
-    let (mut arrivals, now) = reported(&[7, 8, 9, 10]);
-    let found = arrivals.read(3, now, now, |id| id == 8);
-    assert_eq!(ids(&found), [8]);
-    assert_eq!(
-        kept(&arrivals),
-        [9, 10],
-        "9 may not be visible yet, and 10 was not read"
-    );
+    for in_order in [true, false] {
+        let (mut arrivals, now) = reported(&[7, 8, 9, 10]);
+        let found = arrivals.read(3, now, now, (in_order, |id| id == 8));
+        let (held, rest) = match in_order {
+            true => (vec![7, 8, 9, 10], 4),
+            false => (vec![7, 9, 10], 3),
+        };
+        assert_eq!(ids(&found).len() + rest, 4);
+        assert_eq!(kept(&arrivals), held, "one snapshot may have missed 7");
+        assert_eq!(arrivals.retry_at(), Some(now), "the next one does not");
+        arrivals.read(rest - 1, now, now, (in_order, |id| id == 8));
+        assert_eq!(
+            kept(&arrivals),
+            [9, 10],
+            "9 may not be visible yet, and 10 was not read"
+        );
+    }
+}
+
+#[test]
+fn a_commit_that_a_snapshot_missed_goes_before_those_behind_it() {
+    let (mut arrivals, now) = reported(&[7, 8]);
+    assert!(arrivals.read(2, now, now, (true, |id| id == 8)).is_empty());
+    let found = arrivals.read(2, now, now, (true, |_| true));
+    assert_eq!(ids(&found), [7, 8]);
+    assert!(arrivals.is_empty());
 }
 
 #[test]
 fn a_row_that_was_there_before_says_nothing_of_those_before_it() {
     let (mut arrivals, now) = reported(&[5]);
-    assert_eq!(ids(&arrivals.read(1, now, now, |_| true)), [5]);
+    assert_eq!(ids(&arrivals.read(1, now, now, (false, |_| true))), [5]);
     for id in [7, 5] {
         arrivals.committed(id, now, now);
     }
     let is_there = |id| id == 5;
-    assert_eq!(ids(&arrivals.read(2, now, now, is_there)), [5]);
+    assert_eq!(ids(&arrivals.read(2, now, now, (false, is_there))), [5]);
     assert_eq!(
         kept(&arrivals),
         [7],
         "5 may have been set back by hand before"
     );
     arrivals.swept(9, now);
-    assert_eq!(ids(&arrivals.read(2, now, now, |id| id == 9)), [9]);
+    assert_eq!(ids(&arrivals.read(2, now, now, (false, |id| id == 9))), [9]);
     assert_eq!(
         kept(&arrivals),
         [7],
@@ -81,29 +99,35 @@ fn a_row_that_was_there_before_says_nothing_of_those_before_it() {
     for id in [10, 11, 10] {
         arrivals.committed(id, now, now);
     }
-    assert_eq!(ids(&arrivals.read(4, now, now, |id| id == 10)), [10, 10]);
+    assert_eq!(
+        ids(&arrivals.read(4, now, now, (false, |id| id == 10))),
+        [10, 10]
+    );
     assert_eq!(
         kept(&arrivals),
-        [11],
+        [7, 11],
         "10 was set back after 11, and was new before it"
     );
+    arrivals.read(2, now, now, (false, |_| false));
+    assert_eq!(kept(&arrivals), [11], "7 was before 10");
 }
 
 #[test]
 fn after_a_truncate_low_ids_are_new_again() {
     let (mut arrivals, now) = reported(&[50]);
-    arrivals.read(1, now, now, |_| true);
+    arrivals.read(1, now, now, (false, |_| true));
     arrivals.scan_began(3);
     for id in [3, 4, 5] {
         arrivals.committed(id, now, now);
     }
-    assert_eq!(ids(&arrivals.read(3, now, now, |id| id == 5)), [5]);
+    assert_eq!(ids(&arrivals.read(3, now, now, (false, |id| id == 5))), [5]);
+    arrivals.read(2, now, now, (false, |_| false));
     assert!(arrivals.is_empty());
     arrivals.scan_began(9);
     for id in [8, 9] {
         arrivals.committed(id, now, now);
     }
-    arrivals.read(2, now, now, |id| id == 9);
+    arrivals.read(2, now, now, (false, |id| id == 9));
     assert_eq!(kept(&arrivals), [8], "the scan has seen 9");
 }
 
@@ -113,9 +137,9 @@ fn what_was_reported_before_a_fence_and_is_absent_behind_it_is_gone() {
     let at = |millis| start + millis * MILLI;
     arrivals.committed(8, start, at(10));
     arrivals.fenced(at(10), at(20));
-    arrivals.read(2, at(19), at(21), |_| false);
+    arrivals.read(2, at(19), at(21), (false, |_| false));
     assert_eq!(kept(&arrivals), [7, 8], "this query did not see the fence");
-    arrivals.read(2, at(20), at(22), |_| false);
+    arrivals.read(2, at(20), at(22), (false, |_| false));
     assert_eq!(kept(&arrivals), [8], "8 came after the fence had begun");
 }
 
@@ -125,8 +149,8 @@ fn a_row_to_be_looked_at_again_is_not_waited_for() {
     arrivals.again(7, now);
     arrivals.swept(8, now);
     assert_eq!(arrivals.oldest_commit(), None);
-    assert!(arrivals.read(2, now, now, |_| false).is_empty());
-    assert_eq!(kept(&arrivals), [8]);
+    assert!(arrivals.read(2, now, now, (false, |_| false)).is_empty());
+    assert!(arrivals.is_empty());
     arrivals.committed(9, now - MILLI, now);
     arrivals.committed(10, now - 2 * MILLI, now);
     assert_eq!(
@@ -139,7 +163,7 @@ fn a_row_to_be_looked_at_again_is_not_waited_for() {
 #[test]
 fn a_reported_row_that_is_not_pending_is_looked_at_once_more() {
     let (mut arrivals, at) = reported(&[]);
-    let arrival = |why| Arrival { id: 7, at, why };
+    let arrival = |why| Arrival::new(7, at, why);
     let look_at = at + 50 * MILLI;
     for why in [Why::Swept, Why::Again] {
         arrivals.is_not_pending(&arrival(why), at);
@@ -162,18 +186,18 @@ fn looks_are_bounded_and_forgotten_with_the_rest() {
     assert_eq!(ARRIVALS_MAX, 65_536);
     let why = Why::Committed(at);
     for id in 0..70_000 {
-        arrivals.is_not_pending(&Arrival { id, at, why }, at);
+        arrivals.is_not_pending(&Arrival::new(id, at, why), at);
     }
-    arrivals.read(2, at, at, |_| false);
+    arrivals.read(2, at, at, (false, |_| false));
     arrivals.clear();
     assert!(arrivals.is_empty() && arrivals.look_at().is_none());
     for id in 0..70_000 {
-        arrivals.is_not_pending(&Arrival { id, at, why }, at);
+        arrivals.is_not_pending(&Arrival::new(id, at, why), at);
     }
     arrivals.release_looks(at + 50 * MILLI);
     assert_eq!(arrivals.len(), ARRIVALS_MAX);
     arrivals.clear();
     arrivals.committed(1, at, at);
-    arrivals.read(1, at, at, |_| false);
+    arrivals.read(1, at, at, (false, |_| false));
     assert_eq!(arrivals.retry_at(), Some(at + 200 * MICRO));
 }

@@ -9,7 +9,7 @@ use svc_kit::database::{Fault, classify};
 use super::page_size::PageSize;
 use crate::database::ends_session;
 use crate::engine::position::Position;
-use crate::engine::{Page, PageQuery};
+use crate::engine::{Page, PageQuery, Read};
 use crate::outbox_table::OutboxTable;
 use crate::source::binlog::position::position_statement;
 
@@ -22,7 +22,13 @@ pub struct Queries {
     /// `FORCE INDEX` on (status, id): a stale statistic must not make a scan read the sent rows.
     pub(super) index: String,
     position: &'static str,
+    is_mariadb: bool,
 }
+
+/// A snapshot of MariaDB shows commits in the order of the binlog only if it is taken while none is made:
+/// by itself it copies the list of open transactions one by one, and may miss a commit and show the next.
+const IN_ORDER: &str = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; \
+    START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
 
 impl Queries {
     /// Finds out what the server needs.
@@ -36,8 +42,9 @@ impl Queries {
         let version: String = sqlx::query_scalar("SELECT VERSION()")
             .fetch_one(&mut *connection)
             .await?;
+        let is_mariadb = version.contains("MariaDB");
         // To force one that the server is not to use is error 1176.
-        let usable = match version.contains("MariaDB") {
+        let usable = match is_mariadb {
             true => "a.IGNORED = 'NO'",
             false => "a.IS_VISIBLE = 'YES'",
         };
@@ -59,6 +66,7 @@ impl Queries {
                 .map(|name| format!("FORCE INDEX (`{name}`)"))
                 .unwrap_or_default(),
             position: position_statement(&version),
+            is_mariadb,
         })
     }
 
@@ -119,7 +127,7 @@ impl Queries {
         let read_at = Instant::now();
         let window_end = size.end(query.after, upto);
         let window = (query.after, window_end);
-        let rows = self.pending(connection, window, *size, query.payloads);
+        let rows = self.in_order(connection, window, *size, query.payloads);
         let rows = rows.await?;
         let last_id = rows.last().map(|row| row.head.id);
         let is_full = rows.len() >= size.rows;
@@ -141,6 +149,24 @@ impl Queries {
             end: end.unwrap_or(None),
             read_at,
         })
+    }
+
+    /// The pending rows of a window: with a row also those of the commits before its own.
+    async fn in_order(
+        &self,
+        connection: &mut MySqlConnection,
+        window: (u64, u64),
+        size: PageSize,
+        payloads: bool,
+    ) -> Result<Vec<Read>, sqlx::Error> {
+        if !self.is_mariadb {
+            return self.pending(connection, window, size, payloads).await;
+        }
+        connection.execute(sqlx::raw_sql(IN_ORDER)).await?;
+        let rows = self.pending(connection, window, size, payloads).await;
+        // Refused or not: what follows, such as the fence, commits by itself.
+        connection.execute(sqlx::raw_sql("COMMIT")).await?;
+        rows
     }
 
     /// Commits an own row, or says why that is not possible.
