@@ -40,7 +40,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// An order, asked for under a key or not.
+    /// An order, requested under a key or not.
     #[must_use]
     pub fn new(order: Order, key: Option<IdempotencyKey>, trace: Trace) -> Self {
         let digest = |key| Key {
@@ -161,7 +161,7 @@ pub fn from_first(first: &Wanted, placed: &Placed, later: &Wanted) -> Option<Pla
         }
         Placed::New(_) | Placed::Again(_) => Some(Placed::KeyReused),
         Placed::KeyReused if same => Some(Placed::KeyReused),
-        // The key is known, but not by what the first of them asked for.
+        // The key is known, but not by what the first of them requested.
         Placed::KeyReused => None,
     }
 }
@@ -254,7 +254,7 @@ mod tests {
         }
     }
 
-    /// The table has the key with what the second asks for: the first is wrong, the second right.
+    /// The table has the key with what the second requests: the first is wrong, the second right.
     #[test]
     fn one_that_came_later_is_tried_itself_when_the_first_says_nothing_of_it() {
         let first = wanted(Some("k"), 1);
@@ -266,12 +266,12 @@ mod tests {
 
     #[test]
     fn a_known_key_answers_its_own_request_alone() {
-        let asked = wanted(Some("k"), 1);
+        let requested = wanted(Some("k"), 1);
         let mut known = Known {
-            digest: asked.order.request.digest(),
+            digest: requested.order.request.digest(),
             response: "r".into(),
         };
-        let key = asked.key.as_ref().unwrap();
+        let key = requested.key.as_ref().unwrap();
         assert_eq!(from_known(key, &known), Placed::Again("r".into()));
         known.digest = [0; 32];
         assert_eq!(from_known(key, &known), Placed::KeyReused);

@@ -143,7 +143,7 @@ impl Orders {
 
 impl Waiting {
     fn answer(self, outcome: Result<Placed, NotPlaced>) {
-        // A client that has gone away is told nothing.
+        // A client that has gone away gets no answer.
         drop(self.answer.send(outcome));
     }
 }
@@ -363,7 +363,7 @@ impl Group<Waiting> {
     }
 }
 
-/// Without those whose clients have been told that there is no answer: they may ask again.
+/// Without those whose clients have been informed that there is no answer: they may try again.
 fn in_time(mut batch: Vec<Waiting>) -> Vec<Waiting> {
     let now = Instant::now();
     batch.retain(|waiting| waiting.deadline > now);
@@ -383,7 +383,7 @@ fn timed_out(elapsed: tokio::time::error::Elapsed) -> PlaceError {
     PlaceError::Database(sqlx::Error::Io(err))
 }
 
-/// What the clients are told, and the log.
+/// What the clients get, and the log.
 fn not_placed(err: &PlaceError) -> NotPlaced {
     match err {
         PlaceError::Event(err) => {

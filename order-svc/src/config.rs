@@ -200,7 +200,7 @@ mod tests {
         all.extend(args);
         match Cli::try_parse_from(all).unwrap().command {
             Command::Run(args) => args.resolve(),
-            Command::Migrate(_) => panic!("run was asked for"),
+            Command::Migrate(_) => panic!("run was requested"),
         }
     }
 

@@ -7,7 +7,7 @@
 
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
-/// What a client asks for.
+/// What a client requests.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct OrderRequest {

@@ -1,4 +1,4 @@
-//! The order a request becomes, and what is told of it. Pure.
+//! The order a request becomes, and what is said of it. Pure.
 
 use outbox::row::rfc3339;
 use serde::Serialize;
@@ -14,7 +14,7 @@ pub struct Order {
     pub order_id: Uuid,
     /// When it was placed, to the microsecond, UTC.
     pub placed_at: OffsetDateTime,
-    /// What was asked for.
+    /// What was requested.
     pub request: OrderRequest,
 }
 

@@ -101,7 +101,7 @@ impl PlaceError {
         classify(err) == Fault::Busy && number(err) != Some(LOCK_WAIT_TIMEOUT)
     }
 
-    /// Somebody holds the key, and goes on holding it: whoever asks for the same key would wait as long.
+    /// Somebody holds the key, and goes on holding it: whoever requests the same key would wait as long.
     #[must_use]
     pub fn is_lock_wait(&self) -> bool {
         matches!(self, Self::Database(err) if number(err) == Some(LOCK_WAIT_TIMEOUT))

@@ -1,4 +1,4 @@
-//! Is the database there? Looked at all the time, so that readiness tells without being asked.
+//! Is the database there? Looked at all the time, so that readiness tells without a request.
 
 use std::time::Duration;
 

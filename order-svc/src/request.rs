@@ -1,4 +1,4 @@
-//! What a client asks for. Pure: bytes in, a checked request or all that is wrong with them out.
+//! What a client requests. Pure: bytes in, a checked request or all that is wrong with them out.
 
 use serde::Serialize;
 use serde_json::{Map, Value};

@@ -8,7 +8,7 @@ const TRACESTATE: &str = "tracestate";
 
 /// Length of `00-{32 hex}-{16 hex}-{2 hex}`.
 const TRACEPARENT_LEN: usize = 55;
-/// The standard asks that at least so much is carried on, in bytes; no more is.
+/// The standard requires that at least so much is carried on, in bytes; no more is.
 const TRACESTATE_MAX: usize = 512;
 
 /// The trace that an order belongs to.

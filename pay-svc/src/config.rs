@@ -51,7 +51,7 @@ pub enum Command {
     /// Look at messages that need a person, retry, discard or edit them, one by one or in bulk
     ///
     /// Exit code 0: done; 1: not done (another state, no such message), or the database could not be
-    /// asked; 64: wrong usage.
+    /// queried; 64: wrong usage.
     #[command(subcommand)]
     Parked(ops::cli::Verb<ParkedArgs>),
 }
@@ -311,7 +311,7 @@ impl IntakeArgs {
             .prefetch
             .unwrap_or_else(|| self.batch_max.saturating_mul(2));
         if prefetch == 0 {
-            let problem = "0 asks the broker to send the whole queue at once";
+            let problem = "0 requests the broker to send the whole queue at once";
             return Err(ConfigError::new(
                 "PAY_PREFETCH",
                 problem,

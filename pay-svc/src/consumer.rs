@@ -498,7 +498,7 @@ impl Intake<'_> {
         }
     }
 
-    /// Asks for no more messages. The answer comes behind those that are on their way, as the end of the
+    /// Requests no more messages. The answer comes behind those that are on their way, as the end of the
     /// deliveries, and is not waited for here: it is read only when they have been taken.
     fn cancel(&self) {
         let (channel, tag) = (self.channel.clone(), self.consumer.tag());

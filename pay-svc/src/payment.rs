@@ -1,4 +1,4 @@
-//! What a message asks to be paid. Pure: the stored row in, an order or the reason against it out.
+//! What a message requests to be paid. Pure: the stored row in, an order or the reason against it out.
 
 use serde::Deserialize;
 use time::OffsetDateTime;

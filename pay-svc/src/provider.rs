@@ -1,4 +1,4 @@
-//! Who takes the money. The order's id is the idempotency key of its charge: asked again for the
+//! Who takes the money. The order's id is the idempotency key of its charge: requested again for the
 //! same order, a provider answers as it did the first time and takes nothing more.
 
 mod answer;
@@ -55,7 +55,7 @@ impl Outcome {
 pub struct Receipt {
     /// How the charge ended.
     pub outcome: Outcome,
-    /// The provider's own name for it, if it has told one: at most 128 bytes of ASCII.
+    /// The provider's own name for it, if it has reported one: at most 128 bytes of ASCII.
     pub reference: Option<String>,
 }
 
@@ -71,7 +71,7 @@ pub enum ChargeError {
     Unavailable {
         /// What it said.
         text: String,
-        /// How long it asks to be left alone.
+        /// How long it requests to be left alone.
         retry_after: Option<Duration>,
     },
 }
@@ -86,7 +86,7 @@ impl ChargeError {
         }
     }
 
-    /// How long the provider asks to be left alone.
+    /// How long the provider requests to be left alone.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -101,6 +101,6 @@ impl ChargeError {
 /// A call can be dropped at any await (time-out, shutdown, crash): its outcome is then unknown, and
 /// the same charge is made again with the same key.
 pub trait Provider: Send + Sync + 'static {
-    /// Charges an order, once, however often it is asked to.
+    /// Charges an order, once, however often it is called.
     fn charge<'a>(&'a self, charge: &'a Charge) -> BoxFuture<'a, Result<Receipt, ChargeError>>;
 }

@@ -96,14 +96,14 @@ pub enum Decision {
     },
 }
 
-/// Decides. `asked` is the wait that the other side has asked for; `dice` is uniform in 0..1 and
+/// Decides. `requested` is the wait that the other side has requested; `dice` is uniform in 0..1 and
 /// spreads the tries of messages that failed together.
 #[must_use]
 pub fn decide(
     policy: &Policy,
     class: Class,
     spent: Spent,
-    asked: Option<Duration>,
+    requested: Option<Duration>,
     dice: f64,
 ) -> Decision {
     match class.spends() {
@@ -130,7 +130,9 @@ pub fn decide(
             let own = put_off(policy, spent.age, dice);
             Decision::Retry {
                 attempts: spent.attempts,
-                after: asked.map_or(own, |asked| own.max(asked_wait(policy, asked, dice))),
+                after: requested.map_or(own, |requested| {
+                    own.max(requested_wait(policy, requested, dice))
+                }),
             }
         }
     }
@@ -142,11 +144,14 @@ pub fn put_off(policy: &Policy, age: Duration, dice: f64) -> Duration {
     wait(policy, age.max(policy.backoff_min.saturating_mul(2)), dice)
 }
 
-/// What was asked for and up to a quarter more, within the policy's limits: of many messages that
-/// were all asked to wait as long, not all come back at once.
-fn asked_wait(policy: &Policy, asked: Duration, dice: f64) -> Duration {
+/// What was requested and up to a quarter more, within the policy's limits: of many messages that
+/// were all requested to wait as long, not all come back at once.
+fn requested_wait(policy: &Policy, requested: Duration, dice: f64) -> Duration {
     let max = policy.backoff_max.max(policy.backoff_min);
-    let longest = asked.min(max).mul_f64(1.25).clamp(policy.backoff_min, max);
+    let longest = requested
+        .min(max)
+        .mul_f64(1.25)
+        .clamp(policy.backoff_min, max);
     let shortest = longest.mul_f64(0.8);
     let span = longest.saturating_sub(shortest);
     (shortest + span.mul_f64(dice.clamp(0.0, 1.0))).max(policy.backoff_min)
@@ -250,22 +255,22 @@ mod tests {
         }
     }
 
-    /// Every hour's outage, at whatever rate it is asked: the clock is the age alone.
+    /// Every hour's outage, at whatever rate it is requested: the clock is the age alone.
     #[test]
-    fn an_hour_of_outage_parks_nothing_and_asks_ever_more_seldom() {
-        for (asked, dice) in [(None, 0.0), (None, 0.9), (Some(7), 0.5), (Some(9999), 1.0)] {
-            let asked = asked.map(Duration::from_secs);
+    fn an_hour_of_outage_parks_nothing_and_requests_ever_more_seldom() {
+        for (requested, dice) in [(None, 0.0), (None, 0.9), (Some(7), 0.5), (Some(9999), 1.0)] {
+            let requested = requested.map(Duration::from_secs);
             let (mut age, mut tries) = (Duration::ZERO, 0_u32);
             while age < Duration::from_hours(1) {
                 let spent = Spent { attempts: 2, age };
-                let decision = decide(&POLICY, Class::ProviderUnavailable, spent, asked, dice);
+                let decision = decide(&POLICY, Class::ProviderUnavailable, spent, requested, dice);
                 let Decision::Retry { attempts: 2, after } = decision else {
                     panic!("{decision:?} at the age of {age:?}");
                 };
                 assert!((POLICY.backoff_min..=POLICY.backoff_max).contains(&after));
                 (age, tries) = (age + after, tries + 1);
             }
-            // Only dice that always fall on the least wait ask each second.
+            // Only dice that always fall on the least wait request each second.
             assert!(
                 tries <= 3600 && (dice == 0.0 || tries < 600),
                 "{tries} tries"
@@ -274,14 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_was_asked_for_is_kept_within_limits() {
-        let after = |asked_s: u64, age_s: u64, dice| {
+    fn a_wait_that_was_requested_for_is_kept_within_limits() {
+        let after = |requested_s: u64, age_s: u64, dice| {
             let spent = Spent {
                 attempts: 0,
                 age: Duration::from_secs(age_s),
             };
-            let asked = Some(Duration::from_secs(asked_s));
-            match decide(&POLICY, Class::ProviderUnavailable, spent, asked, dice) {
+            let requested = Some(Duration::from_secs(requested_s));
+            match decide(&POLICY, Class::ProviderUnavailable, spent, requested, dice) {
                 Decision::Retry { after, .. } => after.as_secs_f64(),
                 Decision::Park { .. } => panic!("parked"),
             }

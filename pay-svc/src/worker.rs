@@ -335,7 +335,7 @@ impl Worker {
             };
             let answer = tokio::select! {
                 biased;
-                // First: a process that was stopped wakes up late, and must not ask then.
+                // First: a process that was stopped wakes up late, and must not charge then.
                 () = tokio::time::sleep_until(ends.into()) => None,
                 answer = self.provider.charge(&charge) => Some(answer),
             };
@@ -357,12 +357,24 @@ impl Worker {
         .boxed()
     }
 
-    fn failed(&self, due: &Due, class: Class, text: String, asked: Option<Duration>) -> Verdict {
+    fn failed(
+        &self,
+        due: &Due,
+        class: Class,
+        text: String,
+        requested: Option<Duration>,
+    ) -> Verdict {
         let spent = Spent {
             attempts: due.attempts,
             age: due.age(),
         };
-        let decision = schedule::decide(&self.settings.policy, class, spent, asked, rand::random());
+        let decision = schedule::decide(
+            &self.settings.policy,
+            class,
+            spent,
+            requested,
+            rand::random(),
+        );
         Verdict::Failed {
             class,
             text,

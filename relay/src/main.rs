@@ -45,19 +45,19 @@ enum Command {
     Check(Box<RunArgs>),
     /// Tell on one screen who works, what waits and what is paused
     ///
-    /// Exit code 0: told; 1: the database could not be asked; 64: wrong usage.
+    /// Exit code 0: reported; 1: the database could not be queried; 64: wrong usage.
     Status(Box<StatusArgs>),
     /// Stop sending, the whole relay or one route; rows wait in the table until `relay resume`
     ///
-    /// Exit code 0: done; 1: it is paused already, or the database could not be asked; 64: wrong usage.
+    /// Exit code 0: done; 1: it is paused already, or the database could not be queried; 64: wrong usage.
     Pause(Box<PauseArgs>),
     /// End a pause; what has waited goes, in order
     ///
-    /// Exit code 0: done; 1: it is not paused, or the database could not be asked; 64: wrong usage.
+    /// Exit code 0: done; 1: it is not paused, or the database could not be queried; 64: wrong usage.
     Resume(Box<ResumeArgs>),
     /// Look at rows that need a person, retry, discard or edit them, one by one or in bulk
     ///
-    /// Exit code 0: done; 1: not done (another state, no such row), or the database could not be asked;
+    /// Exit code 0: done; 1: not done (another state, no such row), or the database could not be queried;
     /// 64: wrong usage.
     #[command(subcommand)]
     Parked(::ops::cli::Verb<TableArgs>),
@@ -68,7 +68,7 @@ enum Command {
     /// What the inbox may have forgotten is refused: see RELAY_INBOX_RETENTION.
     /// It waits while the relay or a route is paused, and stops at the first failure.
     /// Exit code 0: all sent, or a dry run that nothing refuses; 1: refused, stopped, or nobody could be
-    /// asked; 64: wrong usage.
+    /// queried; 64: wrong usage.
     #[command(verbatim_doc_comment)]
     Replay(Box<ReplayArgs>),
     /// Compare outbox and inbox by message id; list what is missing, waiting, parked or late
@@ -76,9 +76,9 @@ enum Command {
     /// It balances when no message is missing (sent, not in the inbox), waiting (not sent, or not
     /// received, or not processed yet) or parked (at either end). Discarded messages balance, and so do
     /// inbox rows that are done and not in the outbox (any more). Late ones are among the missing and
-    /// waiting. Rows that change meanwhile are looked at again before they are told. Both tables are
+    /// waiting. Rows that change meanwhile are looked at again before they are reported. Both tables are
     /// only read, page by page; the outbox holds sent rows for RELAY_RETENTION.
-    /// Exit code 0: it balances; 1: it does not, or a database could not be asked; 64: wrong usage.
+    /// Exit code 0: it balances; 1: it does not, or a database could not be queried; 64: wrong usage.
     #[command(verbatim_doc_comment)]
     Audit(Box<AuditArgs>),
     /// Create the outbox tables, or bring them up to date
@@ -152,7 +152,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<Exit> {
         // Status reads alone, and says itself of a database that does not answer.
         match table.check_own().await {
             Err(err) if err.is::<ConfigError>() => Err(err),
-            Ok(()) | Err(_) => Ok(commands::status::ask(&table, admin).await),
+            Ok(()) | Err(_) => Ok(commands::status::query(&table, admin).await),
         }
     })?;
     let mut out = std::io::stdout().lock();
@@ -176,8 +176,8 @@ fn replay(args: ReplayArgs) -> anyhow::Result<Exit> {
         let stop = signals::listen(STOP_TIMEOUT)?;
         replay.run(&stop).await
     })?;
-    let told = report.to_string();
-    print(json.then_some(&report), &told)?;
+    let reported = report.to_string();
+    print(json.then_some(&report), &reported)?;
     Ok(match report.is_done() {
         true => Exit::Drained,
         false => Exit::Failed,
@@ -216,11 +216,11 @@ fn act(
 ) -> anyhow::Result<Exit> {
     telemetry::init(table.log_format);
     let action = action?;
-    let told = boot::block_on(async {
+    let reported = boot::block_on(async {
         action.table.check_own().await?;
         change(&action).await
     })?;
-    writeln!(std::io::stdout().lock(), "{told}")?;
+    writeln!(std::io::stdout().lock(), "{reported}")?;
     Ok(Exit::Drained)
 }
 

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_route_is_told_and_a_paused_relay_hides_it() {
+    fn a_paused_route_is_reported_and_a_paused_relay_hides_it() {
         let mut pauses = Pauses::default();
         assert_eq!(pauses.detail(), "open");
         for key in ["a", "b"] {

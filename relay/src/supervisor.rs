@@ -202,12 +202,12 @@ impl Relay {
         let mut tried: Option<Instant> = None;
         let wait = async {
             loop {
-                let told = outside.leadership.borrow_and_update().clone();
+                let reported = outside.leadership.borrow_and_update().clone();
                 // Now the process can say what it is.
-                if !matches!(told, Leadership::Unknown(_)) {
+                if !matches!(reported, Leadership::Unknown(_)) {
                     outside.systemd.ready();
                 }
-                match told {
+                match reported {
                     Leadership::Leader { server, .. } => return Ok(Some(server)),
                     Leadership::Standby(why) => {
                         self.canary.end();

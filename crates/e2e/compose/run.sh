@@ -152,7 +152,7 @@ say '21 orders are paid'
 # What `make up` prints is there.
 for url in $(make -s urls | grep -oE 'http://[^ ,;]+'); do
   case $url in
-    */buy) continue ;; # was asked above
+    */buy) continue ;; # was requested above
     *:"${GRAFANA_PORT:-3000}") [[ " ${services[*]} " == *' grafana '* ]] || continue ;;
   esac
   url=${url/ORDER_ID/$(head -n 1 "$orders")}

@@ -5,7 +5,7 @@
 //! starts a reaper: a shell that reads a pipe whose other end only this process holds. When the
 //! pipe closes, the reaper kills every process that carries this owner's mark in its environment
 //! (children and grandchildren inherit it, and a process id that was used again does not have it)
-//! and removes the directories it was told of.
+//! and removes the directories it was informed of.
 
 use std::{
     fs,

@@ -52,7 +52,7 @@ impl Shop {
         self.acknowledged.borrow().clone()
     }
 
-    /// Places all orders. A customer who hears nothing asks again with the same key.
+    /// Places all orders. A customer who gets no answer tries again with the same key.
     pub async fn open(&self) -> anyhow::Result<()> {
         let mut clock = tokio::time::interval(Duration::from_secs(1) / self.rate);
         let mut waiting = FuturesUnordered::new();
@@ -77,11 +77,11 @@ impl Shop {
             "amount_minor": 100 + number,
             "currency": currency,
         });
-        let asked = Instant::now();
+        let requested = Instant::now();
         loop {
-            match self.ask(number, &order).await {
+            match self.request(number, &order).await {
                 Ok(id) => return Ok(id),
-                Err(err) if asked.elapsed() > PATIENCE => {
+                Err(err) if requested.elapsed() > PATIENCE => {
                     return Err(err).with_context(|| format!("order {number}"));
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(250)).await,
@@ -89,7 +89,7 @@ impl Shop {
         }
     }
 
-    async fn ask(&self, number: u32, order: &Value) -> anyhow::Result<String> {
+    async fn request(&self, number: u32, order: &Value) -> anyhow::Result<String> {
         let response = self
             .client
             .post(&self.url)

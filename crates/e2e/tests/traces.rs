@@ -30,8 +30,8 @@ async fn a_trace_goes_from_the_request_through_the_relay_to_the_payment() {
         ("OTEL_BSP_SCHEDULE_DELAY", "200"),
     ];
     let stage = Stage::with(e2e::shared::flavor(), &export).await.unwrap();
-    let asked: Arc<Mutex<Vec<_>>> = Arc::default();
-    let calls = Arc::clone(&asked);
+    let requested: Arc<Mutex<Vec<_>>> = Arc::default();
+    let calls = Arc::clone(&requested);
     stage.provider.script(move |call| {
         calls.lock().unwrap().push(call.traceparent.clone());
         Reply::captured()
@@ -59,11 +59,11 @@ async fn a_trace_goes_from_the_request_through_the_relay_to_the_payment() {
     let process = find(&spans, ("pay-svc", "process", 5), &request.span_id);
     assert_eq!(process.attributes["messaging.message.id"], id);
     let charge = find(&spans, ("pay-svc", "charge", 3), &process.span_id);
-    let told = format!("00-{TRACE}-{}-01", charge.span_id);
-    let asked = asked.lock().unwrap().clone();
+    let reported = format!("00-{TRACE}-{}-01", charge.span_id);
+    let requested = requested.lock().unwrap().clone();
     assert!(
-        asked.contains(&Some(told)),
-        "the provider joins in: {asked:?}"
+        requested.contains(&Some(reported)),
+        "the provider joins in: {requested:?}"
     );
     let failed: Vec<_> = spans.iter().filter(|span| span.error.is_some()).collect();
     assert!(failed.is_empty(), "{failed:?}");
@@ -107,7 +107,7 @@ fn find<'a>(
 
 /// A row of a trace that no broker takes: the failure is in the trace, and so is what follows it.
 #[tokio::test]
-async fn what_fails_is_told_in_the_trace() {
+async fn what_fails_is_reported_in_the_trace() {
     let collector = Collector::start().await.unwrap();
     let export = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()),

@@ -44,7 +44,7 @@ fn has_an_id(received: &Received, properties: &BasicProperties) {
     let own = MessageId::of_body(&received.payload);
     let sent = properties.message_id().as_ref();
     match &received.problem {
-        None => assert_eq!(sent.map(|sent| sent.as_str()), Some(id)),
+        None => assert_eq!(sent.map(lapin::types::ShortString::as_str), Some(id)),
         Some(Problem::BadMessageId(_)) => assert_eq!(received.message_id, own),
         Some(other) => panic!("decoding finds no problem like {other}"),
     }

@@ -40,14 +40,14 @@ pub enum Outcome {
         key: String,
         /// What it is.
         now: State,
-        /// What that means for what was asked.
+        /// What that means for what was requested.
         why: String,
         /// Who acted on it last, if anybody did.
         last: Option<Last>,
     },
     /// There is no such row.
     Missing {
-        /// As it was asked for.
+        /// As it was requested.
         key: String,
     },
 }
@@ -186,12 +186,12 @@ impl Console {
 async fn transaction(
     console: &Console,
     act: Act,
-    asked: &[String],
+    requested: &[String],
     by: &By,
 ) -> Result<Vec<Outcome>, Error> {
     let table = console.table();
     let mut connection = console.connection().await?;
-    let keys: Vec<(String, Option<Key>)> = asked
+    let keys: Vec<(String, Option<Key>)> = requested
         .iter()
         .map(|text| (text.clone(), table.key(text)))
         .collect();

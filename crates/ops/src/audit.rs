@@ -202,7 +202,7 @@ async fn page(
     filter: &ActionFilter,
 ) -> Result<Actions, sqlx::Error> {
     let limit = filter.limit();
-    // A target has an index; whatever else is asked for is looked for among a bounded number.
+    // A target has an index; whatever else is requested is looked for among a bounded number.
     let end: Option<u64> = match &filter.target {
         Some(_) => None,
         None => {

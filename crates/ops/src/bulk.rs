@@ -138,7 +138,7 @@ pub struct Bulk {
     pub id: u64,
     /// Where it stands.
     pub state: BulkState,
-    /// Its rows are as its state asks for: all in, with their times, or held back.
+    /// Its rows are as its state requires: all in, with their times, or held back.
     pub followed: bool,
     /// Who started it.
     pub actor: String,
@@ -232,7 +232,7 @@ pub enum BulkOutcome {
     },
     /// There is no such bulk.
     Missing {
-        /// The number asked for.
+        /// The number requested.
         id: u64,
     },
 }

@@ -61,7 +61,7 @@ struct Inner {
 pub(crate) type Connection = PoolConnection<sqlx::MySql>;
 
 impl Console {
-    /// Connects when first asked.
+    /// Connects at first use.
     #[must_use]
     pub fn new(table: Table, url: DatabaseUrl, settings: Settings) -> Self {
         Self(Arc::new(Inner {

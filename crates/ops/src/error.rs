@@ -1,4 +1,4 @@
-//! Why the console did not do what it was asked for.
+//! Why the console did not do what was requested.
 
 use std::time::Duration;
 

@@ -1,10 +1,10 @@
-//! Which rows an operator asks for.
+//! Which rows an operator requests.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// Rows of a page unless asked otherwise.
+/// Rows of a page unless requested otherwise.
 pub const LIMIT_DEFAULT: u32 = 50;
 /// Most rows of a page.
 pub const LIMIT_MAX: u32 = 500;
@@ -168,7 +168,7 @@ impl Filter {
         Ok(self)
     }
 
-    /// Asks for nothing beyond the state.
+    /// Requests nothing beyond the state.
     #[must_use]
     pub fn is_state_only(&self) -> bool {
         let state = self.state;
@@ -220,7 +220,7 @@ pub enum Order {
 #[cfg_attr(feature = "console", derive(utoipa::IntoParams))]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(feature = "console", into_params(parameter_in = Query))]
-pub struct PageAsk {
+pub struct PageRequest {
     /// Which end to begin with
     #[arg(long, value_enum, default_value = "newest")]
     #[cfg_attr(feature = "console", param(inline, default = "newest"))]
@@ -235,7 +235,7 @@ pub struct PageAsk {
     pub after: Option<String>,
 }
 
-impl Default for PageAsk {
+impl Default for PageRequest {
     fn default() -> Self {
         Self {
             order: Order::default(),
@@ -245,7 +245,7 @@ impl Default for PageAsk {
     }
 }
 
-impl PageAsk {
+impl PageRequest {
     pub(crate) fn checked(mut self) -> Result<Self, Error> {
         if !(1..=LIMIT_MAX).contains(&self.limit) {
             let problem = format!("is not 1 to {LIMIT_MAX}");

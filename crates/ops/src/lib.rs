@@ -38,7 +38,7 @@ pub use act::Outcome;
 pub use audit::By;
 pub use console::{Console, ConsoleArgs, Settings};
 pub use error::Error;
-pub use filter::{Filter, Order, PageAsk, State};
+pub use filter::{Filter, Order, PageRequest, State};
 #[cfg(feature = "console")]
 pub use http::router;
 pub use row::{Page, Row};

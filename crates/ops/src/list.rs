@@ -6,7 +6,7 @@ use sqlx::{MySql, QueryBuilder, Row as _};
 
 use crate::console::{Connection, Console, unit};
 use crate::error::Error;
-use crate::filter::{Filter, Order, PageAsk};
+use crate::filter::{Filter, Order, PageRequest};
 use crate::row::{Cursor, Page, Row, row_of};
 use crate::statement::{Index, push_filter, push_key};
 use crate::table::{Key, Table};
@@ -28,10 +28,10 @@ impl Console {
     ///
     /// # Errors
     /// A filter or cursor that can't work, and the database's.
-    pub async fn list(&self, filter: &Filter, ask: &PageAsk) -> Result<Page, Error> {
+    pub async fn list(&self, filter: &Filter, request: &PageRequest) -> Result<Page, Error> {
         let (console, filter) = (self.clone(), filter.clone().checked()?);
-        let ask = ask.clone().checked()?;
-        let window = Window::of(self.table(), &ask)?;
+        let request = request.clone().checked()?;
+        let window = Window::of(self.table(), &request)?;
         unit(async move {
             let mut connection = console.connection().await?;
             let index = console.index(&mut connection).await?;
@@ -40,7 +40,7 @@ impl Console {
                 index: &index,
                 filter: &filter,
             };
-            reader.page(&mut connection, window, ask.limit).await
+            reader.page(&mut connection, window, request.limit).await
         })
         .await
     }
@@ -54,8 +54,8 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    fn of(table: &Table, ask: &PageAsk) -> Result<Self, Error> {
-        let after = match ask.after.as_deref() {
+    fn of(table: &Table, request: &PageRequest) -> Result<Self, Error> {
+        let after = match request.after.as_deref() {
             None => None,
             Some(text) => Some(
                 Cursor::parse(table, text)
@@ -64,7 +64,7 @@ impl Window {
         };
         Ok(Self {
             after,
-            order: ask.order,
+            order: request.order,
         })
     }
 }
@@ -122,7 +122,7 @@ impl Reader<'_> {
         ));
         let id = self.filter.message_id.clone().unwrap_or_default();
         match self.table {
-            // The column is ASCII; no row has another id, and to ask for it would be an error.
+            // The column is ASCII; no row has another id, and to request it would be an error.
             Table::Outbox { .. } if !id.is_ascii() => return Ok(Vec::new()),
             Table::Outbox { .. } => query.push_bind(id),
             Table::Inbox => query.push_bind(id.into_bytes()),

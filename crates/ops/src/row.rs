@@ -63,7 +63,7 @@ pub struct Page {
     pub rows: Vec<Row>,
     /// Where the next page begins; `null`: there is none.
     pub next: Option<String>,
-    /// Set when fewer rows than asked for were found among as many as one page looks at: go on from
+    /// Set when fewer rows than requested were found among as many as one page looks at: go on from
     /// `next`.
     pub looked_at: Option<u32>,
 }

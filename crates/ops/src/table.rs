@@ -145,7 +145,7 @@ impl Table {
     }
 
     /// The class of a row's `last_error`, as SQL. Whoever records a failure begins its text with the
-    /// class; what the inbox parks at its arrival is told by its text.
+    /// class; what the inbox parks at its arrival is known by its text.
     pub(crate) const CLASS: &'static str = "CASE WHEN last_error IS NULL THEN NULL \
          WHEN last_error LIKE 'message_id %known with another body%' THEN 'id_conflict' \
          WHEN last_error LIKE 'message_id %' THEN 'bad_message_id' \

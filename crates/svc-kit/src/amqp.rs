@@ -32,7 +32,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Unless the URL names another, in seconds: a dead broker is noticed within two of these.
 const HEARTBEAT: u16 = 10;
-/// RabbitMQ's own, in bytes. lapin has 32 frames of room each way; asked for from the start, it is memory
+/// RabbitMQ's own, in bytes. lapin has 32 frames of room each way; requested from the start, it is memory
 /// that nothing has touched yet, where room that grows once the broker has named its limit is written
 /// over with zeros: 8 MiB resident of a relay that does nothing.
 const FRAME_MAX: u32 = 131_072;

@@ -11,7 +11,7 @@ use crate::trace;
 /// How a process ended, as its exit code tells a supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// Asked to stop, finished what was in hand: 0.
+    /// Requested to stop, finished what was in hand: 0.
     Drained,
     /// Gave up, or could not finish in time; starting it again may help: 1.
     Failed,

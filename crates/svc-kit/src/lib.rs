@@ -3,7 +3,7 @@
 //! In the order a service meets them: [`boot`] and [`settings`] before the runtime starts,
 //! [`telemetry`], [`signals`], [`systemd`] and [`tasks`] while it runs, [`database`], [`migrate`],
 //! [`retention`] and `amqp` for the two servers it talks to, [`backoff`] when they do not answer, [`admin`] and [`http`] for
-//! those who ask.
+//! their callers.
 
 pub mod boot;
 pub mod settings;

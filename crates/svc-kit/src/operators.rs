@@ -1,4 +1,4 @@
-//! Who may look, and who may act: the tokens of `OPS_TOKENS`. Every door that takes one asks here.
+//! Who may look, and who may act: the tokens of `OPS_TOKENS`. Every door that takes one looks here.
 
 mod throttle;
 

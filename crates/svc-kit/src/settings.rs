@@ -153,7 +153,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(parsed)
 }
 
-/// So far from now, a time can still be told: sums of times and much longer durations panic.
+/// So far from now, a time can still be computed: sums of times and much longer durations panic.
 const DURATION_MAX: Duration = Duration::from_hours(24 * 36_525);
 
 /// The value of a setting, if it is in a range.

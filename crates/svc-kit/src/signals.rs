@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: the first asks to drain, the second to stop.
+//! SIGTERM and SIGINT: the first means drain, the second stop.
 
 use std::time::Duration;
 

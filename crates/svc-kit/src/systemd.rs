@@ -1,4 +1,4 @@
-//! What systemd is told of a service of `Type=notify`: that it is up, what it does, that it lives.
+//! What systemd learns of a service of `Type=notify`: that it is up, what it does, that it lives.
 //!
 //! One datagram each, and never waited for. With a send that waits (as libsystemd's and the crate
 //! sd-notify's) a service would stand still once a systemd that is frozen has a full queue.
@@ -38,7 +38,7 @@ impl Systemd {
             return Self::default();
         };
         Self::at(Path::new(&path)).unwrap_or_else(|err| {
-            tracing::warn!(error = %err, ?path, "systemd can't be told anything");
+            tracing::warn!(error = %err, ?path, "systemd can't be informed");
             Self::default()
         })
     }
@@ -90,7 +90,7 @@ impl Systemd {
         }
     }
 
-    /// The service has been told to stop. Said once.
+    /// The service has been requested to stop. Said once.
     pub fn stopping(&self) {
         if !std::mem::replace(&mut self.said().stopping, true) {
             self.send("STOPPING=1\n");
@@ -106,7 +106,7 @@ impl Systemd {
             return;
         };
         if let Err(err) = socket.send_to_addr(text.as_bytes(), address) {
-            tracing::debug!(error = %err, "systemd could not be told");
+            tracing::debug!(error = %err, "systemd could not be informed");
         }
     }
 }
@@ -128,8 +128,8 @@ mod tests {
         let socket = UnixDatagram::bind(&path).unwrap();
         let systemd = Systemd::at(&path).unwrap();
         systemd.turned("waiting\nfor the database");
-        let told = "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=waiting for the database\n";
-        assert_eq!(received(&socket), told);
+        let reported = "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=waiting for the database\n";
+        assert_eq!(received(&socket), reported);
         systemd.ready();
         systemd.ready();
         assert_eq!(received(&socket), "READY=1\n");

@@ -92,7 +92,7 @@ impl Tasks {
         self.set.abort_all();
     }
 
-    /// Joins all tasks. One that fails, or ends before it was asked to, makes the others drain.
+    /// Joins all tasks. One that fails, or ends before it was to, makes the others drain.
     ///
     /// # Errors
     /// The first failure.

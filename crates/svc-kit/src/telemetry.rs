@@ -67,7 +67,7 @@ impl Write for Lines {
 }
 
 /// Starts logging: what `RUST_LOG` says, `info` without it. Panics are logged as well. Starts the export
-/// of traces, where it is compiled in and asked for.
+/// of traces, where it is compiled in and requested.
 ///
 /// Does nothing when logging has been started before.
 pub fn init(format: LogFormat) {

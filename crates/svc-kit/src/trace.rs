@@ -27,7 +27,7 @@ const SAMPLED: u8 = 1;
 impl TraceParent {
     /// Reads the header; `None` when it is not one, and a new trace is to be started.
     ///
-    /// Of a version of the future the four parts that are known are read, as the standard asks.
+    /// Of a version of the future the four parts that are known are read, as the standard requires.
     #[must_use]
     pub fn parse(header: &str) -> Option<Self> {
         let mut parts = header.split('-');
@@ -102,7 +102,7 @@ pub enum Kind {
     Producer,
     /// Received or processed a message.
     Consumer,
-    /// Asked another program and waited for the answer.
+    /// Called another program and waited for the answer.
     Client,
     /// None of these.
     Internal,

@@ -204,8 +204,9 @@ async fn two_instances_that_share_keys_place_each_order_once(flavor: Flavor) {
             .iter()
             .zip(backwards)
             .flat_map(|(key, other)| {
-                let ask = |app: &App, key: &str| (key.to_owned(), app.send(Some(key), &by(key)));
-                [ask(&one, key), ask(&two, other)]
+                let request =
+                    |app: &App, key: &str| (key.to_owned(), app.send(Some(key), &by(key)));
+                [request(&one, key), request(&two, other)]
             })
             .collect();
         let mut bodies: BTreeMap<String, HashSet<String>> = BTreeMap::new();
@@ -343,7 +344,7 @@ async fn what_is_queued_is_answered_before_the_service_ends(flavor: Flavor) {
     assert_eq!(app.stop().await, Exit::Drained);
 }
 
-/// A request whose client was told that there is no answer is not begun any more.
+/// A request whose client was informed that there is no answer is not begun any more.
 #[tokio::test]
 async fn an_order_that_waited_too_long_is_not_placed_later() {
     let change = |config: &mut Config| {

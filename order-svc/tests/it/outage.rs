@@ -1,4 +1,4 @@
-//! Clients that go away, a database that goes away, a service that is asked to.
+//! Clients that go away, a database that goes away, a service that is stopped.
 
 use std::net::SocketAddr;
 

@@ -8,13 +8,13 @@ use crate::app::{App, order};
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// The headers of the message of an order that was asked for with these.
-async fn headers_after(app: &App, asked: &[(&str, &str)]) -> Value {
+/// The headers of the message of an order that was requested with these.
+async fn headers_after(app: &App, requested: &[(&str, &str)]) -> Value {
     let mut request = app
         .client
         .post(format!("{}/orders", app.url))
         .json(&order());
-    for (name, value) in asked {
+    for (name, value) in requested {
         request = request.header(*name, *value);
     }
     let answer = request.send().await.unwrap();
@@ -44,14 +44,14 @@ async fn without_a_valid_trace_a_new_one_is_started() {
     let app = App::start(e2e::shared::mariadb().await).await;
     let zeros = PARENT.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32));
     let mut seen = Vec::new();
-    for asked in [
+    for requested in [
         vec![],
         vec![("traceparent", "nonsense"), ("tracestate", "vendor=1")],
         vec![("traceparent", zeros.as_str())],
         vec![("traceparent", PARENT), ("traceparent", PARENT)],
         vec![("tracestate", "vendor=1")],
     ] {
-        let headers = headers_after(&app, &asked).await;
+        let headers = headers_after(&app, &requested).await;
         assert_eq!(headers.as_object().unwrap().len(), 1, "{headers}");
         let parent = headers["traceparent"].as_str().unwrap().to_owned();
         let lengths: Vec<usize> = parent.split('-').map(str::len).collect();

@@ -75,7 +75,7 @@ enum ProviderKind {
     Http,
 }
 
-/// Who takes the money, and how to ask for it.
+/// Who takes the money, and how to charge it.
 #[derive(Debug, Clone)]
 pub enum ProviderSettings {
     /// Nobody.

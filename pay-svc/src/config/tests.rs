@@ -1,4 +1,4 @@
-//! What is refused, and how it is told.
+//! What is refused, and how it is reported.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn resolve(args: &[&str]) -> Result<Config, ConfigError> {
     all.extend(args);
     match Cli::try_parse_from(all).unwrap().command {
         Command::Run(args) => args.resolve(),
-        Command::Migrate(_) | Command::Parked(_) => panic!("run was asked for"),
+        Command::Migrate(_) | Command::Parked(_) => panic!("run was requested"),
     }
 }
 
@@ -137,7 +137,7 @@ fn a_token_is_never_shown() {
 }
 
 #[test]
-fn what_works_but_should_be_known_is_told() {
+fn what_works_but_should_be_known_is_reported() {
     let cautions = |more: &[&str]| {
         let args = [&["--provider", "http", "--provider-token", "t0ken"], more].concat();
         resolve(&args).unwrap().cautions()
@@ -151,9 +151,11 @@ fn what_works_but_should_be_known_is_told() {
         assert_eq!(cautions(&["--provider-url", fine]), Vec::<String>::new());
     }
     let url = "http://provider.example/charges";
-    let told = cautions(&["--provider-url", url, "--provider-timeout", "21s"]);
-    assert_eq!(told.len(), 2, "{told:?}");
-    assert!(told[0].contains("PAY_PROVIDER_TIMEOUT (21s)") && told[0].contains("after 31s"));
-    assert!(told[1].contains("goes to provider.example over http://"));
-    assert!(!told[1].contains("t0ken"));
+    let reported = cautions(&["--provider-url", url, "--provider-timeout", "21s"]);
+    assert_eq!(reported.len(), 2, "{reported:?}");
+    assert!(
+        reported[0].contains("PAY_PROVIDER_TIMEOUT (21s)") && reported[0].contains("after 31s")
+    );
+    assert!(reported[1].contains("goes to provider.example over http://"));
+    assert!(!reported[1].contains("t0ken"));
 }

@@ -28,7 +28,7 @@ impl Window {
         }
     }
 
-    /// The prefetch to ask for.
+    /// The prefetch to request.
     pub(super) fn messages(&self) -> u16 {
         self.now
     }

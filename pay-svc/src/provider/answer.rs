@@ -90,7 +90,7 @@ fn reference(reference: Option<String>) -> Option<String> {
     })
 }
 
-/// `Retry-After`: seconds, or a date. What is neither, or over, asks for nothing.
+/// `Retry-After`: seconds, or a date. What is neither, or over, requests nothing.
 fn wait(retry_after: &str, now: OffsetDateTime) -> Option<Duration> {
     let text = retry_after.trim();
     if let Ok(seconds) = text.parse::<u32>() {

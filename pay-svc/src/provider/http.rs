@@ -114,7 +114,7 @@ impl Http {
         request
     }
 
-    async fn ask(&self, charge: &Charge) -> Result<Receipt, ChargeError> {
+    async fn call(&self, charge: &Charge) -> Result<Receipt, ChargeError> {
         let answer = self.client.request(self.request(charge)).await;
         let (head, body) = answer.map_err(|err| unreachable(&err))?.into_parts();
         let body = match Limited::new(body, ANSWER_MAX).collect().await {
@@ -134,7 +134,7 @@ impl Http {
 
 impl Provider for Http {
     fn charge<'a>(&'a self, charge: &'a Charge) -> BoxFuture<'a, Result<Receipt, ChargeError>> {
-        self.ask(charge).boxed()
+        self.call(charge).boxed()
     }
 }
 

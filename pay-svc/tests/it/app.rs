@@ -163,7 +163,7 @@ pub(crate) fn config_with(database_url: &str, amqp_url: &str, more: &[&str]) -> 
     ];
     let args = args.iter().chain(more);
     let Command::Run(args) = Cli::try_parse_from(args).unwrap().command else {
-        panic!("run was asked for");
+        panic!("run was requested");
     };
     let mut config = args.resolve().unwrap();
     config.intake.silence_max = Duration::from_secs(2);

@@ -1,5 +1,5 @@
 //! One service, one broker, one fault after the other: each must end without a hand, with what was
-//! published meanwhile paid, and readiness must have told what lasts.
+//! published meanwhile paid, and readiness must have reported what lasts.
 
 use e2e::wait::until;
 use e2e::{Rabbit, RabbitOptions, Vhost};
@@ -46,17 +46,17 @@ impl Scene {
     }
 
     async fn eval(&self, expression: &str) {
-        let told = self.rabbit.ctl(&["eval", expression]).await.unwrap();
-        assert!(!told.contains("Error"), "{told}");
+        let reported = self.rabbit.ctl(&["eval", expression]).await.unwrap();
+        assert!(!reported.contains("Error"), "{reported}");
     }
 
     /// Whose condition does not hold, and why.
     async fn until_not_ready(&self, condition: &str) -> String {
         until(&format!("{condition} not to hold"), SOON, async || {
             let (status, body) = self.app.readiness().await;
-            let told = &body["conditions"][condition];
-            let lost = status == StatusCode::SERVICE_UNAVAILABLE && told["ok"] == false;
-            lost.then(|| told["detail"].as_str().unwrap_or_default().to_owned())
+            let reported = &body["conditions"][condition];
+            let lost = status == StatusCode::SERVICE_UNAVAILABLE && reported["ok"] == false;
+            lost.then(|| reported["detail"].as_str().unwrap_or_default().to_owned())
         })
         .await
     }
@@ -161,13 +161,13 @@ impl Scene {
         rights("^$").await;
         api.close_connections(&self.vhost.name).await.unwrap();
         let why = self.until_not_ready("consumer").await;
-        let told = until("the broker's words", SOON, async || {
+        let reported = until("the broker's words", SOON, async || {
             let why = self.until_not_ready("consumer").await;
             why.contains("refused").then_some(why)
         })
         .await;
         rights(".*").await;
-        self.heals(&format!("right taken: {why}; {told}")).await;
+        self.heals(&format!("right taken: {why}; {reported}")).await;
     }
 }
 

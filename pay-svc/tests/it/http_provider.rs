@@ -26,7 +26,7 @@ pub(crate) fn client(url: &str, more: &[&str]) -> Http {
     let config = config_with("mysql://u@h/d", "amqp://h", &args);
     match config.provider {
         ProviderSettings::Http(settings) => Http::new(&settings),
-        ProviderSettings::Simulated(_) => panic!("http was asked for"),
+        ProviderSettings::Simulated(_) => panic!("http was requested"),
     }
 }
 
@@ -39,7 +39,7 @@ fn charge(order_id: Uuid) -> Charge {
     }
 }
 
-async fn ask(client: &Http) -> Result<Receipt, ChargeError> {
+async fn request(client: &Http) -> Result<Receipt, ChargeError> {
     client.charge(&charge(Uuid::now_v7())).await
 }
 
@@ -92,9 +92,9 @@ async fn each_answer_has_its_meaning() {
         outcome: Outcome::Declined,
         reference: None,
     };
-    assert_eq!(ask(&client).await, Ok(declined.clone()));
+    assert_eq!(request(&client).await, Ok(declined.clone()));
     script(Reply::status(402));
-    assert_eq!(ask(&client).await, Ok(declined));
+    assert_eq!(request(&client).await, Ok(declined));
 
     for reply in [
         Reply::status(200).body("<html>"),
@@ -104,7 +104,7 @@ async fn each_answer_has_its_meaning() {
         Reply::status(422),
     ] {
         script(reply.clone());
-        let failed = ask(&client).await.unwrap_err();
+        let failed = request(&client).await.unwrap_err();
         assert!(
             matches!(failed, ChargeError::Failed(_)),
             "{reply:?}: {failed}"
@@ -117,7 +117,7 @@ async fn each_answer_has_its_meaning() {
         (Reply::status(500), None),
     ] {
         script(reply.clone());
-        let failed = ask(&client).await.unwrap_err();
+        let failed = request(&client).await.unwrap_err();
         assert!(
             matches!(failed, ChargeError::Unavailable { .. }),
             "{reply:?}: {failed}"
@@ -135,22 +135,22 @@ async fn each_answer_has_its_meaning() {
 async fn a_provider_that_goes_away_is_unavailable_and_found_again_at_once() {
     let fake = FakeProvider::start().unwrap();
     let client = client(&fake.url(), &[]);
-    ask(&client).await.unwrap();
+    request(&client).await.unwrap();
     fake.close();
     for _ in 0..3 {
-        let away = ask(&client).await.unwrap_err();
+        let away = request(&client).await.unwrap_err();
         assert!(matches!(away, ChargeError::Unavailable { .. }), "{away}");
     }
     fake.open();
-    // The connections of before are dead, and nobody has told the client.
-    ask(&client).await.unwrap();
+    // The connections of before are dead, and nobody has informed the client.
+    request(&client).await.unwrap();
 
     // A call that is given up does not go on behind our back.
     fake.script(|_| Reply::captured().after(Duration::from_secs(3600)));
     let order = Uuid::now_v7();
     for _ in 0..2 {
-        let asked = charge(order);
-        let asking = client.charge(&asked);
+        let requested = charge(order);
+        let asking = client.charge(&requested);
         let given_up = tokio::time::timeout(Duration::from_millis(100), asking).await;
         assert!(given_up.is_err());
         until("the connection to be closed", SOON, async || {
@@ -178,7 +178,7 @@ async fn with_https_the_provider_must_be_who_it_says() {
     let expired = authority.server(&["127.0.0.1"], Validity::Expired).unwrap();
 
     let fake = FakeProvider::start_tls(&right).unwrap();
-    ask(&client(&fake.url(), &["--provider-ca-file", &ours]))
+    request(&client(&fake.url(), &["--provider-ca-file", &ours]))
         .await
         .unwrap();
     let plain = fake.url().replace("https://", "http://");
@@ -190,7 +190,7 @@ async fn with_https_the_provider_must_be_who_it_says() {
         (client(&fake.url(), &[]), "authority"),
         (client(&plain, &[]), "no TLS"),
     ] {
-        let refused = ask(&client).await.unwrap_err();
+        let refused = request(&client).await.unwrap_err();
         assert!(
             matches!(refused, ChargeError::Unavailable { .. }),
             "{what}: {refused}"
@@ -198,7 +198,7 @@ async fn with_https_the_provider_must_be_who_it_says() {
     }
     for (identity, what) in [(elsewhere, "not valid for name"), (expired, "expired")] {
         let fake = FakeProvider::start_tls(&identity).unwrap();
-        let refused = ask(&client(&fake.url(), &["--provider-ca-file", &ours]))
+        let refused = request(&client(&fake.url(), &["--provider-ca-file", &ours]))
             .await
             .unwrap_err();
         assert!(refused.to_string().contains(what), "{refused}");
@@ -253,7 +253,7 @@ async fn an_error_of_the_message_spends_attempts_and_one_of_the_provider_waits(f
 
 /// From the queue to the provider and back, with no more calls at once than allowed.
 #[tokio::test]
-async fn a_service_asks_its_provider_no_more_at_once_than_it_may() {
+async fn a_service_requests_its_provider_no_more_at_once_than_it_may() {
     let db = e2e::shared::mariadb().await;
     let fake = FakeProvider::start().unwrap();
     fake.script(|_| Reply::captured().after(Duration::from_millis(40)));

@@ -110,14 +110,14 @@ async fn pays_once_through(kills: usize, db: &Db) {
     let again = ledger.calls() - orders;
     assert!(
         again >= kills,
-        "{again} charges were asked for again: killed at the wrong moments"
+        "{again} charges were requested again: killed at the wrong moments"
     );
     figures::record(
         &format!(
             "pay-svc: {kills} SIGKILLs, {orders} orders, {:?}",
             db.flavor()
         ),
-        &format!("charged twice 0, asked again {again}"),
+        &format!("charged twice 0, requested again {again}"),
     );
 }
 

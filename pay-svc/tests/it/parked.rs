@@ -97,11 +97,11 @@ async fn every_verb_does_what_it_says_and_its_exit_code_tells() {
     assert_eq!(desk.run(&["discard", "m000"]).await.0, 64, "no reason");
     desk.ok(&["discard", "m000", "--reason", "no use", "--by", "ann"])
         .await;
-    let (code, told) = desk.run(&["retry", "m000"]).await;
+    let (code, reported) = desk.run(&["retry", "m000"]).await;
     assert_eq!(code, 1);
     assert!(
-        told.contains("NOT DONE, it is discarded") && told.contains("by ann"),
-        "{told}"
+        reported.contains("NOT DONE, it is discarded") && reported.contains("by ann"),
+        "{reported}"
     );
     desk.ok(&["restore", "m000"]).await;
     desk.ok(&["retry", "m000", "m001"]).await;
@@ -116,8 +116,8 @@ async fn every_verb_does_what_it_says_and_its_exit_code_tells() {
         "typo",
     ];
     assert_eq!(desk.run(&edit).await.0, 64, "editing is off");
-    let (code, told) = desk.run_with(&[("OPS_ALLOW_EDIT", "true")], &edit).await;
-    assert_eq!(code, 0, "{told}");
+    let (code, reported) = desk.run_with(&[("OPS_ALLOW_EDIT", "true")], &edit).await;
+    assert_eq!(code, 0, "{reported}");
     assert_eq!(
         desk.count("status = 1 AND headers LIKE '%parent%'").await,
         1
@@ -170,10 +170,10 @@ async fn a_canary_that_fails_holds_back_the_rest_and_one_that_passes_lets_it_go(
         desk.count("status = 3 AND next_attempt_at IS NULL").await == 39
     })
     .await;
-    let told = desk.ok(&["bulk", "show", "1"]).await;
+    let reported = desk.ok(&["bulk", "show", "1"]).await;
     assert!(
-        told.contains("stopped") && told.contains("provider_error: "),
-        "{told}"
+        reported.contains("stopped") && reported.contains("provider_error: "),
+        "{reported}"
     );
     assert_eq!(fake.ledger().calls(), 1, "the canary alone");
 
@@ -243,7 +243,7 @@ async fn failures_and_an_operator_at_the_same_bulk_meet_no_deadlock(flavor: Flav
         })
         .await;
         desk.run(&["bulk", "resume", "1"]).await;
-        // One of them comes after the next failure; both are told what is.
+        // One of them comes after the next failure; both report what is.
         desk.run(&["bulk", "pause", "1"]).await;
         desk.run(&["bulk", "resume", "1"]).await;
     }
@@ -268,8 +268,8 @@ async fn a_service_that_can_not_see_bulks_says_so_and_pays() {
     let says = async |text: &str| {
         until(text, SOON, async || {
             let (status, body) = app.readiness().await;
-            let told = body["conditions"]["bulks"]["detail"].as_str().unwrap_or("");
-            status.is_success() && told.contains(text)
+            let reported = body["conditions"]["bulks"]["detail"].as_str().unwrap_or("");
+            status.is_success() && reported.contains(text)
         })
         .await;
     };

@@ -1,4 +1,4 @@
-//! A provider that does as a test tells it, and remembers what it was asked.
+//! A provider that does as a test tells it, and remembers what was requested of it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use pay_svc::provider::{Charge, ChargeError, Outcome, Provider, Receipt};
 use uuid::Uuid;
 
-/// What to do when asked for the nth time (from 1) to charge an order.
+/// What to do when requested the nth time (from 1) to charge an order.
 type Script = Box<dyn Fn(&Charge, usize) -> Act + Send + Sync>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Scripted {
         Self::new(move |_, _| act)
     }
 
-    /// When an order was asked for.
+    /// When an order was requested.
     pub(crate) fn calls(&self, order: Uuid) -> Vec<Instant> {
         self.book
             .lock()

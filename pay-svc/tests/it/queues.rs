@@ -25,7 +25,7 @@ async fn app(vhost: &Vhost, more: &[&str]) -> App {
 }
 
 /// What readiness tells of the consumer, once it is or is not consuming as wanted.
-async fn told(app: &App, consumes: bool, text: &str) {
+async fn reported(app: &App, consumes: bool, text: &str) {
     until(&format!("{text:?} in readiness"), SOON, async || {
         let (status, body) = app.readiness().await;
         let consumer = &body["conditions"]["consumer"];
@@ -75,8 +75,8 @@ async fn a_queue_that_would_lose_messages_is_not_consumed_until_it_is_replaced()
             ),
         ] {
             let (vhost, app) = declared(rabbit, &body).await;
-            told(&app, false, text).await;
-            told(
+            reported(&app, false, text).await;
+            reported(
                 &app,
                 false,
                 "pause the relay, delete order-queue when it is empty",
@@ -84,7 +84,7 @@ async fn a_queue_that_would_lose_messages_is_not_consumed_until_it_is_replaced()
             .await;
             let api = rabbit.management().unwrap();
             assert!(api.delete_queue(&vhost.name, QUEUE).await.unwrap());
-            told(&app, true, "consuming").await;
+            reported(&app, true, "consuming").await;
             app.until_it_pays(&vhost).await;
             assert_eq!(app.stop().await, Exit::Drained);
         }
@@ -109,9 +109,9 @@ async fn a_queue_that_is_exclusive_to_another_connection_is_named_and_waited_for
             .await
             .unwrap();
         let app = app(&vhost, &[]).await;
-        told(&app, false, "is exclusive to another connection").await;
+        reported(&app, false, "is exclusive to another connection").await;
         owner.close(200, "done".into()).await.unwrap();
-        told(&app, true, "consuming").await;
+        reported(&app, true, "consuming").await;
         app.until_it_pays(&vhost).await;
         assert_eq!(app.stop().await, Exit::Drained);
     }
@@ -149,7 +149,7 @@ async fn every_property_that_breaks_a_promise_is_named_in_readiness() {
         for (arguments, texts) in cases {
             let (vhost, app) = declared(rabbit, &queue(arguments)).await;
             for text in texts {
-                told(&app, true, text).await;
+                reported(&app, true, text).await;
             }
             app.until_it_pays(&vhost).await;
             assert_eq!(app.stop().await, Exit::Drained);
@@ -170,7 +170,7 @@ async fn looking_at_a_queue_costs_a_bounded_number_of_channels() {
     let url = few.amqp_url.clone();
     few.amqp_url.push_str("?channel_max=2");
     let app = app(&few, &[]).await;
-    told(&app, true, "x-max-priority is 3").await;
+    reported(&app, true, "x-max-priority is 3").await;
     few.amqp_url = url;
     app.until_it_pays(&few).await;
     assert_eq!(app.stop().await, Exit::Drained);

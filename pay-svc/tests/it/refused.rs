@@ -72,7 +72,7 @@ async fn a_full_table_space_cuts_no_message_and_acknowledges_none(flavor: Flavor
         let detail = body["conditions"]["consumer"]["detail"].to_string();
         status == StatusCode::SERVICE_UNAVAILABLE && detail.contains("is full")
     };
-    until("the full table to be told", SOON, says_full).await;
+    until("the full table to be reported", SOON, says_full).await;
     // It stays so, whatever is tried meanwhile.
     for _ in 0..30 {
         assert!(says_full().await, "{flavor:?}: {:?}", app.readiness().await);
@@ -217,12 +217,14 @@ impl World {
         }
     }
 
-    async fn until_told(&self, what: &str, of: &str) {
+    async fn until_reported(&self, what: &str, of: &str) {
         until(what, SOON, async || {
             let (status, body) = self.app.readiness().await;
             assert_eq!(status, StatusCode::OK, "{body}");
-            let told = body["conditions"]["records"]["detail"].as_str();
-            told.is_some_and(|told| told.contains(what)).then_some(())
+            let reported = body["conditions"]["records"]["detail"].as_str();
+            reported
+                .is_some_and(|reported| reported.contains(what))
+                .then_some(())
         })
         .await;
         let name = format!("inbox_records_refused_total{{record=\"{of}\"}}");
@@ -242,7 +244,7 @@ async fn a_failure_that_can_not_be_recorded_is_its_rows_own_trouble(flavor: Flav
         world.publish_good().await;
         paid += 5;
         world.app.until_paid(paid).await;
-        world.until_told("failure refused", "failure").await;
+        world.until_reported("failure refused", "failure").await;
         let row = inbox_row(&world.app.pool, &bad).await.unwrap();
         assert_eq!((row.status, row.attempts), (1, 0), "{damage:?}: {row:?}");
         until("the reason in the row", SOON, async || {
@@ -258,7 +260,7 @@ async fn a_failure_that_can_not_be_recorded_is_its_rows_own_trouble(flavor: Flav
             ["malformed"],
             "{damage:?}"
         );
-        world.until_told("all is recorded", "failure").await;
+        world.until_reported("all is recorded", "failure").await;
     }
 }
 
@@ -279,14 +281,14 @@ async fn without_the_table_of_payments_the_rest_flows_and_no_order_is_charged_tw
         world.publisher.publish(&foreign).await;
         until_status(&world.app.pool, &bad, 3).await;
         until_status(&world.app.pool, foreign.message_id.as_deref().unwrap(), 2).await;
-        world.until_told("payment refused", "payment").await;
+        world.until_reported("payment refused", "payment").await;
         assert_eq!(queued(&world.vhost).await, 0, "{damage:?}");
         world.vandalise(&repair).await;
         paid += 5;
         world.app.until_paid(paid).await;
         let charged = i64::try_from(world.provider.charged()).unwrap();
         assert_eq!(charged, payments(&world.app.pool).await, "{damage:?}");
-        world.until_told("all is recorded", "payment").await;
+        world.until_reported("all is recorded", "payment").await;
     }
 }
 
@@ -328,7 +330,7 @@ async fn a_message_is_stored_parked_though_its_reason_can_not_be_recorded(flavor
         world.publish_good().await;
         paid += 5;
         world.app.until_paid(paid).await;
-        world.until_told("parked refused", "parked").await;
+        world.until_reported("parked refused", "parked").await;
         world.vandalise(&repair).await;
         let parked: i64 = sqlx::query_scalar(
             "SELECT COUNT(*) FROM inbox WHERE payload = ? AND status = 3 \

@@ -132,7 +132,7 @@ impl Audit {
     /// Reads both tables.
     ///
     /// # Errors
-    /// One of the databases could not be asked.
+    /// One of the databases could not be queried.
     pub async fn run(&self) -> anyhow::Result<Ledger> {
         self.table.check_own().await?;
         let outbox = self.table.url.connect().await;

@@ -101,7 +101,7 @@ async fn broker(config: &Config) -> Condition {
     }
 }
 
-/// A database that accepts and then says nothing is asked again.
+/// A database that accepts and then says nothing is queried again.
 const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Waits at start until the database offers everything.

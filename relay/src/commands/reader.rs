@@ -26,7 +26,7 @@ pub(super) async fn mysql_cdc(
     found
 }
 
-/// Where TLS is asked for, the settings are refused already.
+/// Where TLS is requested, the settings are refused already.
 fn tls(table: &OutboxTable) -> Option<Condition> {
     matches!(table.url.tls(), Tls::Preferred).then(|| {
         Condition::not(

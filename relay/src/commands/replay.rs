@@ -35,7 +35,7 @@ pub struct ReplayArgs {
     /// Database, table, log format.
     #[command(flatten)]
     pub table: TableArgs,
-    /// The broker; not asked in a dry run.
+    /// The broker; not contacted in a dry run.
     #[command(flatten)]
     pub amqp: AmqpArgs,
     /// Rows that were marked sent (sent_at) at this time or later: RFC 3339, 2026-01-31T12:00:00Z

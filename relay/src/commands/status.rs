@@ -1,5 +1,5 @@
 //! `relay status`: one screen of what the database knows and, where a relay's admin listener answers,
-//! of what that relay does. What could not be asked is said.
+//! of what that relay does. What could not be queried is said.
 
 pub mod database;
 pub mod live;
@@ -22,7 +22,7 @@ pub struct StatusArgs {
     /// Database, table, log format.
     #[command(flatten)]
     pub table: TableArgs,
-    /// The admin listener of the relay to ask for phase, broker and lag
+    /// The admin listener of the relay that reports phase, broker and lag
     #[arg(long, env = "ADMIN_ADDR", value_name = "IP:PORT",
           default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 9764)))]
     pub admin_addr: SocketAddr,
@@ -87,21 +87,21 @@ impl StatusArgs {
     }
 }
 
-/// A listener on all addresses is asked on the loopback.
+/// A listener on all addresses is queried on the loopback.
 fn reachable(listens: SocketAddr) -> SocketAddr {
-    let mut asks = listens;
-    if asks.ip().is_unspecified() {
-        asks.set_ip(match listens {
+    let mut requests = listens;
+    if requests.ip().is_unspecified() {
+        requests.set_ip(match listens {
             SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
-    asks
+    requests
 }
 
-/// Asks both.
-pub async fn ask(table: &OutboxTable, admin: SocketAddr) -> Status {
-    let (database, relay) = futures::join!(database::ask(table), live::ask(admin));
+/// Queries both.
+pub async fn query(table: &OutboxTable, admin: SocketAddr) -> Status {
+    let (database, relay) = futures::join!(database::query(table), live::query(admin));
     Status {
         outbox: format!("{}.{}", table.url.database(), table.name),
         database: Answer::of(&table.url, database),

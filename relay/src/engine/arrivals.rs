@@ -150,7 +150,7 @@ impl Arrivals {
         })
     }
 
-    /// The first `count` of them were read by a query of `asked_at`, and `is_there` says which are in the
+    /// The first `count` of them were read by a query of `queried_at`, and `is_there` says which are in the
     /// table. Returns those, and keeps the ones that may not be visible yet; `in_order` also those behind
     /// the first that may not be.
     ///
@@ -161,7 +161,7 @@ impl Arrivals {
     pub(super) fn read(
         &mut self,
         count: usize,
-        asked_at: Instant,
+        queried_at: Instant,
         now: Instant,
         (in_order, is_there): (bool, impl Fn(u64) -> bool),
     ) -> Vec<Arrival> {
@@ -176,7 +176,7 @@ impl Arrivals {
                 later = place;
             }
         }
-        let fenced = self.fenced.filter(|(_, done)| *done <= asked_at);
+        let fenced = self.fenced.filter(|(_, done)| *done <= queried_at);
         let (mut found, mut kept) = (Vec::with_capacity(read.len()), Vec::new());
         let (mut is_awaited, mut is_passed) = (false, false);
         for (place, mut arrival) in read.into_iter().enumerate() {

@@ -90,7 +90,7 @@ pub struct Head {
     pub attempts: u32,
     /// It has been tried, sent or delayed before: that the binlog did not report it as a new row is
     /// no wonder.
-    pub relived: bool,
+    pub has_history: bool,
 }
 
 /// A row as the table has it.

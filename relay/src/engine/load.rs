@@ -23,7 +23,7 @@ pub(super) struct Loading {
     /// How many of the first arrivals are in it.
     pub(super) arrivals: usize,
     ready: Vec<u64>,
-    asked_at: Instant,
+    queried_at: Instant,
     /// Rows that have changed since: what is read of them may be older.
     pub(super) changed: BTreeSet<u64>,
 }
@@ -85,11 +85,11 @@ impl Engine {
             true => room,
             false => room.max(1),
         };
-        let asked_at = now;
+        let queried_at = now;
         self.loading = Some(Loading {
             arrivals,
             ready,
-            asked_at,
+            queried_at,
             changed: BTreeSet::new(),
         });
         out.push(Command::Load(LoadQuery { ids, bytes }));
@@ -176,7 +176,7 @@ impl Engine {
         let is_there = |id| there.contains(&id);
         let found = self.arrivals.read(
             loading.arrivals,
-            loading.asked_at,
+            loading.queried_at,
             now,
             (in_order, is_there),
         );
@@ -196,7 +196,7 @@ impl Engine {
                 Why::Swept | Why::Again => By::Look,
             };
             let known = self.index.get(arrival.id).is_some();
-            if arrival.why == Why::Swept && read.pending && !read.head.relived && !known {
+            if arrival.why == Why::Swept && read.pending && !read.head.has_history && !known {
                 self.missed += 1;
             }
             self.take_read(read, by, read_at, now);

@@ -57,7 +57,7 @@ struct Scan {
     fence: bool,
     positions: bool,
     began: Instant,
-    asked_at: Instant,
+    queried_at: Instant,
     /// How long the database took for all pages so far.
     reading: Duration,
     step: Step,
@@ -256,7 +256,7 @@ impl Engine {
             fence,
             positions,
             began: now,
-            asked_at: now,
+            queried_at: now,
             reading: Duration::ZERO,
             step: Step::Reading,
             page: VecDeque::new(),
@@ -276,7 +276,7 @@ impl Engine {
             return;
         };
         scan.step = Step::Reading;
-        scan.asked_at = now;
+        scan.queried_at = now;
         scan.changed.clear();
         self.scans.is_reading = true;
         out.push(Command::ReadPage(PageQuery {
@@ -294,7 +294,7 @@ impl Engine {
         let Some(scan) = &mut self.scans.current else {
             return;
         };
-        scan.reading += now.saturating_duration_since(scan.asked_at);
+        scan.reading += now.saturating_duration_since(scan.queried_at);
         let is_first = scan.upto.is_none();
         scan.upto = Some(page.upto);
         scan.after = page.read_to;

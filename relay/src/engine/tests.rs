@@ -46,7 +46,7 @@ struct It {
     wait: Option<Duration>,
     attempts: u32,
     pending: bool,
-    relived: bool,
+    has_history: bool,
 }
 
 fn row(id: u64, key: u64) -> It {
@@ -57,7 +57,7 @@ fn row(id: u64, key: u64) -> It {
         wait: None,
         attempts: 0,
         pending: true,
-        relived: false,
+        has_history: false,
     }
 }
 
@@ -73,7 +73,7 @@ impl It {
                 wait: self.wait,
                 bytes: 10,
                 attempts: self.attempts,
-                relived: self.relived,
+                has_history: self.has_history,
             },
             pending: self.pending,
             row: Some(Box::new(Row {

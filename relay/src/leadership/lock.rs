@@ -35,7 +35,7 @@ const RECONNECT_EVERY: Duration = Duration::from_secs(1);
 /// Server side, in seconds. Must be more than `PING_TIMEOUT` plus `PING_EVERY`.
 const WAIT_TIMEOUT_S: u32 = 5;
 
-/// Cheap to clone and to ask.
+/// Cheap to clone and to check.
 #[derive(Clone, Debug, Default)]
 pub struct Lease {
     until_ns: Arc<AtomicU64>,
@@ -125,7 +125,7 @@ pub async fn keep(
     }
 }
 
-/// One connection's life: ask for the lock, then ping it, every half second. Returns why it ended
+/// One connection's life: take the lock, then ping it, every half second. Returns why it ended
 /// without an error.
 async fn hold(
     table: &OutboxTable,

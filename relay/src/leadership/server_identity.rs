@@ -7,7 +7,7 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Executor, Row};
 use svc_kit::database::DatabaseUrl;
 
-/// What makes a server itself, on MySQL and MariaDB. The binlog's connection asks the same.
+/// What makes a server itself, on MySQL and MariaDB. The binlog's connection queries the same.
 pub const IDENTITY: &str = "SHOW GLOBAL VARIABLES \
     WHERE Variable_name IN ('server_uuid', 'server_id', 'hostname', 'port')";
 

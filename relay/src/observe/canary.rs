@@ -112,14 +112,14 @@ impl Canary {
     /// Never: the orders must not suffer from what only watches.
     pub async fn run(self, channels: Arc<Channels>) -> anyhow::Result<()> {
         loop {
-            let Err(err) = self.fly(&channels).await;
+            let Err(err) = self.keep_sending(&channels).await;
             let error = format!("{err:#}");
             tracing::warn!(error, retry_in = ?RETRY_IN, "the canary can not be sent");
             tokio::time::sleep(RETRY_IN).await;
         }
     }
 
-    async fn fly(&self, channels: &Channels) -> anyhow::Result<Infallible> {
+    async fn keep_sending(&self, channels: &Channels) -> anyhow::Result<Infallible> {
         let mut nest = Nest::build(channels.open()).await?;
         loop {
             self.until_due().await;

@@ -331,7 +331,7 @@ impl Metrics {
         }
     }
 
-    /// Shows how rows are to be found, so that polling can be told from having to poll.
+    /// Shows how rows are to be found, so that polling can be distinguished from having to poll.
     pub fn set_mode(&self, mode: Mode) {
         for (one, name) in [(Mode::Cdc, "cdc"), (Mode::Poll, "poll")] {
             let shown = i64::from(one == mode);

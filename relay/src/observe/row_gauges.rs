@@ -68,7 +68,7 @@ pub struct Lock {
 }
 
 /// By a new connection each time. So after a failover the numbers are those of the new server; and
-/// a name that leads to another server shows, even when nobody has told the old one: it lives on,
+/// a name that leads to another server shows, even when nobody has informed the old one: it lives on,
 /// takes writes, and so keeps the lock's connection, while the orders are placed elsewhere.
 async fn read_all(
     table: &OutboxTable,

@@ -20,7 +20,7 @@ pub enum BrokerNews {
     /// All of them take publishes again.
     Unblocked,
     /// A connection is gone. One that another has taken the place of lives only as long as one of its
-    /// channels is in use: with it goes what was being published there, so this is told of it too.
+    /// channels is in use: with it goes what was being published there, so this gets that news too.
     Lost(String),
 }
 
@@ -44,7 +44,7 @@ pub async fn connect(amqp: &Amqp, name: &str) -> Result<Link, lapin::Error> {
 impl Link {
     /// Channels of this connection, and of those that take its place; `news` gets what all of them tell.
     ///
-    /// What the connection has told since it was made is passed on too, until nobody listens.
+    /// What the connection has reported since it was made is passed on too, until nobody listens.
     pub fn share(self, amqp: &Amqp, name: &str, news: mpsc::Sender<BrokerNews>) -> Channels {
         let connection = Arc::clone(&self.connection);
         let teller = Arc::new(Teller::new(news));
@@ -133,22 +133,22 @@ impl Teller {
     }
 
     /// Passes on the news of a connection, `blocked` before or not. Does anybody listen?
-    async fn tell(&self, blocked: &mut bool, told: BrokerNews) -> bool {
+    async fn tell(&self, blocked: &mut bool, reported: BrokerNews) -> bool {
         let mut count = self.blocked.lock().await;
-        match &told {
+        match &reported {
             BrokerNews::Blocked(_) if !*blocked => (*blocked, *count) = (true, *count + 1),
             BrokerNews::Unblocked if *blocked => (*blocked, *count) = (false, *count - 1),
             _ => {}
         }
         // Another one is blocked still.
-        if told == BrokerNews::Unblocked && *count > 0 {
+        if reported == BrokerNews::Unblocked && *count > 0 {
             return true;
         }
-        self.news.send(told).await.is_ok()
+        self.news.send(reported).await.is_ok()
     }
 }
 
-/// Passes on what the connection has told since it was made, and goes on until nobody listens. What
+/// Passes on what the connection has reported since it was made, and goes on until nobody listens. What
 /// came before the listener is seen in the connection's state. It does not keep the connection alive.
 async fn listen(link: Link, teller: Arc<Teller>) {
     let Link {
@@ -171,13 +171,13 @@ async fn listen(link: Link, teller: Arc<Teller>) {
         return;
     }
     while let Some(event) = events.next().await {
-        let told = match event {
+        let reported = match event {
             Event::ConnectionBlocked(reason) => BrokerNews::Blocked(reason),
             Event::ConnectionUnblocked => BrokerNews::Unblocked,
             Event::Error(err) if !status.connected() => BrokerNews::Lost(err.to_string()),
             _ => continue,
         };
-        if !teller.tell(&mut blocked, told).await {
+        if !teller.tell(&mut blocked, reported).await {
             return;
         }
     }
@@ -193,7 +193,7 @@ mod tests {
 
     #[tokio::test]
     async fn publishes_are_taken_again_when_the_last_of_several_connections_is_unblocked() {
-        let (news, mut told) = mpsc::channel(16);
+        let (news, mut reported) = mpsc::channel(16);
         let teller = Teller::new(news);
         let (mut old, mut new) = (false, false);
         let block = || BrokerNews::Blocked("memory".into());
@@ -202,12 +202,12 @@ mod tests {
         assert!(teller.tell(&mut new, block()).await);
         assert!(teller.tell(&mut old, BrokerNews::Unblocked).await);
         for _ in 0..3 {
-            assert_eq!(told.try_recv().unwrap(), block());
+            assert_eq!(reported.try_recv().unwrap(), block());
         }
-        assert!(told.try_recv().is_err(), "one is blocked still");
+        assert!(reported.try_recv().is_err(), "one is blocked still");
         assert!(teller.tell(&mut new, BrokerNews::Unblocked).await);
-        assert_eq!(told.try_recv().unwrap(), BrokerNews::Unblocked);
-        drop(told);
+        assert_eq!(reported.try_recv().unwrap(), BrokerNews::Unblocked);
+        drop(reported);
         assert!(!teller.tell(&mut new, block()).await);
     }
 }

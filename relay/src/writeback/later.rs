@@ -35,7 +35,7 @@ pub(super) trait Weigh {
 pub(super) struct Later<T> {
     /// Due at once.
     ready: VecDeque<Put<T>>,
-    /// By the time when it is due; the number tells apart what is due at the same time.
+    /// By the time when it is due; the number distinguishes what is due at the same time.
     waiting: BTreeMap<(Instant, u64), Put<T>>,
     number: u64,
     rests_until: Option<Instant>,

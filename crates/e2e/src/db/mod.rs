@@ -307,7 +307,7 @@ fn production_like(port: u16, home: &Home) -> Vec<String> {
     args
 }
 
-/// The servers refuse to run as root unless told to.
+/// The servers refuse to run as root unless it is stated.
 fn root_arg() -> Option<&'static str> {
     cache::is_root().then_some("--user=root")
 }

@@ -1,4 +1,4 @@
-//! What a fake provider was asked for, and what it took.
+//! What was requested of a fake provider, and what it took.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -7,9 +7,9 @@ use super::Call;
 /// What has happened at a provider.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    /// Calls by key, with what the first of them asked for.
+    /// Calls by key, with what the first of them requested.
     keys: HashMap<String, Key>,
-    /// How often money was taken for an order: once for each key that asked for it.
+    /// How often money was taken for an order: once for each key that requested it.
     charges: BTreeMap<String, u32>,
     /// Calls under way, by order.
     under_way: HashMap<String, u32>,
@@ -22,7 +22,7 @@ pub struct Ledger {
 
 #[derive(Clone, Debug)]
 struct Key {
-    asked: (String, i64, String),
+    requested: (String, i64, String),
     calls: usize,
     charged: bool,
 }
@@ -70,7 +70,7 @@ impl Ledger {
         self.most_at_once
     }
 
-    /// Calls with a known key that asked for something else than the first with it.
+    /// Calls with a known key that requested something else than the first with it.
     #[must_use]
     pub fn mismatched(&self) -> usize {
         self.mismatched
@@ -95,19 +95,19 @@ impl Ledger {
             self.overlapped.insert(call.order_id.clone());
         }
         self.most_at_once = self.most_at_once.max(self.under_way());
-        let asked = (
+        let requested = (
             call.order_id.clone(),
             call.amount_minor,
             call.currency.clone(),
         );
         let key = self.keys.entry(call.key.clone()).or_insert_with(|| Key {
-            asked: asked.clone(),
+            requested: requested.clone(),
             calls: 0,
             charged: false,
         });
         key.calls += 1;
         call.nth = key.calls;
-        let is_same = key.asked == asked;
+        let is_same = key.requested == requested;
         self.mismatched += usize::from(!is_same);
         is_same
     }

@@ -1,4 +1,4 @@
-//! A payment provider on the loopback that does as it is told and keeps a ledger: what was taken for
+//! A payment provider on the loopback that does as it is set and keeps a ledger: what was taken for
 //! each order, and by how many keys.
 //!
 //! It speaks the contract of pay-svc's `PAY_PROVIDER=http` and, as a real one would, takes money
@@ -25,7 +25,7 @@ use crate::port;
 /// What a verb waits for takes microseconds; a machine may be busy.
 const VERB_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A charge that is asked for.
+/// A charge that is requested.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// The header `Idempotency-Key`.
@@ -87,7 +87,7 @@ impl Reply {
         Self { latency, ..self }
     }
 
-    /// Asks to be left alone for this long.
+    /// Requests to be left alone for this long.
     #[must_use]
     pub fn retry_after(self, text: &str) -> Self {
         Self {
@@ -225,7 +225,7 @@ impl Provider {
     }
 
     /// # Panics
-    /// When the thread does not do as it is told.
+    /// When the thread does not do as it is set.
     fn wait(&self, door: Door) {
         let deadline = Instant::now() + VERB_TIMEOUT;
         while *self.found.borrow() != door {

@@ -146,7 +146,7 @@ impl Rabbit {
                 return Some(Err(ended));
             }
             // The AMQP listener comes last, but on a restart the old one may linger in the
-            // management plugin's answer: ask both.
+            // management plugin's answer: query both.
             tokio::net::TcpStream::connect(address).await.ok()?;
             management.get("overview").await.ok().map(|_| Ok(()))
         });
@@ -286,8 +286,8 @@ impl Rabbit {
             "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{vhost}\">>, queue, \
              <<\"{queue}\">>)), sys:{what}(amqqueue:get_pid(Q))."
         );
-        let told = self.ctl(&["eval", &expression]).await?;
-        ensure!(told.trim() == "ok", "{what} {queue}: {told}");
+        let reported = self.ctl(&["eval", &expression]).await?;
+        ensure!(reported.trim() == "ok", "{what} {queue}: {reported}");
         Ok(())
     }
 

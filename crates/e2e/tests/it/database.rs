@@ -188,8 +188,8 @@ async fn a_paused_server_answers_again_after_resume() {
         .await
         .unwrap();
     db.pause().unwrap();
-    let asked = tokio::time::timeout(std::time::Duration::from_millis(300), db.admin());
-    assert!(asked.await.is_err(), "a stopped process answered");
+    let requested = tokio::time::timeout(std::time::Duration::from_millis(300), db.admin());
+    assert!(requested.await.is_err(), "a stopped process answered");
     db.resume().unwrap();
     db.admin().await.unwrap();
 }

@@ -37,11 +37,11 @@ async fn balances(demo: Process) {
 }
 
 /// Waits until the demo has printed a line with `text`.
-async fn told(demo: &Process, text: &str) {
-    let told = wait::try_until(text, TIME_LIMIT, async || {
+async fn reported(demo: &Process, text: &str) {
+    let reported = wait::try_until(text, TIME_LIMIT, async || {
         demo.log().contains(text) || demo.ended().unwrap().is_some()
     });
-    told.await.unwrap();
+    reported.await.unwrap();
     assert!(demo.ended().unwrap().is_none(), "{}", demo.log());
 }
 
@@ -56,7 +56,7 @@ fn addresses<'a>(log: &'a str, paths: &[&str]) -> Vec<&'a str> {
 #[tokio::test]
 async fn the_demo_balances_and_with_keep_its_addresses_answer_until_ctrl_c() {
     let demo = start("mariadb", "1");
-    told(&demo, LEDGER).await;
+    reported(&demo, LEDGER).await;
     let log = demo.log();
     let token = log.split_once("log in with ").unwrap().1;
     let token = token.split_whitespace().next().unwrap();

@@ -25,7 +25,7 @@ async fn every_example_of_the_page_on_writing_events_writes_events_that_arrive()
 async fn through_a_relay(db: &Db) {
     let database = db.create_database().await.unwrap();
     let user = database.name[..26].to_owned();
-    // UPDATE is what SELECT … FOR UPDATE asks for.
+    // UPDATE is what SELECT … FOR UPDATE requests.
     let rights = format!("SELECT, INSERT, UPDATE ON `{}`.*", database.name);
     db.create_user(&user, PASSWORD, &[rights]).await.unwrap();
     migrate(&database.url).await;
@@ -161,6 +161,6 @@ fn run(program: &str, script: &str, env: &[(&str, &str)]) {
         .write_all(script.as_bytes())
         .unwrap();
     let output = child.wait_with_output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program}: {told}\n{script}");
+    let reported = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program}: {reported}\n{script}");
 }

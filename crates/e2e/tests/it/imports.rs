@@ -5,7 +5,7 @@
 //! through others. If `http` or a module below it names an item of `page` or below it, then nothing in
 //! `page` names an item of `http`.
 //!
-//! Between a module and its own descendants the rule asks for nothing: `mod child` downward and
+//! Between a module and its own descendants the rule requires nothing: `mod child` downward and
 //! `super::Item` upward are how one module is written in several files. So an item that two siblings
 //! share belongs into a module that both import, or into their parent.
 //!

@@ -43,12 +43,12 @@ async fn every_metric_is_documented_and_no_panel_is_empty() {
     }
 }
 
-/// A row of a shut route, a parked row and a parked message, so that there is something to show.
+/// A row of a closed route, a parked row and a parked message, so that there is something to show.
 async fn trouble(stage: &Stage) {
     let insert = "INSERT INTO orders.outbox (message_id, aggregate_type, aggregate_id, event_type, \
                   routing_key, payload, status) VALUES (?, 't', ?, 'stock.moved.v1', ?, '{}', ?)";
     for (key, route, status) in [
-        ("shut", "nobody.listens", 1),
+        ("closed", "nobody.listens", 1),
         ("parked", "order.pay", 3),
         ("unknown type", "order.pay", 1),
     ] {
@@ -180,9 +180,9 @@ fn the_rules_fire_when_they_must_and_not_before() {
             .current_dir(&dir)
             .output();
         let done = tried.unwrap_or_else(|err| panic!("promtool: {err}; install prometheus"));
-        let told = String::from_utf8_lossy(&done.stdout);
+        let reported = String::from_utf8_lossy(&done.stdout);
         let complained = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.success(), "{args:?}: {told}{complained}");
+        assert!(done.status.success(), "{args:?}: {reported}{complained}");
     }
 }
 

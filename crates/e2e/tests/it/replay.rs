@@ -41,8 +41,8 @@ async fn relay(stage: &Stage, args: &[&str]) -> (i32, Value) {
     let code = process.wait_exit(LATER).await.unwrap().code().unwrap();
     let log = process.log();
     let json = log.find('{').map(|at| &log[at..]).unwrap_or_default();
-    let told = serde_json::from_str(json);
-    (code, told.unwrap_or_else(|err| panic!("{err}: {log}")))
+    let reported = serde_json::from_str(json);
+    (code, reported.unwrap_or_else(|err| panic!("{err}: {log}")))
 }
 
 async fn lost_and_found(flavor: Flavor) {
@@ -90,8 +90,12 @@ async fn lost_and_found(flavor: Flavor) {
         "--reason",
         "the inbox was restored",
     ];
-    let (code, told) = relay(&stage, &replay).await;
-    assert_eq!((code, &told["sent"]), (0, &ORDERS.into()), "{told:#}");
+    let (code, reported) = relay(&stage, &replay).await;
+    assert_eq!(
+        (code, &reported["sent"]),
+        (0, &ORDERS.into()),
+        "{reported:#}"
+    );
     wait::until("the ledger to balance", LATER, async || {
         let (code, _) = relay(&stage, &["audit", "--json"]).await;
         code == 0
@@ -103,7 +107,7 @@ async fn lost_and_found(flavor: Flavor) {
     assert_eq!(after.messages, orders);
     // One more delivery of each: a second one of those that were known.
     assert_eq!(after.deliveries, before.deliveries + orders);
-    let id = told["replay_id"].as_str().unwrap();
+    let id = reported["replay_id"].as_str().unwrap();
     let marked: i64 = sqlx::query_scalar(
         "SELECT COUNT(*) FROM payments.inbox WHERE headers LIKE CONCAT('%\"x-replay-id\":\"', ?, '\"%')",
     )

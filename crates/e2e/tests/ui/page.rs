@@ -41,7 +41,7 @@ async fn works(flavor: Flavor) -> anyhow::Result<()> {
     finds_groups_and_rows(&browser).await?;
     retries_and_sees_it_sent(&browser, &stage).await?;
     discards_and_restores(&browser, &outbox).await?;
-    is_told_of_a_conflict(&browser, &outbox).await?;
+    is_reported_of_a_conflict(&browser, &outbox).await?;
     acts_on_selected_rows(&browser, &outbox, &stage).await?;
     retries_in_bulk(&browser, &outbox, &stage).await?;
     holds_a_bulk_back(&browser, &outbox).await?;
@@ -194,7 +194,7 @@ async fn discards_and_restores(browser: &Browser, outbox: &str) -> anyhow::Resul
     // A browser lets nobody discard without a reason.
     browser.control("Discard").await?.click().await?;
     assert!(browser.offers("Discard").await?);
-    let reason = "sold out; the customer was told";
+    let reason = "sold out; the customer knows";
     browser
         .element("#discard-reason")
         .await?
@@ -208,14 +208,14 @@ async fn discards_and_restores(browser: &Browser, outbox: &str) -> anyhow::Resul
     browser
         .element("#note")
         .await?
-        .fill("ask the warehouse")
+        .fill("call the warehouse")
         .await?;
     browser.control("Write the note").await?.click().await?;
-    browser.shows("ask the warehouse").await?;
+    browser.shows("call the warehouse").await?;
     Ok(())
 }
 
-async fn is_told_of_a_conflict(browser: &Browser, outbox: &str) -> anyhow::Result<()> {
+async fn is_reported_of_a_conflict(browser: &Browser, outbox: &str) -> anyhow::Result<()> {
     browser
         .open(&format!("{outbox}/rows?class=too_large"))
         .await?;
@@ -333,7 +333,7 @@ async fn holds_a_bulk_back(browser: &Browser, outbox: &str) -> anyhow::Result<()
 
 async fn reads_the_audit(browser: &Browser, outbox: &str) -> anyhow::Result<()> {
     browser.control("Audit").await?.click().await?;
-    browser.shows("sold out; the customer was told").await?;
+    browser.shows("sold out; the customer knows").await?;
     pictures(browser, "audit").await?;
     let cookies = browser.cookies().await?;
     let cookie = format!(
@@ -353,7 +353,7 @@ async fn reads_the_audit(browser: &Browser, outbox: &str) -> anyhow::Result<()> 
             .starts_with("attachment")
     );
     let file = file.text().await?;
-    assert!(file.contains("sold out; the customer was told"), "{file}");
+    assert!(file.contains("sold out; the customer knows"), "{file}");
     assert!(!file.contains(",bulk_start,"), "{file}");
     Ok(())
 }
@@ -482,7 +482,7 @@ async fn works_on_the_inbox(browser: &Browser, inbox: &str, stage: &Stage) -> an
     // The relay's login is none of pay-svc's, though both are on one host.
     log_in(browser, inbox, OPERATOR_TOKEN).await?;
     browser.shows("ann, operator").await?;
-    let message = json!({"message_id": "by/hand 1?".replace(' ', "-"), "type": "refund.asked.v9",
+    let message = json!({"message_id": "by/hand 1?".replace(' ', "-"), "type": "refund.requested.v9",
                          "payload": {"order_id": "none"}});
     let answer = client()?
         .post(format!("{}/pay", stage.pay.url))
@@ -502,13 +502,13 @@ async fn works_on_the_inbox(browser: &Browser, inbox: &str, stage: &Stage) -> an
     })
     .await;
     browser
-        .open(&format!("{inbox}?type=refund.asked.v9"))
+        .open(&format!("{inbox}?type=refund.requested.v9"))
         .await?;
     browser.shows("1 row parked").await?;
     pictures(browser, "inbox").await?;
     browser.control("Show all rows").await?.click().await?;
     browser.element("tbody a").await?.click().await?;
-    browser.shows("refund.asked.v9").await?;
+    browser.shows("refund.requested.v9").await?;
     pictures(browser, "inbox-row").await?;
     browser
         .element("#discard-reason")

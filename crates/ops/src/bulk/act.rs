@@ -154,7 +154,7 @@ async fn last(connection: &mut MySqlConnection, target: &str) -> Result<Option<L
     Ok(actions.into_iter().rev().find(turned).map(Last::from))
 }
 
-/// The bulks that these rows are on their way in, locked: to be asked by whoever is about to record
+/// The bulks that these rows are on their way in, locked: to be checked by whoever is about to record
 /// their failure, before it locks the rows. One read of an index when there is none.
 ///
 /// A database that knows no bulks yet, or an account that may not see them, has none.

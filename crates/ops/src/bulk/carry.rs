@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::row::{Cursor, text};
 use crate::table::Table;
 
-/// Where somebody is who carries out what a bulk's state asks for.
+/// Where somebody is who carries out what a bulk's state requires.
 #[derive(Clone, Debug)]
 struct Walk {
     id: u64,

@@ -20,7 +20,7 @@ use crate::table::Table;
 
 /// Name of the readiness condition.
 const CONDITION: &str = "bulks";
-/// Between two looks that nobody asked for.
+/// Between two looks that nobody requested.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// The least time between two looks: in an outage every message fails.
 const REST: Duration = Duration::from_secs(1);
@@ -171,7 +171,7 @@ async fn look(
     Ok(left)
 }
 
-/// Bulks that may ask for something.
+/// Bulks that may need something.
 async fn open(
     connection: &mut MySqlConnection,
     table: &Table,
@@ -194,7 +194,7 @@ async fn open(
     rows.iter().map(open).collect()
 }
 
-/// Is one of its rows waiting or on its way? The last is asked first: mostly it is the answer.
+/// Is one of its rows waiting or on its way? The last is checked first: mostly it is the answer.
 async fn is_under_way(
     connection: &mut MySqlConnection,
     table: &Table,
@@ -239,7 +239,7 @@ async fn prune(connection: &mut MySqlConnection, table: &Table) -> Result<(), sq
 /// the database's words.
 ///
 /// # Errors
-/// The first that is missing, or a database that can't be asked.
+/// The first that is missing, or a database that can't be queried.
 pub async fn check(
     connection: &mut MySqlConnection,
     table: &Table,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::audit::{ActionFilter, By};
-use crate::filter::{Filter, PageAsk};
+use crate::filter::{Filter, PageRequest};
 
 /// A verb of `parked`.
 #[derive(Debug, Subcommand)]
@@ -65,7 +65,7 @@ pub struct ListArgs {
     #[command(flatten)]
     pub(super) filter: Filter,
     #[command(flatten)]
-    pub(super) page: PageAsk,
+    pub(super) page: PageRequest,
 }
 
 #[derive(Debug, Args)]

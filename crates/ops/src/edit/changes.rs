@@ -7,7 +7,7 @@ use super::Edit;
 /// Longest text, in characters.
 const TEXT_MAX: usize = 4_000;
 
-/// What an edit asked for, for the audit: small texts as they are, of the payload its length and
+/// What an edit requested, for the audit: small texts as they are, of the payload its length and
 /// digest, by which it differs from others.
 pub(super) fn changed(edit: &Edit) -> String {
     let mut parts = Vec::new();
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_asked_for_is_told_and_a_payload_by_its_digest() {
+    fn what_was_requested_for_is_reported_and_a_payload_by_its_digest() {
         assert_eq!(changed(&Edit::default()), "nothing changed");
         let edit = Edit {
             routing_key: Some("order.other".to_owned()),

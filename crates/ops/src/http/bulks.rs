@@ -98,18 +98,18 @@ fn unknown() -> Problem {
 async fn act(
     console: &Console,
     act: BulkAct,
-    asked: (&Person, Part),
+    requested: (&Person, Part),
     (headers, body): (HeaderMap, Body),
 ) -> Answer<BulkOutcome> {
     let BulkWhy { reason } = request::json(&headers, body)?;
-    let (person, id) = (asked.0, number(asked.1)?);
+    let (person, id) = (requested.0, number(requested.1)?);
     match console.bulk_turn(id, act, &by(person, reason)).await? {
         done @ BulkOutcome::Done { .. } => Ok(Json(done)),
         BulkOutcome::Missing { .. } => Err(unknown().into()),
         BulkOutcome::Early { now, .. } => {
             let title = "The rows of the bulk are still being held back";
             let problem = Problem::new(StatusCode::CONFLICT, "conflict", title);
-            let detail = "ask again when the bulk says followed: true";
+            let detail = "try again when the bulk says followed: true";
             Err(problem.error("state", now.name()).detail(detail).into())
         }
         BulkOutcome::Conflict { now, last, .. } => {
@@ -121,8 +121,8 @@ async fn act(
 
 /// A handler that acts on a bulk, with its path in the document.
 macro_rules! on_a_bulk {
-    ($name:ident, $path:literal, $act:expr, $told:literal) => {
-        #[doc = $told]
+    ($name:ident, $path:literal, $act:expr, $reported:literal) => {
+        #[doc = $reported]
         #[utoipa::path(post, path = $path, tag = "bulks", params(("id" = u64, Path)),
             request_body = Option<BulkWhy>,
             responses(

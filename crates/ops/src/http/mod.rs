@@ -143,7 +143,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Who asks.
+/// Who calls.
 #[derive(Debug, Serialize, ToSchema)]
 struct Me {
     /// The name in the audit.

@@ -1,4 +1,4 @@
-//! Reading requests: whatever is wrong with one is told as a problem.
+//! Reading requests: whatever is wrong with one is reported as a problem.
 
 use axum::body::Bytes;
 use axum::extract::Query;
@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use svc_kit::http::{Problem, malformed_json, media_type, not_json};
 
-use crate::filter::{Filter, PageAsk};
+use crate::filter::{Filter, PageRequest};
 
 /// The longest body, in bytes.
 pub const BODY_MAX: usize = 64 * 1024;
@@ -22,7 +22,7 @@ pub(super) type Part = Result<axum::extract::Path<String>, PathRejection>;
 const PAGE: [&str; 3] = ["order", "limit", "after"];
 
 /// Filter and page of a query, each of which refuses what it does not know.
-pub(super) fn list(uri: &Uri) -> Result<(Filter, PageAsk), Problem> {
+pub(super) fn list(uri: &Uri) -> Result<(Filter, PageRequest), Problem> {
     Ok((
         query(uri, |name| !PAGE.contains(&name))?,
         query(uri, |name| PAGE.contains(&name))?,

@@ -16,7 +16,7 @@ use crate::audit::By;
 use crate::console::Console;
 use crate::detail::Detail;
 use crate::edit::{Edit, Edited};
-use crate::filter::{Filter, PageAsk};
+use crate::filter::{Filter, PageRequest};
 use crate::groups::Groups;
 use crate::row::Page;
 
@@ -59,15 +59,15 @@ pub(super) struct EditRequest {
 }
 
 /// Lists rows.
-#[utoipa::path(get, path = "/ops/api/rows", tag = "rows", params(Filter, PageAsk),
+#[utoipa::path(get, path = "/ops/api/rows", tag = "rows", params(Filter, PageRequest),
     responses(
         (status = 200, description = "A page", body = Page),
         (status = "4XX", description = "Invalid query (400, 422), no token (401)"),
         Unavailable,
     ), security(("token" = [])))]
 pub(super) async fn list(State(console): State<Console>, uri: Uri) -> Answer<Page> {
-    let (filter, ask) = request::list(&uri)?;
-    Ok(Json(console.list(&filter, &ask).await?))
+    let (filter, request) = request::list(&uri)?;
+    Ok(Json(console.list(&filter, &request).await?))
 }
 
 /// Rows by class of their last failure.
@@ -124,14 +124,19 @@ fn one(mut outcomes: Vec<Outcome>) -> Answer<Outcome> {
     single(outcomes.pop().expect("one outcome for one key"))
 }
 
-struct Asked {
+struct Requested {
     key: String,
     by: By,
 }
 
-fn asked(person: &Person, key: Part, headers: &HeaderMap, body: Body) -> Result<Asked, Problem> {
+fn requested(
+    person: &Person,
+    key: Part,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Requested, Problem> {
     let why: Why = request::json(headers, body)?;
-    Ok(Asked {
+    Ok(Requested {
         key: request::key(key)?,
         by: by(person, why.reason),
     })
@@ -139,8 +144,8 @@ fn asked(person: &Person, key: Part, headers: &HeaderMap, body: Body) -> Result<
 
 /// A handler that acts on one row, with its path in the document.
 macro_rules! on_one_row {
-    ($name:ident, $path:literal, $method:ident, $told:literal) => {
-        #[doc = $told]
+    ($name:ident, $path:literal, $method:ident, $reported:literal) => {
+        #[doc = $reported]
         #[utoipa::path(post, path = $path, tag = "rows",
             params(("key" = String, Path, description = "The row's `key`")), request_body = Option<Why>,
             responses(
@@ -157,7 +162,7 @@ macro_rules! on_one_row {
             headers: HeaderMap,
             body: Body,
         ) -> Answer<Outcome> {
-            let Asked { key, by } = asked(&person, key, &headers, body)?;
+            let Requested { key, by } = requested(&person, key, &headers, body)?;
             one(console.$method(&[key], &by).await?)
         }
     };
@@ -165,8 +170,8 @@ macro_rules! on_one_row {
 
 /// A handler that acts on several rows, with its path in the document.
 macro_rules! on_several_rows {
-    ($name:ident, $path:literal, $told:literal) => {
-        #[doc = $told]
+    ($name:ident, $path:literal, $reported:literal) => {
+        #[doc = $reported]
         #[utoipa::path(post, path = $path, tag = "rows", request_body = Selected,
                     responses(
                         (status = 200, description = "What became of each", body = Outcomes),
@@ -236,7 +241,7 @@ pub(super) async fn note(
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Outcome> {
-    let Asked { key, by } = asked(&person, key, &headers, body)?;
+    let Requested { key, by } = requested(&person, key, &headers, body)?;
     single(console.note(&key, &by).await?)
 }
 

@@ -16,7 +16,7 @@ use super::guard::Signed;
 use super::notice::Notice;
 use super::session::Visitor;
 use super::show;
-use super::view::Asked;
+use super::view::Requested;
 use crate::audit::By;
 use crate::bulk::{Bulk, BulkAct, BulkOutcome, Plan, Progress, ROWS_MAX};
 use crate::error::Error;
@@ -39,8 +39,8 @@ struct PlanPage {
     row_count: String,
     is_more: bool,
     max: u32,
-    /// A relay knows routes that are shut; the inbox has none.
-    shuts_routes: bool,
+    /// A relay knows routes that are closed; the inbox has none.
+    closes_routes: bool,
 }
 
 #[derive(Template)]
@@ -87,20 +87,20 @@ pub(super) async fn plan(State(desk): State<Arc<Desk>>, visitor: Visitor, uri: U
 async fn counted(desk: &Desk, visitor: &Visitor, uri: &Uri) -> Result<Response, Trouble> {
     let fields = Fields::parse(uri.query().unwrap_or_default().as_bytes())
         .map_err(|err| Trouble::bad_form(&err))?;
-    let asked = Asked::of(&fields).map_err(|err| Trouble::of(&err))?;
-    let found = desk.console.groups(&asked.filter).await;
+    let requested = Requested::of(&fields).map_err(|err| Trouble::of(&err))?;
+    let found = desk.console.groups(&requested.filter).await;
     let found = found.map_err(|err| Trouble::of(&err))?;
     let rows = found.groups.iter().map(|group| group.rows).sum();
     let page = PlanPage {
         frame: Frame::new(desk, visitor, "bulk"),
-        pairs: asked.pairs(),
-        summary: show::line(&asked.filter.summary()),
-        query: asked.query(&[]),
+        pairs: requested.pairs(),
+        summary: show::line(&requested.filter.summary()),
+        query: requested.query(&[]),
         rows,
         row_count: show::rows(rows),
         is_more: found.or_more,
         max: ROWS_MAX,
-        shuts_routes: matches!(desk.console.table(), Table::Outbox { .. }),
+        closes_routes: matches!(desk.console.table(), Table::Outbox { .. }),
     };
     Ok(html(StatusCode::OK, &page))
 }
@@ -116,7 +116,7 @@ async fn begin(desk: &Desk, signed: &Signed) -> Result<Response, Trouble> {
     let trouble = |err: Error| Trouble::of(&err);
     let defaults = Plan::default();
     let plan = Plan {
-        filter: Asked::of(fields).map_err(trouble)?.filter,
+        filter: Requested::of(fields).map_err(trouble)?.filter,
         canary: number(fields, "canary", defaults.canary).map_err(trouble)?,
         canary_wait: number(fields, "canary_wait", defaults.canary_wait).map_err(trouble)?,
         rate: number(fields, "rate", defaults.rate).map_err(trouble)?,

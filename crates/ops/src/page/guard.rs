@@ -1,4 +1,4 @@
-//! Who asks, and whether the form is one of ours. Every page has one of these two as an argument, and
+//! Who calls, and whether the form is one of ours. Every page has one of these two as an argument, and
 //! there is no page without: only the login and the style sheet are for everybody.
 
 use std::sync::Arc;
@@ -41,7 +41,7 @@ impl FromRequest<Arc<Desk>> for Signed {
         let (visitor, fields) = own_form(request, desk).await?;
         if !visitor.may_act() {
             let text = "You are logged in as a viewer: to look, not to act.";
-            let hint = "Ask somebody whose token has the role operator.";
+            let hint = "Find somebody whose token has the role operator.";
             return Err(Trouble::new(StatusCode::FORBIDDEN, text, hint).page(desk, Some(&visitor)));
         }
         Ok(Self { visitor, fields })

@@ -1,6 +1,6 @@
 //! The operators' page: plain forms over [`Console`], for people with a browser.
 //!
-//! It works without scripts and allows none. In the order of a request: `guard` (who asks, and from
+//! It works without scripts and allows none. In the order of a request: `guard` (who calls, and from
 //! where), then one module for each page; what they show is built in `view`, and the templates only
 //! place it.
 

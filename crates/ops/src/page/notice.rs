@@ -9,7 +9,7 @@ pub(super) enum Tone {
     Warn,
 }
 
-/// What a person is told.
+/// What a person reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Notice {
     /// How it is meant.

@@ -12,7 +12,7 @@ use super::form::Fields;
 use super::frame::{Frame, Trouble, page as html};
 use super::session::Visitor;
 use super::show;
-use super::view::{Asked, FilterView};
+use super::view::{FilterView, Requested};
 use crate::groups::{Group, Groups};
 
 #[derive(Template)]
@@ -47,8 +47,8 @@ pub(super) async fn page(State(desk): State<Arc<Desk>>, visitor: Visitor, uri: U
 async fn groups(desk: &Desk, visitor: &Visitor, uri: &Uri) -> Result<Response, Trouble> {
     let fields = Fields::parse(uri.query().unwrap_or_default().as_bytes())
         .map_err(|err| Trouble::bad_form(&err))?;
-    let asked = Asked::of(&fields).map_err(|err| Trouble::of(&err))?;
-    let found = desk.console.groups(&asked.filter).await;
+    let requested = Requested::of(&fields).map_err(|err| Trouble::of(&err))?;
+    let found = desk.console.groups(&requested.filter).await;
     let Groups {
         groups, looked_at, ..
     } = found.map_err(|err| Trouble::of(&err))?;
@@ -56,22 +56,22 @@ async fn groups(desk: &Desk, visitor: &Visitor, uri: &Uri) -> Result<Response, T
     let total = groups.iter().map(|group| group.rows).sum();
     let page = OverviewPage {
         frame: Frame::new(desk, visitor, "overview"),
-        filters: FilterView::of(table, &asked, "/ops"),
-        state: table.state_name(asked.filter.state),
-        groups: groups.iter().map(|group| view(group, &asked)).collect(),
+        filters: FilterView::of(table, &requested, "/ops"),
+        state: table.state_name(requested.filter.state),
+        groups: groups.iter().map(|group| view(group, &requested)).collect(),
         total: show::rows(total),
         looked_at: looked_at.map(|rows| show::number(rows.into())),
         can_retry: matches!(
-            asked.filter.state,
+            requested.filter.state,
             crate::State::Parked | crate::State::Waiting
         ),
-        all_query: asked.query(&[]),
+        all_query: requested.query(&[]),
     };
     Ok(html(StatusCode::OK, &page))
 }
 
-fn view(group: &Group, asked: &Asked) -> GroupView {
-    let mut of_class = asked.clone();
+fn view(group: &Group, requested: &Requested) -> GroupView {
+    let mut of_class = requested.clone();
     of_class.filter.class.clone_from(&group.class);
     GroupView {
         class: group.class.as_deref().map(show::line),

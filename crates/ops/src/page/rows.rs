@@ -14,11 +14,11 @@ use super::guard::Signed;
 use super::notice::Notice;
 use super::session::Visitor;
 use super::show;
-use super::view::{Asked, FilterView, RowView, notice_of};
+use super::view::{FilterView, Requested, RowView, notice_of};
 use crate::act::Outcome;
 use crate::audit::By;
 use crate::error::Error;
-use crate::filter::PageAsk;
+use crate::filter::PageRequest;
 
 /// Rows of a page.
 const PAGE: u32 = 50;
@@ -119,13 +119,13 @@ async fn show(
 ) -> Result<Response, Trouble> {
     let fields = Fields::parse(uri.query().unwrap_or_default().as_bytes())
         .map_err(|err| Trouble::bad_form(&err))?;
-    let asked = Asked::of(&fields).map_err(|err| Trouble::of(&err))?;
-    let ask = PageAsk {
-        order: asked.order,
+    let requested = Requested::of(&fields).map_err(|err| Trouble::of(&err))?;
+    let request = PageRequest {
+        order: requested.order,
         limit: PAGE,
-        after: asked.after.clone(),
+        after: requested.after.clone(),
     };
-    let found = desk.console.list(&asked.filter, &ask).await;
+    let found = desk.console.list(&requested.filter, &request).await;
     let found = found.map_err(|err| Trouble::of(&err))?;
     let table = desk.console.table();
     let mut frame = Frame::new(desk, visitor, "rows");
@@ -133,18 +133,18 @@ async fn show(
     if let Some((code, notice)) = answer {
         (status, frame.notice) = (code, Some(notice));
     }
-    let after = asked.after.as_deref().unwrap_or_default();
+    let after = requested.after.as_deref().unwrap_or_default();
     let page = RowsPage {
         frame,
-        filters: FilterView::of(table, &asked, "/ops/rows"),
-        state: asked.filter.state.name(),
-        state_name: table.state_name(asked.filter.state),
+        filters: FilterView::of(table, &requested, "/ops/rows"),
+        state: requested.filter.state.name(),
+        state_name: table.state_name(requested.filter.state),
         rows: found.rows.iter().map(RowView::of).collect(),
-        query: asked.query(&[("after", after)]),
-        first_query: asked.query(&[]),
+        query: requested.query(&[("after", after)]),
+        first_query: requested.query(&[]),
         all_selected: fields.get("selected") == Some("all"),
-        first_page: asked.after.is_none(),
-        next: found.next.map(|next| asked.query(&[("after", &next)])),
+        first_page: requested.after.is_none(),
+        next: found.next.map(|next| requested.query(&[("after", &next)])),
         looked_at: found.looked_at.map(|rows| show::number(rows.into())),
     };
     Ok(html(status, &page))

@@ -87,7 +87,7 @@ pub(super) fn href(key: &str) -> String {
     format!("/ops/row?key={}", encode(key))
 }
 
-/// The filter's form, with what was asked for in it.
+/// The filter's form, with what was requested in it.
 pub(super) struct FilterView {
     /// The page it leads to.
     pub(super) action: &'static str,
@@ -112,8 +112,8 @@ pub(super) struct TextField {
 }
 
 impl FilterView {
-    pub(super) fn of(table: &Table, asked: &Asked, action: &'static str) -> Self {
-        let filter = &asked.filter;
+    pub(super) fn of(table: &Table, requested: &Requested, action: &'static str) -> Self {
+        let filter = &requested.filter;
         let states = [State::Parked, State::Waiting, State::Done, State::Discarded];
         let field = |name, label, hint, value: Option<&String>| TextField {
             name,
@@ -173,14 +173,14 @@ impl FilterView {
             is_open: more.iter().any(|field| !field.value.is_empty()),
             main,
             more,
-            oldest_first: asked.order == Order::Oldest,
+            oldest_first: requested.order == Order::Oldest,
         }
     }
 }
 
-/// What a query asks for.
+/// What a query requests.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Asked {
+pub(super) struct Requested {
     /// Which rows.
     pub(super) filter: Filter,
     /// From which end.
@@ -189,7 +189,7 @@ pub(super) struct Asked {
     pub(super) after: Option<String>,
 }
 
-impl Asked {
+impl Requested {
     /// Reads a query; what it does not know it leaves to others.
     pub(super) fn of(fields: &Fields) -> Result<Self, Error> {
         let text = |name| searched(fields, name);
@@ -341,31 +341,31 @@ pub(super) fn notice_of(table: &Table, outcome: &Outcome) -> Notice {
 mod tests {
     use super::*;
 
-    fn asked(query: &str) -> Result<Asked, Error> {
-        Asked::of(&Fields::parse(query.as_bytes()).unwrap())
+    fn requested(query: &str) -> Result<Requested, Error> {
+        Requested::of(&Fields::parse(query.as_bytes()).unwrap())
     }
 
     #[test]
     fn a_query_is_a_filter_and_a_filter_is_a_query() {
         let query = "state=discarded&class=too_large&type=a.b&exchange=e%26&routing_key=r&key=k%20k\
                      &message_id=m&older_than=15m&newer_than=2days&text=%3Cb%3E&order=oldest";
-        let asked = asked(query).unwrap();
-        assert_eq!(asked.filter.older_than, Some(900));
-        assert_eq!(asked.filter.newer_than, Some(2 * 86_400));
-        assert_eq!(asked.filter.text.as_deref(), Some("<b>"));
-        assert_eq!(asked.query(&[]), query);
-        assert!(asked.query(&[("after", "7")]).ends_with("&after=7"));
+        let requested = requested(query).unwrap();
+        assert_eq!(requested.filter.older_than, Some(900));
+        assert_eq!(requested.filter.newer_than, Some(2 * 86_400));
+        assert_eq!(requested.filter.text.as_deref(), Some("<b>"));
+        assert_eq!(requested.query(&[]), query);
+        assert!(requested.query(&[("after", "7")]).ends_with("&after=7"));
     }
 
     #[test]
-    fn nothing_asked_for_is_what_is_parked() {
-        let asked = asked("class=&text=+&older_than=").unwrap();
-        assert!(asked.filter.is_state_only());
-        assert_eq!(asked.query(&[]), "state=parked");
+    fn nothing_requested_for_is_what_is_parked() {
+        let requested = requested("class=&text=+&older_than=").unwrap();
+        assert!(requested.filter.is_state_only());
+        assert_eq!(requested.query(&[]), "state=parked");
     }
 
     #[test]
-    fn what_cannot_be_asked_for_is_named() {
+    fn what_cannot_be_requested_for_is_named() {
         for (query, field) in [
             ("state=lost", "state"),
             ("older_than=soon", "older_than"),
@@ -375,7 +375,7 @@ mod tests {
             ("key=a%E2%80%AEb", "key"),
             (&*format!("text={}", "x".repeat(256)), "text"),
         ] {
-            let err = asked(query).unwrap_err().to_string();
+            let err = requested(query).unwrap_err().to_string();
             assert!(err.starts_with(field), "{err}");
         }
     }

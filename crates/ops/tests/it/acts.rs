@@ -1,4 +1,4 @@
-//! What is done to single rows, and who is told that somebody else was first.
+//! What is done to single rows, and who learns that somebody else was first.
 
 use std::collections::BTreeMap;
 
@@ -123,7 +123,7 @@ async fn an_inbox_row_that_may_be_claimed_is_not_hurried() {
 }
 
 #[tokio::test]
-async fn of_two_operators_at_once_one_wins_and_the_other_is_told() {
+async fn of_two_operators_at_once_one_wins_and_the_other_is_reported() {
     for world in worlds().await {
         let keys = world.park("m", 40, "too_large").await;
         for key in keys {
@@ -132,14 +132,15 @@ async fn of_two_operators_at_once_one_wins_and_the_other_is_told() {
             let one = tasks::unit(async move { one.discard(&a, &by("ann")).await.unwrap() });
             let two = tasks::unit(async move { two.retry(&b, &by("bob")).await.unwrap() });
             let (one, two) = (one.await.unwrap().remove(0), two.await.unwrap().remove(0));
-            let told = |outcome: &Outcome, winner: &str| match outcome {
+            let reported = |outcome: &Outcome, winner: &str| match outcome {
                 Outcome::Conflict {
                     last: Some(last), ..
                 } => last.actor == winner,
                 _ => false,
             };
             assert!(
-                (is_done(&one) && told(&two, "ann")) || (is_done(&two) && told(&one, "bob")),
+                (is_done(&one) && reported(&two, "ann"))
+                    || (is_done(&two) && reported(&one, "bob")),
                 "{one:?} {two:?}"
             );
         }

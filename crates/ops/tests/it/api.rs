@@ -36,17 +36,17 @@ impl Api {
         Self::serve(ops::router(&world.console)).await
     }
 
-    fn ask(&self, method: Method, path: &str, token: &str) -> RequestBuilder {
+    fn request(&self, method: Method, path: &str, token: &str) -> RequestBuilder {
         let request = self.client.request(method, format!("{}{path}", self.url));
         request.bearer_auth(token)
     }
 
     async fn get(&self, path: &str) -> (u16, Value) {
-        answer(self.ask(Method::GET, path, VIEWER)).await
+        answer(self.request(Method::GET, path, VIEWER)).await
     }
 
     async fn post(&self, path: &str, body: Value) -> (u16, Value) {
-        answer(self.ask(Method::POST, path, OPERATOR).json(&body)).await
+        answer(self.request(Method::POST, path, OPERATOR).json(&body)).await
     }
 }
 
@@ -83,7 +83,7 @@ async fn nothing_is_anonymous_and_viewers_do_not_act() {
         "/ops/api/bulks",
         "/ops/api/discard",
     ] {
-        let (status, body) = answer(api.ask(Method::POST, path, VIEWER).json(&json!({}))).await;
+        let (status, body) = answer(api.request(Method::POST, path, VIEWER).json(&json!({}))).await;
         assert_eq!(
             (status, &body["code"]),
             (403, &json!("not_an_operator")),
@@ -119,7 +119,7 @@ async fn a_database_that_is_down_is_a_503_with_retry_after() {
     };
     let down = ops::Console::new(world.console.table().clone(), url, settings);
     let api = Api::serve(ops::router(&down)).await;
-    let request = api.ask(Method::GET, "/ops/api/rows", VIEWER);
+    let request = api.request(Method::GET, "/ops/api/rows", VIEWER);
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status().as_u16(), 503);
     assert_eq!(answer.headers()["retry-after"], "2");
@@ -178,7 +178,7 @@ async fn rows_are_listed_shown_and_acted_on() {
 
         let (_, actions) = api.get("/ops/api/actions?action=discard").await;
         assert_eq!(actions["actions"][0]["reason"], "no use");
-        let csv = api.ask(Method::GET, "/ops/api/actions.csv?limit=1", VIEWER);
+        let csv = api.request(Method::GET, "/ops/api/actions.csv?limit=1", VIEWER);
         let csv = csv.send().await.unwrap();
         assert!(csv.headers()["link"].to_str().unwrap().contains("before="));
         let csv = csv.text().await.unwrap();
@@ -230,7 +230,7 @@ async fn a_bulk_is_begun_shown_and_paused() {
 }
 
 #[tokio::test]
-async fn requests_that_are_wrong_are_told_why() {
+async fn requests_that_are_wrong_are_reported_why() {
     let world = worlds().await.remove(0);
     let api = Api::of(&world).await;
     for (path, status) in [
@@ -252,7 +252,7 @@ async fn requests_that_are_wrong_are_told_why() {
         assert_eq!(api.get(path).await.0, status, "{path}");
     }
     let post = |body: &'static str, mime: &'static str| {
-        let request = api.ask(Method::POST, "/ops/api/retry", OPERATOR);
+        let request = api.request(Method::POST, "/ops/api/retry", OPERATOR);
         answer(request.header("content-type", mime).body(body))
     };
     assert_eq!(post("{", "application/json").await.0, 400);

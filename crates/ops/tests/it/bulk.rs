@@ -201,7 +201,7 @@ async fn a_failure_holds_back_what_was_not_tried_and_resume_begins_with_a_canary
 }
 
 #[tokio::test]
-async fn pause_resume_and_cancel_are_told_apart_from_what_somebody_else_did() {
+async fn pause_resume_and_cancel_are_reported_apart_from_what_somebody_else_did() {
     for world in worlds().await {
         world.park("m", 10, "too_large").await;
         let id = start(&world, &plan(1, 1.0)).await;
@@ -407,8 +407,8 @@ async fn a_bulk_ends_with_its_last_row_and_its_list_is_deleted_a_month_later() {
             ..Default::default()
         };
         let audit = world.console.actions(&filter).await.unwrap().actions;
-        let told = audit[0].after.as_deref();
-        assert_eq!(told, Some("rows 1200, done 1199, discarded 1"));
+        let reported = audit[0].after.as_deref();
+        assert_eq!(reported, Some("rows 1200, done 1199, discarded 1"));
         assert!(matches!(
             act(&world, id, BulkAct::Cancel).await,
             BulkOutcome::Conflict { .. }

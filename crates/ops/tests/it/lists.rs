@@ -1,12 +1,12 @@
 //! What is shown: pages, filters, groups, one row whole.
 
 use ops::detail::Form;
-use ops::{Error, Filter, Order, PageAsk, State};
+use ops::{Error, Filter, Order, PageRequest, State};
 
 use crate::{World, by, worlds};
 
-fn ask(order: Order, limit: u32, after: Option<String>) -> PageAsk {
-    PageAsk {
+fn request(order: Order, limit: u32, after: Option<String>) -> PageRequest {
+    PageRequest {
         order,
         limit,
         after,
@@ -17,7 +17,10 @@ fn ask(order: Order, limit: u32, after: Option<String>) -> PageAsk {
 async fn all(world: &World, filter: &Filter, order: Order, limit: u32) -> Vec<String> {
     let (mut keys, mut after) = (Vec::new(), None);
     loop {
-        let page = world.console.list(filter, &ask(order, limit, after)).await;
+        let page = world
+            .console
+            .list(filter, &request(order, limit, after))
+            .await;
         let page = page.unwrap();
         keys.extend(page.rows.into_iter().map(|row| row.key));
         after = page.next;
@@ -75,9 +78,9 @@ async fn each_filter_finds_its_rows_and_no_others() {
         let found = all(&world, &one, Order::Newest, 5).await;
         assert_eq!(found, [keys[0].as_str()]);
         let long = with(|filter| filter.text = text(&"x".repeat(256)));
-        let refused = world.console.list(&long, &PageAsk::default()).await;
+        let refused = world.console.list(&long, &PageRequest::default()).await;
         assert!(matches!(refused, Err(Error::Invalid { field: "text", .. })));
-        let lost = ask(Order::Newest, 5, text("no place"));
+        let lost = request(Order::Newest, 5, text("no place"));
         let refused = world.console.list(&Filter::default(), &lost).await;
         assert!(matches!(
             refused,

@@ -1,10 +1,10 @@
 //! A large table: every page looks at a bounded number of rows. Short form: 100,000 parked rows; long
-//! form (`--features long`): a million, with the times told.
+//! form (`--features long`): a million, with the times reported.
 
 use std::time::{Duration, Instant};
 
 use ops::bulk::{BulkAct, Plan};
-use ops::{Filter, Order, PageAsk, Table};
+use ops::{Filter, Order, PageRequest, Table};
 use sqlx::AssertSqlSafe;
 
 use crate::{World, by, worlds};
@@ -79,27 +79,27 @@ async fn long_it_pages_of_a_large_table_are_quick_whatever_the_filter() {
     for world in worlds().await {
         fill(&world).await;
         let name = world.console.table().name();
-        let (all, first) = (Filter::default(), PageAsk::default());
+        let (all, first) = (Filter::default(), PageRequest::default());
         world.console.list(&all, &first).await.unwrap();
         for (what, filter) in &filters() {
             for order in [Order::Oldest, Order::Newest] {
-                let ask = PageAsk {
+                let request = PageRequest {
                     order,
-                    ..PageAsk::default()
+                    ..PageRequest::default()
                 };
                 let what = format!("{name}: {what}, {order:?}");
-                let page = timed(&what, world.console.list(filter, &ask))
+                let page = timed(&what, world.console.list(filter, &request))
                     .await
                     .unwrap();
                 if page.rows.is_empty() && page.next.is_some() {
                     assert!(page.looked_at.is_some(), "{what}");
-                    let ask = PageAsk {
+                    let request = PageRequest {
                         order,
                         after: page.next,
-                        ..PageAsk::default()
+                        ..PageRequest::default()
                     };
                     let what = format!("{what}, second page");
-                    timed(&what, world.console.list(filter, &ask))
+                    timed(&what, world.console.list(filter, &request))
                         .await
                         .unwrap();
                 }

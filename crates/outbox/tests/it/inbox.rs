@@ -203,7 +203,7 @@ async fn a_known_id_with_another_body_is_parked_under_its_digest() {
 }
 
 #[tokio::test]
-async fn repeats_within_a_batch_are_told_apart_from_conflicts() {
+async fn repeats_within_a_batch_are_reported_apart_from_conflicts() {
     for db in databases().await {
         let batch = [
             message(Some("b"), b"one"),

@@ -167,7 +167,7 @@ impl World {
         }
     }
 
-    /// The process asks whether it still holds the lock.
+    /// The process checks whether it still holds the lock.
     pub(super) fn ping(&mut self, id: SessionId) {
         let now = self.queue.now();
         let Some(session) = self.session(id) else {

@@ -129,7 +129,7 @@ impl World {
                 .map(Duration::from_micros),
             bytes: index(row.bytes),
             attempts: row.attempts,
-            relived: row.attempts > 0 || row.sent || row.error || row.next.is_some(),
+            has_history: row.attempts > 0 || row.sent || row.error || row.next.is_some(),
         };
         Read {
             head,

@@ -99,7 +99,7 @@ impl DatabaseUrl {
         })
     }
 
-    /// A pool that connects when first asked, and waits at most 5 s for a connection.
+    /// A pool that connects at first use, and waits at most 5 s for a connection.
     #[must_use]
     pub fn pool(&self, max_connections: u32) -> MySqlPool {
         self.pool_with(max_connections, "DO 0")
@@ -112,7 +112,7 @@ impl DatabaseUrl {
         MySqlPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(CONNECT_TIMEOUT)
-            // The ROLLBACK below asks the server already.
+            // The ROLLBACK below queries the server already.
             .test_before_acquire(false)
             .after_connect(move |connection, _| {
                 Box::pin(async move {

@@ -11,7 +11,7 @@ use crate::boot::ConfigError;
 
 const FIELD: &str = "DATABASE_URL";
 
-/// Where the database is and who asks: `mysql://user:password@host:port/database?ssl-mode=&ssl-ca=`.
+/// Where the database is and who connects: `mysql://user:password@host:port/database?ssl-mode=&ssl-ca=`.
 ///
 /// User, password and database are percent-encoded in the URL. `Display` leaves user and password out:
 /// whoever swaps them must not find the password in a log.
@@ -42,7 +42,7 @@ pub enum Tls {
 }
 
 impl DatabaseUrl {
-    /// Parses the URL; does not ask anybody.
+    /// Parses the URL; queries nobody.
     ///
     /// # Errors
     /// What is wrong with it, never with the password in the text.

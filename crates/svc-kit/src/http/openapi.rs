@@ -9,7 +9,7 @@ use super::{FieldError, Problem};
 
 /// A handler that answers with the document of `Contract`.
 pub async fn document<Contract: OpenApi>() -> Json<Document> {
-    // A document is built from constants; there is nothing to wait for, but axum asks.
+    // A document is built from constants; there is nothing to wait for, but axum wants a future.
     std::future::ready(Json(Contract::openapi())).await
 }
 

@@ -1,4 +1,4 @@
-//! What a client is told when its request could not be carried out.
+//! What a client gets when its request could not be carried out.
 
 use std::time::Duration;
 

@@ -321,7 +321,7 @@ async fn greeted(greeting: &'static [u8]) -> sqlx::Error {
     outcome.unwrap_err()
 }
 
-/// As ed25519 of MariaDB: the server greets like any other and then asks for what the driver lacks.
+/// As ed25519 of MariaDB: the server greets like any other and then requests what the driver lacks.
 #[tokio::test]
 async fn an_account_with_an_unknown_plugin_ends_the_start_with_its_name() {
     let mut greeting = vec![10];

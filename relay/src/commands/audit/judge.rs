@@ -16,7 +16,7 @@ pub(super) struct Bounds {
     pub(super) grace: Duration,
 }
 
-/// What does not balance, and what is told beside it.
+/// What does not balance, and what is reported beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// Sent, and the inbox does not know it.

@@ -1,5 +1,5 @@
 //! The walk through both tables: a page of one, its counterparts in the other. What does not balance
-//! is put aside, in bounded memory, and looked at once more before it is told: on a living system
+//! is put aside, in bounded memory, and looked at once more before it is reported: on a living system
 //! rows change while they are read.
 
 use std::collections::HashMap;
@@ -123,7 +123,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Everything that was put aside, as it is now; then it is told.
+    /// Everything that was put aside, as it is now; then it is reported.
     async fn look_again(&mut self) -> anyhow::Result<()> {
         if self.aside.is_empty() {
             return Ok(());

@@ -124,11 +124,11 @@ impl From<&Pause> for PausedBy {
     }
 }
 
-/// Asks.
+/// Queries it.
 ///
 /// # Errors
 /// The database's, and no answer in time.
-pub async fn ask(table: &OutboxTable) -> anyhow::Result<Database> {
+pub async fn query(table: &OutboxTable) -> anyhow::Result<Database> {
     let answer = tokio::time::timeout(ASK_TIMEOUT, read(table)).await;
     answer.with_context(|| format!("no answer within {ASK_TIMEOUT:?}"))?
 }
@@ -218,7 +218,7 @@ async fn routes(
     table: &str,
     from: &str,
 ) -> Result<(u64, Vec<WaitingRoute>), sqlx::Error> {
-    // The relay writes the broker's text into one row of a shut route, which spends no attempt.
+    // The relay writes the broker's text into one row of a closed route, which spends no attempt.
     let statement = format!(
         "SELECT exchange, routing_key, COUNT(*), CAST(SUM(attempts > 0) AS SIGNED), \
          MIN(CASE WHEN attempts = 0 AND last_error IS NOT NULL THEN id END) FROM \

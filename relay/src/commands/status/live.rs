@@ -32,7 +32,7 @@ pub struct Live {
     pub lag_seconds: f64,
     /// Rows read and not yet marked sent.
     pub in_flight: f64,
-    /// Rows waiting by shut or paused route.
+    /// Rows waiting by closed or paused route.
     pub waiting: Vec<Waiting>,
 }
 
@@ -63,11 +63,11 @@ struct Readiness {
     conditions: BTreeMap<String, Condition>,
 }
 
-/// Asks.
+/// Queries it.
 ///
 /// # Errors
 /// Nobody answers there, or somebody who is no relay.
-pub async fn ask(address: SocketAddr) -> anyhow::Result<Live> {
+pub async fn query(address: SocketAddr) -> anyhow::Result<Live> {
     let asking = async {
         let readiness = get(address, "/readyz").await?;
         let metrics = get(address, "/metrics").await?;

@@ -30,7 +30,7 @@ impl fmt::Display for Status {
                 line(
                     f,
                     "",
-                    "phase, broker and lag are unknown; ADMIN_ADDR names the relay to ask",
+                    "phase, broker and lag are unknown; ADMIN_ADDR names the relay to request",
                 )?;
             }
         }

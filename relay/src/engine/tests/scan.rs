@@ -248,15 +248,15 @@ fn a_sweep_believes_a_page_once_the_stream_has_passed_it() {
 #[test]
 fn missed_rows_are_counted_unless_something_explains_them() {
     let pending = row(7, 7);
-    let relived = It {
-        relived: true,
+    let has_history = It {
+        has_history: true,
         ..pending
     };
     let sent = It {
         pending: false,
         ..pending
     };
-    for (it, missed) in [(pending, 1), (relived, 0), (sent, 0)] {
+    for (it, missed) in [(pending, 1), (has_history, 0), (sent, 0)] {
         let mut desk = Desk::tailing(SETTINGS);
         desk.after(SETTINGS.sweep_interval);
         desk.page(&[pending, row(8, 8)], 8);

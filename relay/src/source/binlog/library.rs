@@ -54,7 +54,7 @@ impl Reader {
             #[cfg(feature = "mysql-cdc")]
             (Self::MysqlCdc, Tls::Required | Tls::VerifyIdentity { .. }) => Err(ConfigError {
                 field: "RELAY_READER".into(),
-                problem: "mysql_cdc has no TLS, and ssl-mode in DATABASE_URL asks for it".into(),
+                problem: "mysql_cdc has no TLS, and ssl-mode in DATABASE_URL requests it".into(),
                 fix: "set RELAY_READER=mysql_async, or ssl-mode=DISABLED or PREFERRED".into(),
             }),
             _ => Ok(()),

@@ -1,6 +1,6 @@
 //! The ids in row events. No IO.
 //!
-//! The relay reads rows from the table, so an event is only asked for two integers: `id` and `status`.
+//! The relay reads rows from the table, so an event is read for two integers alone: `id` and `status`.
 //! All other values are passed over by their length, whatever is in them.
 
 /// Where the two columns are in the table, and how many columns it has.

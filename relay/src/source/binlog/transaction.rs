@@ -228,7 +228,7 @@ impl Decoder {
     }
 
     fn rotate(&mut self, event: &Event) {
-        // The first one only repeats the file that was asked for, and on MariaDB its name ends in
+        // The first one only repeats the file that was requested, and on MariaDB its name ends in
         // four bytes of checksum.
         if !std::mem::replace(&mut self.rotated, true) {
             return;

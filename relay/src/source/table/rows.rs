@@ -198,7 +198,7 @@ fn read(row: &MySqlRow, payloads: bool, last: &mut Option<Route>) -> Result<Read
         route: route.clone(),
         wait: wait.map(Duration::from_micros),
         bytes: usize::try_from(row.try_get_unchecked::<i64, _>(7)?).unwrap_or(usize::MAX),
-        relived: flag(8)?,
+        has_history: flag(8)?,
         attempts: row.try_get(9)?,
     };
     let pending = flag(10)?;
@@ -274,7 +274,7 @@ mod tests {
                 wait: None,
                 bytes,
                 attempts: 0,
-                relived: false,
+                has_history: false,
             },
             pending: true,
             row: (bytes <= SMALL_BYTES).then(|| Box::new(row(id, "m"))),

@@ -15,7 +15,7 @@ const AGE: &str = "outbox_relay_canary_age_seconds";
 const TOOK: &str = "outbox_relay_canary_seconds";
 /// Rows of the relay's own.
 const OWN: &str = "message_id LIKE 'relay-canary-%'";
-/// What the alert CanaryLate asks for.
+/// What the alert CanaryLate needs.
 const LATE: f64 = 30.0;
 /// What orders alone may move.
 const ORDERS: [&str; 4] = [

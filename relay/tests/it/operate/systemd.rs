@@ -135,7 +135,7 @@ async fn systemd_is_notified_of_start_work_and_stop_and_of_nothing_while_the_rel
 }
 
 #[tokio::test]
-async fn a_relay_that_waits_for_its_database_asks_for_time_and_is_not_up_yet() {
+async fn a_relay_that_waits_for_its_database_requests_for_time_and_is_not_up_yet() {
     let mut rig = Rig::without_queue(e2e::shared::either().await).await;
     let notified = Notified::listen("waiting");
     with_socket(&mut rig, &notified);

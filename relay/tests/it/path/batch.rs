@@ -26,7 +26,7 @@ async fn each_row_of_a_large_batch_has_its_own_answer() {
         rows[at].routing_key = b"nobody.listens".to_vec();
     }
 
-    let outcome = publish(&channel, &rows, FRAME_MAX, SOON, || true).await;
+    let outcome = publish(&channel, &mut rows, FRAME_MAX, SOON, || true).await;
     let Outcome::Settled(verdicts) = outcome else {
         panic!("{outcome:?}")
     };
@@ -50,16 +50,16 @@ async fn a_batch_goes_no_further_once_the_lease_is_over() {
     let rig = Rig::new(e2e::shared::mariadb().await).await;
     let deliveries = rig.consume(QUEUE).await;
     let (channel, connection) = channel(&rig).await;
-    let rows: Vec<Row> = (0..1_100).map(row).collect();
+    let mut rows: Vec<Row> = (0..1_100).map(row).collect();
     let calls = Cell::new(0);
     let once = || calls.replace(calls.get() + 1) == 0;
 
-    let outcome = publish(&channel, &rows, FRAME_MAX, SOON, once).await;
+    let outcome = publish(&channel, &mut rows, FRAME_MAX, SOON, once).await;
     assert!(matches!(outcome, Outcome::Lost(_)), "{outcome:?}");
-    let never = publish(&channel, &rows, FRAME_MAX, SOON, || false).await;
+    let never = publish(&channel, &mut rows, FRAME_MAX, SOON, || false).await;
     assert!(matches!(never, Outcome::LeaseOver), "{never:?}");
     // After all that was sent before on this channel.
-    let last = publish(&channel, &[row(5_000)], FRAME_MAX, SOON, || true).await;
+    let last = publish(&channel, &mut [row(5_000)], FRAME_MAX, SOON, || true).await;
     assert!(matches!(last, Outcome::Settled(_)), "{last:?}");
     drop(connection);
     let is_last = async || deliveries.ids().iter().any(|id| id == "m-5000");

@@ -47,12 +47,12 @@ async fn everything(pool: &MySqlPool) -> Vec<(String, String, Option<i64>)> {
     .unwrap();
     let mut tables = Vec::new();
     for name in names {
-        let ask = async |what: &str| {
+        let request = async |what: &str| {
             let statement = sqlx::raw_sql(AssertSqlSafe(format!("{what} `{name}`")));
             pool.fetch_one(statement).await.unwrap()
         };
-        let shown = ask("SHOW CREATE TABLE").await;
-        let sum = ask("CHECKSUM TABLE").await;
+        let shown = request("SHOW CREATE TABLE").await;
+        let sum = request("CHECKSUM TABLE").await;
         tables.push((name, shown.get(1), sum.get(1)));
     }
     tables

@@ -76,11 +76,11 @@ async fn a_page_has_pending_rows_and_the_small_ones_whole(flavor: Flavor) {
     let [first, large, delayed] = page.rows.try_into().unwrap();
     assert_eq!(first.head.tag, tag_of(&small));
     assert_eq!(first.row.unwrap().message_id, small);
-    assert!(first.pending && !first.head.relived && first.head.wait.is_none());
+    assert!(first.pending && !first.head.has_history && first.head.wait.is_none());
     assert!(large.row.is_none() && large.head.bytes >= 5000);
     assert_eq!(first.head.route, large.head.route);
     assert_ne!(first.head.key, large.head.key);
-    assert!(delayed.head.relived && delayed.head.attempts == 3);
+    assert!(delayed.head.has_history && delayed.head.attempts == 3);
     assert!(delayed.head.wait.unwrap() > Duration::from_mins(59));
 
     rig.sql("INSERT INTO outbox_pauses (scope, actor, reason) VALUES ('relay', 'ann', 'x')")

@@ -1,4 +1,4 @@
-//! The parts of the benchmark that are processes of their own: what they use can be told apart.
+//! The parts of the benchmark that are processes of their own: what they use can be distinguished.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ impl Part {
         Ok(Self(Process::spawn(&program, args, &[])?))
     }
 
-    /// Waits for its end; gives what it has told.
-    pub(crate) async fn told<T: DeserializeOwned>(self) -> anyhow::Result<T> {
+    /// Waits for its end; gives what it has reported.
+    pub(crate) async fn reported<T: DeserializeOwned>(self) -> anyhow::Result<T> {
         let status = self.0.wait_exit(PATIENCE).await?;
         let log = self.0.log();
         ensure!(status.success(), "a part of the benchmark failed: {log}");
@@ -29,7 +29,7 @@ impl Part {
 }
 
 /// The last line of a part.
-pub(crate) fn tell(told: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string(told)?);
+pub(crate) fn tell(reported: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(reported)?);
     Ok(())
 }

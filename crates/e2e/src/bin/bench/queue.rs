@@ -78,7 +78,7 @@ impl Queue {
             channel,
             _connection: connection,
         };
-        queue.ask(false).await?;
+        queue.request(false).await?;
         let key = "order.*".into();
         queue
             .channel
@@ -93,7 +93,7 @@ impl Queue {
         Ok(queue)
     }
 
-    async fn ask(&self, passive: bool) -> anyhow::Result<u32> {
+    async fn request(&self, passive: bool) -> anyhow::Result<u32> {
         let kind = match self.kind {
             Kind::Classic => "classic",
             Kind::Quorum => "quorum",
@@ -117,7 +117,7 @@ impl Queue {
 
     /// Messages that wait in it.
     pub(crate) async fn count(&self) -> anyhow::Result<u64> {
-        Ok(u64::from(self.ask(true).await?))
+        Ok(u64::from(self.request(true).await?))
     }
 
     /// Waits until so many messages are in it; gives the moment.

@@ -48,7 +48,7 @@ pub(crate) async fn place(database: &str, warm_up: f64, seconds: f64) -> anyhow:
     let (warm_up, seconds) = (warm_up.to_string(), seconds.to_string());
     let args = ["raw-orders", "--database", database, "--warm-up", &warm_up];
     Part::start(&[&args[..], &["--seconds", &seconds]].concat())?
-        .told()
+        .reported()
         .await
 }
 

@@ -64,7 +64,7 @@ pub(crate) async fn consume(database: &str, amqp: &str, count: u64) -> anyhow::R
     let count = count.to_string();
     let args = ["raw-payments", "--database", database, "--amqp", amqp];
     Part::start(&[&args[..], &["--count", &count]].concat())?
-        .told()
+        .reported()
         .await
 }
 

@@ -94,7 +94,7 @@ async fn run(cli: &Cli) -> anyhow::Result<bool> {
         story
     };
     let story = tokio::select! {
-        told = performance => told,
+        reported = performance => reported,
         failed = view.follow(&figures) => Err(failed),
     };
     view.close(figures.look().await.ok().as_ref());

@@ -6,7 +6,7 @@ use e2e::stage::{OPERATOR_TOKEN, Stage};
 use serde_json::json;
 
 use super::input::Hostile;
-use super::wire::{Answer, Ask};
+use super::wire::{Answer, Request};
 use super::{clear, content_type, method};
 
 const API: usize = 220;
@@ -30,7 +30,7 @@ pub(super) async fn consoles(stage: &Stage, hostile: &mut Hostile) {
         page(admin, hostile).await;
     }
     for (table, before) in [OUTBOX, INBOX].into_iter().zip(before) {
-        as_told(stage, table, before).await;
+        as_reported(stage, table, before).await;
     }
 }
 
@@ -59,11 +59,11 @@ async fn stored(stage: &Stage, (table, database, key): Table) -> Stored {
 
 /// Row by row: no message was changed, none is gone, and whatever became of one the same transaction
 /// wrote down; and every message that goes on from one of them was written by an edit.
-async fn as_told(stage: &Stage, table: Table, before: Stored) {
+async fn as_reported(stage: &Stage, table: Table, before: Stored) {
     let (name, database, key) = table;
     assert_eq!(before.len(), ROWS);
     let after = stored(stage, table).await;
-    let told: Vec<(String, String)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+    let reported: Vec<(String, String)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
         "SELECT target, CONVERT(action USING utf8mb4) FROM {database}.operator_actions ORDER BY id"
     )))
     .fetch_all(&stage.pool)
@@ -80,7 +80,7 @@ async fn as_told(stage: &Stage, table: Table, before: Stored) {
             .get(row)
             .unwrap_or_else(|| panic!("{name} {row} is gone"));
         assert_eq!(now, digest, "{name} {row} is another message");
-        let acts: Vec<&str> = told
+        let acts: Vec<&str> = reported
             .iter()
             .filter(|(target, act)| target == row && act != "note" && act != "park")
             .map(|(_, act)| act.as_str())
@@ -104,14 +104,14 @@ async fn as_told(stage: &Stage, table: Table, before: Stored) {
     .await
     .unwrap();
     for child in &children {
-        let edits = told
+        let edits = reported
             .iter()
             .filter(|(target, act)| target == child && act == "edit");
         assert_eq!(edits.count(), 1, "{name} {child} was written by nobody");
     }
     eprintln!(
-        "{name}: {} actions told, {} edited",
-        told.len(),
+        "{name}: {} actions reported, {} edited",
+        reported.len(),
         children.len()
     );
 }
@@ -189,7 +189,7 @@ fn query(hostile: &mut Hostile) -> Vec<u8> {
         "before",
     ];
     let mut query = Vec::new();
-    // One in three asks for something that can be asked for.
+    // One in three requests something that can be requested.
     if hostile.one_in(3) {
         return b"limit=7".to_vec();
     }
@@ -210,28 +210,28 @@ async fn api(admin: &str, hostile: &mut Hostile) {
         let text = hostile.text();
         let verb = ["retry", "discard", "restore", "note", "edit"][hostile.index(5)];
         let one = json!({"reason": "why", "edit": {"payload": "{}"}});
-        let ask = match hostile.index(7) {
-            0 => Ask::new("GET", joined(&[b"/ops/api/rows?", &query])),
-            1 => Ask::new("GET", joined(&[b"/ops/api/groups?", &query])),
-            2 => Ask::new("GET", joined(&[b"/ops/api/actions?", &query])),
-            3 => Ask::new("GET", joined(&[b"/ops/api/rows/", &key])),
-            4 => Ask::new(method(hostile), joined(&[b"/ops/api/", &hostile.in_url()])),
-            5 if hostile.one_in(2) => Ask::new("POST", "/ops/api/bulks").body(
+        let request = match hostile.index(7) {
+            0 => Request::new("GET", joined(&[b"/ops/api/rows?", &query])),
+            1 => Request::new("GET", joined(&[b"/ops/api/groups?", &query])),
+            2 => Request::new("GET", joined(&[b"/ops/api/actions?", &query])),
+            3 => Request::new("GET", joined(&[b"/ops/api/rows/", &key])),
+            4 => Request::new(method(hostile), joined(&[b"/ops/api/", &hostile.in_url()])),
+            5 if hostile.one_in(2) => Request::new("POST", "/ops/api/bulks").body(
                 content_type(hostile),
                 hostile.body(&json!({"plan": plan, "reason": "why"})),
             ),
-            5 => Ask::new("POST", format!("/ops/api/{verb}").into_bytes()).body(
+            5 => Request::new("POST", format!("/ops/api/{verb}").into_bytes()).body(
                 content_type(hostile),
                 hostile.body(&json!({"keys": keys, "reason": text})),
             ),
-            _ => Ask::new(
+            _ => Request::new(
                 "POST",
                 joined(&[b"/ops/api/rows/", &key, b"/", verb.as_bytes()]),
             )
             .body(content_type(hostile), hostile.body(&one)),
         };
-        let ask = ask.header("authorization", format!("Bearer {OPERATOR_TOKEN}"));
-        let answer = clear(&ask, admin).await;
+        let request = request.header("authorization", format!("Bearer {OPERATOR_TOKEN}"));
+        let answer = clear(&request, admin).await;
         done += usize::from(answer.is_some_and(|answer| answer.status < 300));
     }
     eprintln!("{admin}: {done} of {API} calls were legal");
@@ -248,13 +248,13 @@ async fn page(admin: &str, hostile: &mut Hostile) {
         let (key, query) = (key(hostile), query(hostile));
         let [reason, payload, headers] = [hostile.in_url(), hostile.in_url(), hostile.in_url()];
         let act = ["retry", "discard", "restore", "note", "edit", "burn"][hostile.index(6)];
-        let ask = match hostile.index(8) {
-            0 => Ask::new("GET", joined(&[b"/ops?", &query])),
-            1 => Ask::new("GET", joined(&[b"/ops/rows?", &query])),
-            2 => Ask::new("GET", joined(&[b"/ops/audit?", &query])),
-            3 => Ask::new("GET", joined(&[b"/ops/row?key=", &key])),
-            4 => Ask::new("GET", joined(&[b"/ops/bulk?", &query])),
-            5 => Ask::new(method(hostile), joined(&[b"/ops/", &hostile.in_url()])),
+        let request = match hostile.index(8) {
+            0 => Request::new("GET", joined(&[b"/ops?", &query])),
+            1 => Request::new("GET", joined(&[b"/ops/rows?", &query])),
+            2 => Request::new("GET", joined(&[b"/ops/audit?", &query])),
+            3 => Request::new("GET", joined(&[b"/ops/row?key=", &key])),
+            4 => Request::new("GET", joined(&[b"/ops/bulk?", &query])),
+            5 => Request::new(method(hostile), joined(&[b"/ops/", &hostile.in_url()])),
             6 => form(
                 hostile,
                 &login,
@@ -277,13 +277,13 @@ async fn page(admin: &str, hostile: &mut Hostile) {
                 ],
             ),
         };
-        let ask = ask
+        let request = request
             .header("cookie", &login.cookie)
             .header("origin", &login.origin);
-        let Some(answer) = ask.send(admin).await else {
+        let Some(answer) = request.send(admin).await else {
             continue;
         };
-        harmless(&ask, &answer);
+        harmless(&request, &answer);
         shown += usize::from(answer.status == 200);
     }
     assert!(
@@ -291,13 +291,18 @@ async fn page(admin: &str, hostile: &mut Hostile) {
         "hardly any page was shown: the inputs have gone stale"
     );
     // All that is parked, one after the other.
-    let all = Ask::new("GET", "/ops/rows?text=xss").header("cookie", &login.cookie);
+    let all = Request::new("GET", "/ops/rows?text=xss").header("cookie", &login.cookie);
     let list = all.send(admin).await.unwrap();
     harmless(&all, &list);
     assert!(list.body.contains("&#60;xss&#62;"), "{}", list.body);
 }
 
-fn form(hostile: &mut Hostile, login: &Login, target: Vec<u8>, fields: &[(&str, Vec<u8>)]) -> Ask {
+fn form(
+    hostile: &mut Hostile,
+    login: &Login,
+    target: Vec<u8>,
+    fields: &[(&str, Vec<u8>)],
+) -> Request {
     let csrf = if hostile.one_in(8) {
         "wrong"
     } else {
@@ -307,14 +312,14 @@ fn form(hostile: &mut Hostile, login: &Login, target: Vec<u8>, fields: &[(&str, 
     for (name, value) in fields {
         body.extend(joined(&[b"&", name.as_bytes(), b"=", value]));
     }
-    Ask::new("POST", target).body("application/x-www-form-urlencoded", body)
+    Request::new("POST", target).body("application/x-www-form-urlencoded", body)
 }
 
 /// A page, or a refusal; nothing of the input or of the rows is in it as it was.
-fn harmless(ask: &Ask, answer: &Answer) {
+fn harmless(request: &Request, answer: &Answer) {
     let context = || {
         format!(
-            "{ask}\n  answer {} {}\n{}",
+            "{request}\n  answer {} {}\n{}",
             answer.status, answer.head, answer.body
         )
     };
@@ -351,10 +356,10 @@ fn harmless(ask: &Ask, answer: &Answer) {
 
 async fn log_in(admin: &str) -> Login {
     let origin = admin.to_owned();
-    let first = Ask::new("GET", "/ops/login").send(admin).await.unwrap();
+    let first = Request::new("GET", "/ops/login").send(admin).await.unwrap();
     let cookie = cookies(&first);
     let csrf = secret(&first.body);
-    let sent = Ask::new("POST", "/ops/login")
+    let sent = Request::new("POST", "/ops/login")
         .header("cookie", &cookie)
         .header("origin", &origin)
         .body(
@@ -364,7 +369,7 @@ async fn log_in(admin: &str) -> Login {
     let answer = sent.send(admin).await.unwrap();
     assert_eq!(answer.status, 303, "{answer:?}");
     let cookie = cookies(&answer);
-    let page = Ask::new("GET", "/ops")
+    let page = Request::new("GET", "/ops")
         .header("cookie", &cookie)
         .send(admin)
         .await

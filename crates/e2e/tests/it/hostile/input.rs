@@ -93,7 +93,7 @@ const NUMBERS: &[&str] = &[
     "99999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999",
 ];
 
-/// Bodies that are no JSON, or JSON that asks too much.
+/// Bodies that are no JSON, or JSON that requests too much.
 fn broken() -> Vec<Vec<u8>> {
     let mut bodies: Vec<Vec<u8>> = [
         &b"{"[..],

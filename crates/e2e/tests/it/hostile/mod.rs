@@ -10,7 +10,7 @@ use e2e::{
 };
 use input::Hostile;
 use serde_json::{Value, json};
-use wire::{Answer, Ask};
+use wire::{Answer, Request};
 
 /// `HOSTILE_SEED` tries other inputs.
 const SEED: u64 = 20_260;
@@ -46,20 +46,20 @@ async fn orders(stage: &Stage, hostile: &mut Hostile) {
     for _ in 0..ORDERS {
         let body = hostile.body(&valid);
         let content_type = content_type(hostile);
-        let ask = match hostile.index(8) {
-            0 => Ask::new("GET", [b"/orders/", &hostile.in_url()[..]].concat()),
-            1 => Ask::new(method(hostile), [b"/", &hostile.in_url()[..]].concat()),
-            2 => Ask::new("POST", "/buy").body(content_type, body),
-            3 => Ask::new("POST", "/orders")
+        let request = match hostile.index(8) {
+            0 => Request::new("GET", [b"/orders/", &hostile.in_url()[..]].concat()),
+            1 => Request::new(method(hostile), [b"/", &hostile.in_url()[..]].concat()),
+            2 => Request::new("POST", "/buy").body(content_type, body),
+            3 => Request::new("POST", "/orders")
                 .header("idempotency-key", hostile.header_value())
                 .body("application/json", valid.to_string()),
-            4 => Ask::new("POST", "/orders")
+            4 => Request::new("POST", "/orders")
                 .header("traceparent", hostile.header_value())
                 .header("tracestate", hostile.header_value())
                 .body("application/json", valid.to_string()),
-            _ => Ask::new("POST", "/orders").body(content_type, body),
+            _ => Request::new("POST", "/orders").body(content_type, body),
         };
-        let Some(answer) = clear(&ask, &stage.order.url).await else {
+        let Some(answer) = clear(&request, &stage.order.url).await else {
             continue;
         };
         if answer.status == 201 {
@@ -67,7 +67,7 @@ async fn orders(stage: &Stage, hostile: &mut Hostile) {
             receipts.insert(receipt["order_id"].as_str().unwrap().to_owned());
         }
     }
-    let (stored, told): (Vec<String>, i64) = (
+    let (stored, reported): (Vec<String>, i64) = (
         sqlx::query_scalar("SELECT order_id FROM orders.orders")
             .fetch_all(&stage.pool)
             .await
@@ -86,7 +86,7 @@ async fn orders(stage: &Stage, hostile: &mut Hostile) {
         receipts
     );
     assert_eq!(
-        usize::try_from(told).unwrap(),
+        usize::try_from(reported).unwrap(),
         receipts.len(),
         "one event an order"
     );
@@ -122,13 +122,13 @@ async fn payments(stage: &Stage, hostile: &mut Hostile) {
         } else {
             format!("Bearer {OPERATOR_TOKEN}").into_bytes()
         };
-        let ask = match hostile.index(8) {
-            0 => Ask::new("GET", [b"/payments/", &hostile.in_url()[..]].concat()),
-            1 => Ask::new(method(hostile), [b"/", &hostile.in_url()[..]].concat()),
-            _ => Ask::new("POST", "/pay").body(content_type(hostile), body),
+        let request = match hostile.index(8) {
+            0 => Request::new("GET", [b"/payments/", &hostile.in_url()[..]].concat()),
+            1 => Request::new(method(hostile), [b"/", &hostile.in_url()[..]].concat()),
+            _ => Request::new("POST", "/pay").body(content_type(hostile), body),
         };
-        let ask = ask.header("authorization", bearer);
-        let Some(answer) = clear(&ask, &stage.pay.url).await else {
+        let request = request.header("authorization", bearer);
+        let Some(answer) = clear(&request, &stage.pay.url).await else {
             continue;
         };
         rows += i64::from(answer.status == 202 || answer.status == 409);
@@ -152,11 +152,11 @@ async fn inbox_of_hand(stage: &Stage) -> i64 {
 
 /// Sends it. Whatever comes back is success or a clear refusal, and holds nothing of the input where
 /// a browser or a proxy would act on it.
-async fn clear(ask: &Ask, url: &str) -> Option<Answer> {
-    let answer = ask.send(url).await?;
+async fn clear(request: &Request, url: &str) -> Option<Answer> {
+    let answer = request.send(url).await?;
     let context = || {
         format!(
-            "{ask}\n  answer {} {}\n{}",
+            "{request}\n  answer {} {}\n{}",
             answer.status, answer.head, answer.body
         )
     };

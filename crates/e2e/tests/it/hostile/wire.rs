@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A request; what stands in it goes out as it is.
 #[derive(Clone, Debug)]
-pub(crate) struct Ask {
+pub(crate) struct Request {
     pub(crate) method: &'static str,
     pub(crate) target: Vec<u8>,
     /// Whole header lines, each with its CRLF.
@@ -28,7 +28,7 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
-impl Ask {
+impl Request {
     pub(crate) fn new(method: &'static str, target: impl Into<Vec<u8>>) -> Self {
         Self {
             method,
@@ -89,7 +89,7 @@ impl Ask {
     }
 }
 
-impl std::fmt::Display for Ask {
+impl std::fmt::Display for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let cut = |bytes: &[u8]| {
             let text = String::from_utf8_lossy(bytes);

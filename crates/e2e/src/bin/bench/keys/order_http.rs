@@ -74,7 +74,7 @@ async fn product(
     // For experiments.
     more.extend(std::env::var("LOAD_KEYS").is_ok().then_some("--keys"));
     let product: order_load::Took = order_load::start(service.addr, CLIENTS, &more)?
-        .told()
+        .reported()
         .await?;
     let service_cpu = service.cpu_seconds()? - service_before;
     let database_cpu = process::cpu_seconds(database)? - database_before;

@@ -110,7 +110,7 @@ async fn product(
     let count = orders.to_string();
     let load = order_load::start(order.addr, CLIENTS, &["--orders", &count])?;
     let (ended, _) = pay.until(PROCESSED, as_f64(orders)).await?;
-    let load: order_load::Took = load.told().await?;
+    let load: order_load::Took = load.reported().await?;
     scene.say(&format!(
         "orders {}/s, p99 {:.1} ms; CPU s: load {:.1}, order-svc {:.1}, relay {:.1}, pay-svc {:.1}",
         number(load.rate),
