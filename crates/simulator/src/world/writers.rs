@@ -181,18 +181,22 @@ impl World {
         self.servers[server].next_id = id + 1;
         let fault = self.row_fault();
         let message = u32::try_from(self.messages.len()).expect("a run has fewer messages");
-        self.messages.push(Message {
-            key,
-            fault,
-            unlogged: false,
-        });
-        self.checker.new_message();
         let usual = mix(key) % self.scenario.routes;
         let route = if self.writing.percent(80) {
             usual
         } else {
             self.writing.below(self.scenario.routes)
         };
+        let fault = match fault {
+            RowFault::Nacked if self.is_nacked_often(server, route) => RowFault::None,
+            other => other,
+        };
+        self.messages.push(Message {
+            key,
+            fault,
+            unlogged: false,
+        });
+        self.checker.new_message();
         let row = Stored {
             message,
             key,
@@ -208,6 +212,16 @@ impl World {
             touched: false,
         };
         (id, row)
+    }
+
+    /// Of a route with more than eight nacked rows none is to blame: so many look like a full queue.
+    fn is_nacked_often(&self, server: usize, route: u64) -> bool {
+        let at = &self.servers[server];
+        let is_nacked = |id: &&u64| {
+            let row = at.rows[id];
+            row.route == route && self.messages[row.message as usize].fault == RowFault::Nacked
+        };
+        at.pending.iter().filter(is_nacked).nth(5).is_some()
     }
 
     fn row_fault(&mut self) -> RowFault {

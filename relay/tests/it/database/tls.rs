@@ -131,7 +131,7 @@ async fn the_binlog_stream_checks_the_certificate_by_itself() {
         stream_refused(&secured, "UnknownIssuer").await;
         secured.url("127.0.0.1", "ssl-mode=VERIFY_IDENTITY");
         stream_refused(&secured, "UnknownIssuer").await;
-        // Where no check is requested there gets none.
+        // Without a check none is made.
         secured.url("127.0.0.1", "ssl-mode=REQUIRED");
         stream(&secured).await.unwrap();
 
