@@ -23,7 +23,7 @@ async fn exit_code(process: &Process) -> Option<i32> {
 }
 
 #[tokio::test]
-async fn wrong_configuration_is_one_line_with_the_mend_and_exit_64() {
+async fn wrong_configuration_is_one_line_with_the_fix_and_exit_64() {
     let db = e2e::shared::mariadb().await;
     let database = db.create_database().await.unwrap();
     let wrong_password = db.user_url("admin", "wrong", &database.name);

@@ -47,9 +47,9 @@ async fn duplicates_never_stop_the_consumer(flavor: Flavor) {
     .await;
 }
 
-e2e::on_each_server!(messages_are_reported_apart_by_their_id_not_by_their_body);
+e2e::on_each_server!(messages_are_distinguished_by_their_id_not_by_their_body);
 /// C7: what makes a message the same is its `message_id`, not its body.
-async fn messages_are_reported_apart_by_their_id_not_by_their_body(flavor: Flavor) {
+async fn messages_are_distinguished_by_their_id_not_by_their_body(flavor: Flavor) {
     let db = e2e::shared::database(flavor).await;
     let vhost = vhost(e2e::shared::rabbit().await).await;
     let app = App::start(db, &vhost).await;

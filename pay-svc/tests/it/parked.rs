@@ -81,7 +81,7 @@ impl Desk {
 }
 
 #[tokio::test]
-async fn every_verb_does_what_it_says_and_its_exit_code_tells() {
+async fn every_verb_does_what_it_says_and_its_exit_code_shows_it() {
     let desk = Desk::new(e2e::shared::either().await, 8).await;
     let list = desk.ok(&["list", "--class", "provider_failed"]).await;
     assert!(list.contains("m007") && list.contains("provider_failed: 422"));

@@ -35,7 +35,7 @@ async fn claimed(pool: &MySqlPool) -> i64 {
 }
 
 #[tokio::test]
-async fn wrong_configuration_is_one_line_with_the_mend_and_exit_64() {
+async fn wrong_configuration_is_one_line_with_the_fix_and_exit_64() {
     let db = e2e::shared::mariadb().await;
     let rabbit = e2e::shared::rabbit().await;
     let (tables, vhost) = (database(db).await, vhost(rabbit).await);
