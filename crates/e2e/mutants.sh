@@ -131,7 +131,7 @@ relay/src/source/binlog/row_decoder.rs src/source/binlog/row_decoder.rs
 relay/src/source/binlog/statement.rs src/source/binlog/statement.rs
 relay/src/source/binlog/transaction.rs src/source/binlog/transaction.rs
 relay/src/source/binlog/transaction src/source/binlog/transaction
-relay/tests/decoder tests/decoder
+relay/tests/it/decoder tests/decoder
 FILES
 
 # The tests at bounds of many thousands take most of the time of all of them: in the second pass.

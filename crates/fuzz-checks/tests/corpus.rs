@@ -10,7 +10,7 @@ use std::path::Path;
 use fuzz_checks::{Events, Head, database_url, message, statement, traceparent, transaction};
 
 /// Events of real servers, from the relay's tests.
-const CAPTURED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../relay/tests/decoder");
+const CAPTURED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../relay/tests/it/decoder");
 const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus");
 
 /// Puts each input of a target through its check.

@@ -1,4 +1,4 @@
-//! Events by hand, one after the other. `relay/tests/decoder` has those of real servers.
+//! Events by hand, one after the other. `relay/tests/it/decoder` has those of real servers.
 
 use mysql_async::binlog::BinlogVersion;
 use mysql_async::binlog::events::FormatDescriptionEvent;
