@@ -377,3 +377,14 @@ fn a_row_that_is_out_and_is_reported_again_unchanged_goes_once() {
     assert!(desk.feed(written(&[7])).is_empty());
     assert_eq!(shown(&desk), (0, 0, false));
 }
+
+#[test]
+fn a_row_that_is_read_anew_is_still_one_that_the_binlog_reported() {
+    let mut desk = Desk::tailing(SETTINGS);
+    report(&mut desk, delayed(7, 1, 100 * SECOND));
+    let (publisher, _) = batch(&report(&mut desk, row(7, 1)));
+    let outcome = Outcome::Settled(vec![confirmed(7)]);
+    let reports = desk.reports(Event::Published { publisher, outcome });
+    let (source, took) = (Source::Binlog, Some(Duration::ZERO));
+    assert_eq!(reports, [Report::Confirmed { source, took }]);
+}

@@ -209,6 +209,14 @@ fn events_that_add_no_row_leave_no_doubt() {
 fn an_unknown_event_is_a_doubt_of_its_own_or_of_its_transaction() {
     let doubt = undecodable("an event of the unknown type 99");
     let mut stream = stream();
+    for old in [6, 20] {
+        let what = format!("an event of the unknown type {old}");
+        assert_eq!(
+            stream.feed(old, &[]),
+            undecodable(&what),
+            "of MySQL 4 and 5.1"
+        );
+    }
     assert_eq!(stream.feed(99, &[]), doubt);
     stream.start();
     assert_eq!(stream.feed(99, &[]), doubt);
