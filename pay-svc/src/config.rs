@@ -311,7 +311,7 @@ impl IntakeArgs {
             .prefetch
             .unwrap_or_else(|| self.batch_max.saturating_mul(2));
         if prefetch == 0 {
-            let problem = "0 requests the broker to send the whole queue at once";
+            let problem = "0 lets the broker send the whole queue at once";
             return Err(ConfigError::new(
                 "PAY_PREFETCH",
                 problem,

@@ -3,7 +3,7 @@
 //!
 //! In the order a message meets them: [`consumer`] (on the [`topology`] it needs) or [`http`] hand
 //! it to the [`store`], which commits it before anything is acknowledged; a [`worker`] takes it with
-//! a [`claim`], reads it as a [`payment`], requests the [`provider`] and [`settle`]s; what fails is
+//! a [`claim`], reads it as a [`payment`], calls the [`provider`] and [`settle`]s; what fails is
 //! tried again as [`schedule`] decides. When it is long done it is [`prune`]d. [`service`] puts them together.
 
 pub mod config;

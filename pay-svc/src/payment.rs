@@ -1,4 +1,4 @@
-//! What a message requests to be paid. Pure: the stored row in, an order or the reason against it out.
+//! The payment that a message requests. Pure: the stored row in, an order or the reason against it out.
 
 use serde::Deserialize;
 use time::OffsetDateTime;

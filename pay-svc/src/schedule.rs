@@ -1,5 +1,5 @@
 //! When a failed message is tried again, and when a person must look. Pure: the age of the message
-//! and the dice are arguments.
+//! and the jitter are arguments.
 
 use std::time::Duration;
 
@@ -96,7 +96,7 @@ pub enum Decision {
     },
 }
 
-/// Decides. `requested` is the wait that the other side has requested; `dice` is uniform in 0..1 and
+/// Decides. `requested` is the wait that the provider has requested; `jitter` is uniform in 0..1 and
 /// spreads the tries of messages that failed together.
 #[must_use]
 pub fn decide(
@@ -104,7 +104,7 @@ pub fn decide(
     class: Class,
     spent: Spent,
     requested: Option<Duration>,
-    dice: f64,
+    jitter: f64,
 ) -> Decision {
     match class.spends() {
         Spends::Patience => Decision::Park {
@@ -119,7 +119,7 @@ pub fn decide(
             let longest = policy.backoff_min.saturating_mul(doubled);
             Decision::Retry {
                 attempts,
-                after: wait(policy, longest, dice),
+                after: wait(policy, longest, jitter),
             }
         }
         // No attempt is counted in an outage, so the wait grows with the age instead.
@@ -127,11 +127,11 @@ pub fn decide(
             attempts: spent.attempts,
         },
         Spends::Age => {
-            let own = put_off(policy, spent.age, dice);
+            let own = put_off(policy, spent.age, jitter);
             Decision::Retry {
                 attempts: spent.attempts,
                 after: requested.map_or(own, |requested| {
-                    own.max(requested_wait(policy, requested, dice))
+                    own.max(requested_wait(policy, requested, jitter))
                 }),
             }
         }
@@ -140,13 +140,17 @@ pub fn decide(
 
 /// The wait of a row whose outcome could not be recorded: nothing is spent, so it grows with the age.
 #[must_use]
-pub fn put_off(policy: &Policy, age: Duration, dice: f64) -> Duration {
-    wait(policy, age.max(policy.backoff_min.saturating_mul(2)), dice)
+pub fn put_off(policy: &Policy, age: Duration, jitter: f64) -> Duration {
+    wait(
+        policy,
+        age.max(policy.backoff_min.saturating_mul(2)),
+        jitter,
+    )
 }
 
 /// What was requested and up to a quarter more, within the policy's limits: of many messages that
-/// were all requested to wait as long, not all come back at once.
-fn requested_wait(policy: &Policy, requested: Duration, dice: f64) -> Duration {
+/// got the same wait, not all come back at once.
+fn requested_wait(policy: &Policy, requested: Duration, jitter: f64) -> Duration {
     let max = policy.backoff_max.max(policy.backoff_min);
     let longest = requested
         .min(max)
@@ -154,17 +158,17 @@ fn requested_wait(policy: &Policy, requested: Duration, dice: f64) -> Duration {
         .clamp(policy.backoff_min, max);
     let shortest = longest.mul_f64(0.8);
     let span = longest.saturating_sub(shortest);
-    (shortest + span.mul_f64(dice.clamp(0.0, 1.0))).max(policy.backoff_min)
+    (shortest + span.mul_f64(jitter.clamp(0.0, 1.0))).max(policy.backoff_min)
 }
 
 /// A point between the shortest wait and `longest`, which never exceeds the policy's.
-fn wait(policy: &Policy, longest: Duration, dice: f64) -> Duration {
+fn wait(policy: &Policy, longest: Duration, jitter: f64) -> Duration {
     let longest = longest.clamp(
         policy.backoff_min,
         policy.backoff_max.max(policy.backoff_min),
     );
     let span = longest.saturating_sub(policy.backoff_min);
-    policy.backoff_min + span.mul_f64(dice.clamp(0.0, 1.0))
+    policy.backoff_min + span.mul_f64(jitter.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]
@@ -178,12 +182,12 @@ mod tests {
         age_max: Duration::from_secs(24 * 3600),
     };
 
-    fn after(class: Class, attempts: u32, age_s: u64, dice: f64) -> Decision {
+    fn after(class: Class, attempts: u32, age_s: u64, jitter: f64) -> Decision {
         let spent = Spent {
             attempts,
             age: Duration::from_secs(age_s),
         };
-        decide(&POLICY, class, spent, None, dice)
+        decide(&POLICY, class, spent, None, jitter)
     }
 
     #[test]
@@ -238,12 +242,12 @@ mod tests {
             ..POLICY
         };
         for attempts in [0, 1, 8, 31, 32, 1_000_000, u32::MAX - 2] {
-            for dice in [0.0, 0.3, 1.0] {
+            for jitter in [0.0, 0.3, 1.0] {
                 let spent = Spent {
                     attempts,
                     age: Duration::ZERO,
                 };
-                let decision = decide(&patient, Class::ProviderError, spent, None, dice);
+                let decision = decide(&patient, Class::ProviderError, spent, None, jitter);
                 let Decision::Retry { after, .. } = decision else {
                     panic!("{decision:?}")
                 };
@@ -255,38 +259,50 @@ mod tests {
         }
     }
 
-    /// Every hour's outage, at whatever rate it is requested: the clock is the age alone.
+    /// Every hour's outage, at whatever rate it is tried: the clock is the age alone.
     #[test]
-    fn an_hour_of_outage_parks_nothing_and_requests_ever_more_seldom() {
-        for (requested, dice) in [(None, 0.0), (None, 0.9), (Some(7), 0.5), (Some(9999), 1.0)] {
+    fn an_hour_of_outage_parks_nothing_and_is_tried_less_and_less_often() {
+        for (requested, jitter) in [(None, 0.0), (None, 0.9), (Some(7), 0.5), (Some(9999), 1.0)] {
             let requested = requested.map(Duration::from_secs);
             let (mut age, mut tries) = (Duration::ZERO, 0_u32);
             while age < Duration::from_hours(1) {
                 let spent = Spent { attempts: 2, age };
-                let decision = decide(&POLICY, Class::ProviderUnavailable, spent, requested, dice);
+                let decision = decide(
+                    &POLICY,
+                    Class::ProviderUnavailable,
+                    spent,
+                    requested,
+                    jitter,
+                );
                 let Decision::Retry { attempts: 2, after } = decision else {
                     panic!("{decision:?} at the age of {age:?}");
                 };
                 assert!((POLICY.backoff_min..=POLICY.backoff_max).contains(&after));
                 (age, tries) = (age + after, tries + 1);
             }
-            // Only dice that always fall on the least wait request each second.
+            // Only a jitter that is always the least tries each second.
             assert!(
-                tries <= 3600 && (dice == 0.0 || tries < 600),
+                tries <= 3600 && (jitter == 0.0 || tries < 600),
                 "{tries} tries"
             );
         }
     }
 
     #[test]
-    fn a_wait_that_was_requested_for_is_kept_within_limits() {
-        let after = |requested_s: u64, age_s: u64, dice| {
+    fn a_wait_that_was_requested_is_kept_within_limits() {
+        let after = |requested_s: u64, age_s: u64, jitter| {
             let spent = Spent {
                 attempts: 0,
                 age: Duration::from_secs(age_s),
             };
             let requested = Some(Duration::from_secs(requested_s));
-            match decide(&POLICY, Class::ProviderUnavailable, spent, requested, dice) {
+            match decide(
+                &POLICY,
+                Class::ProviderUnavailable,
+                spent,
+                requested,
+                jitter,
+            ) {
                 Decision::Retry { after, .. } => after.as_secs_f64(),
                 Decision::Park { .. } => panic!("parked"),
             }

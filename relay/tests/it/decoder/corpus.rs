@@ -33,6 +33,7 @@ const COLUMNS: [&str; 16] = [
     "created_at",
     "sent_at",
 ];
+
 /// The events of one server.
 pub(crate) struct Corpus {
     format: FormatDescriptionEvent<'static>,
