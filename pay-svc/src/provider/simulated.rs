@@ -20,7 +20,7 @@ const REMEMBERED_MAX: usize = 100_000;
 /// How the simulated provider behaves.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SimulatedSettings {
-    /// Share of calls that fail, 0.0 to 1.0. Each call throws its own random.
+    /// Share of calls that fail, 0.0 to 1.0. Each call draws by itself.
     pub failure_rate: f64,
     /// How long each call takes.
     pub latency: Duration,

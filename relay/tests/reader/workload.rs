@@ -226,10 +226,10 @@ fn xa() -> Vec<String> {
 
 /// Rows by the hundred, and large ones.
 pub(crate) fn bulk(seed: u64) -> Vec<String> {
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut rng = StdRng::seed_from_u64(seed);
     let mut all = vec!["SET SESSION sql_mode = ''".to_owned()];
     for _ in 0..60 {
-        let rows = (0..random.random_range(1..20)).map(|_| random(&mut random));
+        let rows = (0..rng.random_range(1..20)).map(|_| random(&mut rng));
         all.extend(transaction(rows.collect::<Vec<_>>(), "COMMIT"));
     }
     for bytes in [254, 255, 256, 257, 65_535, 65_536, 8 << 20] {
@@ -245,27 +245,27 @@ pub(crate) fn bulk(seed: u64) -> Vec<String> {
     all
 }
 
-fn random(random: &mut StdRng) -> String {
-    let length = random.random_range(0..400);
-    let payload = hex(random, length);
-    let key: String = (0..random.random_range(0..30))
-        .map(|_| random.random::<char>())
+fn random(rng: &mut StdRng) -> String {
+    let length = rng.random_range(0..400);
+    let payload = hex(rng, length);
+    let key: String = (0..rng.random_range(0..30))
+        .map(|_| rng.random::<char>())
         .filter(|c| !matches!(c, '\'' | '\\' | '\0'))
         .collect();
     let at = format!(
         "'{:04}-{:02}-{:02} {:02}:{:02}:{:02}.{:06}'",
-        random.random_range(1..=9999),
-        random.random_range(1..=12),
-        random.random_range(1..=28),
-        random.random_range(0..24),
-        random.random_range(0..60),
-        random.random_range(0..60),
-        random.random_range(0..1_000_000),
+        rng.random_range(1..=9999),
+        rng.random_range(1..=12),
+        rng.random_range(1..=28),
+        rng.random_range(0..24),
+        rng.random_range(0..60),
+        rng.random_range(0..60),
+        rng.random_range(0..1_000_000),
     );
-    let length = random.random_range(0..300);
-    let headers = match random.random_range(0..3) {
+    let length = rng.random_range(0..300);
+    let headers = match rng.random_range(0..3) {
         0 => "NULL".to_owned(),
-        1 => format!("'{{\"a\": \"{}\"}}'", hex(random, length)),
+        1 => format!("'{{\"a\": \"{}\"}}'", hex(rng, length)),
         _ => "'{}'".to_owned(),
     };
     insert(&[
@@ -273,16 +273,13 @@ fn random(random: &mut StdRng) -> String {
         ("payload", &format!("x'{payload}'")),
         ("headers", &headers),
         ("created_at", &at),
-        ("status", &random.random_range(1..3).to_string()),
-        (
-            "attempts",
-            if random.random_ratio(1, 8) { "3" } else { "0" },
-        ),
+        ("status", &rng.random_range(1..3).to_string()),
+        ("attempts", if rng.random_ratio(1, 8) { "3" } else { "0" }),
     ])
 }
 
-fn hex(random: &mut StdRng, length: usize) -> String {
+fn hex(rng: &mut StdRng, length: usize) -> String {
     let mut bytes = vec![0; length];
-    random.fill_bytes(&mut bytes);
+    rng.fill_bytes(&mut bytes);
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -193,7 +193,7 @@ impl Hostile {
         }
         let members = valid.as_object().unwrap();
         let mut parts = Vec::new();
-        // At least one member is hostile, whatever the random say.
+        // At least one member is hostile, whatever is drawn.
         let victim = self.index(members.len().max(1));
         for (at, (name, value)) in members.iter().enumerate() {
             let name_text = json!(name).to_string();
