@@ -7,6 +7,7 @@ use outbox::row::Row;
 use super::event::{Head, Read};
 use super::index::{Entry, ROW_BYTES, Stage};
 use super::ready_queue::{Isolation, Queued};
+use super::state::State;
 use super::{Engine, Order, ROW_MEMORY};
 
 /// Two readings of one due time differ by the clocks' running.
@@ -139,13 +140,23 @@ impl Engine {
         Admission::Admitted
     }
 
-    /// A row stays in the table alone, and all behind it of its key.
-    pub(super) fn overflow_row(&mut self, route: &super::route::Route, key: u64, by_scan: bool) {
+    /// A row stays in the table alone, and all behind it of its key: of each key the index has the first
+    /// rows.
+    pub(super) fn overflow_row(&mut self, head: &Head, by_scan: bool) {
+        let key = self.key_of(head);
         self.overflow.leave(key);
-        self.routes.overflow(route, by_scan);
+        self.routes.overflow(&head.route, by_scan);
+        let mut last = head.id;
+        while let Some(next) = self.index.behind(key, last) {
+            let stage = self.index.get(next).map(|entry| entry.stage);
+            if stage.is_some_and(Stage::is_removable) {
+                self.take_out(next);
+            }
+            last = next;
+        }
     }
 
-    /// A row of the index was read anew while nothing depended on it.
+    /// A row of the index was read anew while nothing depended on it. It is the same one.
     pub(super) fn refresh(&mut self, head: &Head, read_at: Instant, now: Instant) {
         let (id, key) = (head.id, self.key_of(head));
         let due = due_at(head, read_at, now);
@@ -157,17 +168,11 @@ impl Engine {
             (Some(known), Some(due)) => known.max(due) - known.min(due) < SAME_TIME,
             _ => false,
         };
-        let same_row = entry.tag == head.tag && entry.key == key && entry.attempts == head.attempts;
-        if same_due && same_row && self.routes.is(entry.route, &head.route) {
+        if same_due && entry.attempts == head.attempts && self.routes.is(entry.route, &head.route) {
             return;
         }
-        let (committed, seen, old_key) = (entry.committed, entry.seen, entry.key);
+        let (committed, seen) = (entry.committed, entry.seen);
         self.take_out(id);
-        if old_key != key && self.overflow.holds(key) {
-            // Another row has its id by now, and earlier ones of that row's key are in the table alone.
-            self.overflow_row(&head.route, key, false);
-            return self.promote(old_key, now);
-        }
         let route = self.routes.enter(&head.route);
         let entry = Entry {
             seen,
@@ -176,9 +181,20 @@ impl Engine {
         };
         self.index.insert(id, entry);
         self.place(id, None, now);
-        if old_key != key {
-            self.promote(old_key, now);
-        }
+    }
+
+    /// Has the index another row under this id? After a TRUNCATE it may, and when a key was changed by
+    /// hand. What is known of the one says nothing of the other: earlier rows of its key may be in the
+    /// table alone.
+    pub(super) fn is_another(&self, head: &Head) -> bool {
+        let key = self.key_of(head);
+        let entry = self.index.get(head.id);
+        entry.is_some_and(|entry| entry.tag != head.tag || entry.key != key)
+    }
+
+    /// Has everything been reported that was committed before what is read now?
+    fn looks_in_order(&self) -> bool {
+        self.settings.order == Order::None || self.state == State::Tailing
     }
 
     /// A row that was to be read has been.
@@ -198,18 +214,17 @@ impl Engine {
                 return;
             }
             None if !read.pending => return,
+            Some(_) if self.is_another(&read.head) => self.remove(id, now),
             Some(Stage::Loading | Stage::Loaded) => self.move_to(id, Stage::Waiting),
             Some(_) | None => {}
         }
-        if stage.is_some() {
+        if self.index.get(id).is_some() {
             self.refresh(&read.head, read_at, now);
-        } else {
-            let admission = self.admit(&read.head, by, read_at, now);
-            if admission != Admission::Admitted {
-                let key = self.key_of(&read.head);
-                self.overflow_row(&read.head.route, key, false);
-                return;
-            }
+        } else if by == By::Look && !self.looks_in_order() {
+            // What comes before it in its key may not be known: the next scan meets it in its turn.
+            return;
+        } else if self.admit(&read.head, by, read_at, now) != Admission::Admitted {
+            return self.overflow_row(&read.head, false);
         }
         self.place(id, read.row, now);
     }
@@ -221,17 +236,13 @@ impl Engine {
         };
         let (key, route, due) = (entry.key, entry.route, entry.due);
         debug_assert!(
-            entry.stage.is_idle() || matches!(entry.stage, Stage::Loading | Stage::Loaded),
+            entry.stage.is_removable(),
             "a row of {:?} is placed",
             entry.stage
         );
-        let is_first = self.index.head(key) == Some(id);
-        if !is_first {
+        self.hold_back_behind(key, id);
+        if self.index.head(key) != Some(id) {
             return self.move_to(id, Stage::Waiting);
-        }
-        // One behind it may have been the first until now.
-        if let Some(second) = self.index.behind(key, id) {
-            self.hold_back(second);
         }
         if due.is_some_and(|due| due > now) {
             return self.move_to(id, Stage::Delayed);
@@ -283,13 +294,19 @@ impl Engine {
         }
     }
 
-    /// A row is not the first of its key any more, or the first one does not go.
-    pub(super) fn hold_back(&mut self, id: u64) {
-        let stage = self.index.get(id).map(|entry| entry.stage);
-        if stage
-            .is_some_and(|stage| stage.is_idle() || matches!(stage, Stage::Loading | Stage::Loaded))
-        {
-            self.move_to(id, Stage::Waiting);
+    /// The row behind this one may have been the first of the key until now, or was loaded as the next one
+    /// behind one that is out.
+    pub(super) fn hold_back_behind(&mut self, key: u64, id: u64) {
+        let mut next = self.index.behind(key, id);
+        let stage_of = |id| self.index.get(id).map(|entry| entry.stage);
+        if let Some(out) = next.filter(|id| stage_of(*id) == Some(Stage::Out)) {
+            next = self.index.behind(key, out);
+        }
+        let Some(next) = next else {
+            return;
+        };
+        if stage_of(next).is_some_and(Stage::is_removable) {
+            self.move_to(next, Stage::Waiting);
         }
     }
 

@@ -355,9 +355,7 @@ impl Engine {
         };
         entry.due = due;
         let key = entry.key;
-        if let Some(second) = self.index.behind(key, id) {
-            self.hold_back(second);
-        }
+        self.hold_back_behind(key, id);
         self.promote(key, now);
     }
 

@@ -43,6 +43,11 @@ impl Stage {
         )
     }
 
+    /// It is not with a publisher, and nothing of it is being written: it can be removed at any time.
+    pub(super) fn is_removable(self) -> bool {
+        self.is_idle() || matches!(self, Self::Loading | Self::Loaded)
+    }
+
     fn number(self) -> usize {
         match self {
             Self::Waiting => 0,

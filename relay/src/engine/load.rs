@@ -209,21 +209,14 @@ impl Engine {
         if !read.pending {
             return self.remove(id, now);
         }
-        if self
-            .index
-            .get(id)
-            .is_some_and(|entry| entry.tag != read.head.tag)
-        {
-            // Another message has the id now, and rows of its key before it may not be known yet.
+        if self.is_another(&read.head) {
             self.remove(id, now);
             return self.arrivals.again(id, now);
         }
         let is_prefetched = self.index.get(id).is_some_and(|entry| {
             self.index.is_out(entry.key) && self.index.head(entry.key) != Some(id)
         });
-        let is_same = |entry: &super::index::Entry| {
-            entry.tag == read.head.tag && self.routes.is(entry.route, &read.head.route)
-        };
+        let is_same = |entry: &super::index::Entry| self.routes.is(entry.route, &read.head.route);
         let is_same = self.index.get(id).is_some_and(is_same);
         match read.row {
             Some(row) if is_prefetched && is_same && read.head.wait.is_none() => {

@@ -515,6 +515,10 @@ impl Engine {
                     assert!(is_first, "row {id} waits behind another");
                 }
                 Stage::Waiting => assert!(!is_first, "row {id} waits for nothing"),
+                Stage::Loaded if !is_first => {
+                    let is_next = self.index.is_out(entry.key);
+                    assert!(is_next, "row {id} is loaded and does not go next");
+                }
                 _ => {}
             }
         }

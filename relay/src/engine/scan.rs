@@ -362,7 +362,10 @@ impl Engine {
                 scan.page.pop_front();
                 continue;
             }
-            if self.index.get(id).is_some() {
+            let stage = self.index.get(id).map(|entry| entry.stage);
+            if stage.is_some_and(Stage::is_removable) && self.is_another(&read.head) {
+                self.remove(id, now);
+            } else if stage.is_some() {
                 if let Some(read) = scan.page.pop_front() {
                     self.meet(read, scan.read_at, now);
                 }
@@ -386,8 +389,9 @@ impl Engine {
                         scan.page.clear();
                         scan.is_last_page = true;
                     } else {
-                        self.overflow_row(&read.head.route.clone(), key, true);
-                        scan.page.pop_front();
+                        if let Some(read) = scan.page.pop_front() {
+                            self.overflow_row(&read.head, true);
+                        }
                     }
                 }
                 Admission::Admitted => {
@@ -419,10 +423,6 @@ impl Engine {
         let is_another = entry.tag != read.head.tag;
         match entry.stage {
             stage if stage.is_idle() => self.refresh(&read.head, read_at, now),
-            Stage::Loading | Stage::Loaded if is_another => {
-                self.move_to(read.head.id, Stage::Waiting);
-                self.refresh(&read.head, read_at, now);
-            }
             _ => entry.again |= is_another,
         }
     }

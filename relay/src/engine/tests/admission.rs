@@ -191,6 +191,22 @@ fn rows_that_wait_may_fill_three_quarters_of_the_index() {
 }
 
 #[test]
+fn a_row_that_stays_in_the_table_takes_those_behind_it_out_of_the_index() {
+    let mut desk = Desk::tailing(room_for(100));
+    for id in 11..=70 {
+        report(&mut desk, delayed(id, id, 100 * SECOND));
+    }
+    report(&mut desk, delayed(8, 1, 200 * MILLI));
+    let (publisher, ids) = batch(&report(&mut desk, row(6, 1)));
+    assert_eq!(ids, [6]);
+    assert_eq!(shown(&desk), (62, 60, false));
+    report(&mut desk, delayed(7, 1, SECOND));
+    assert_eq!(shown(&desk), (61, 60, true), "neither 7 nor 8 has room");
+    desk.answer(publisher, vec![confirmed(6)]);
+    assert!(!loads(&desk.after(SECOND), 8), "7 comes before 8");
+}
+
+#[test]
 fn a_closed_route_has_a_row_to_probe_with_however_full_the_index_is() {
     let settings = room_for(200);
     let mut desk = Desk::tailing(settings);
@@ -350,6 +366,22 @@ fn after_a_pause_nothing_of_before_is_left() {
     let (_, ids) = batch(&desk.page(&[row(1, 1), row(2, 1)], 3));
     assert_eq!(ids, [1]);
     assert_eq!(shown(&desk).0, 2);
+}
+
+#[test]
+fn a_row_that_was_loaded_as_the_next_one_gives_up_its_room_to_an_earlier_one() {
+    for earlier in [5, 1] {
+        let mut desk = Desk::tailing(SETTINGS);
+        assert_eq!(loaded(&desk.committed(&[2, 9])), [2, 9]);
+        let out = desk.rows(&[row(2, 1), row(9, 1)]);
+        assert_eq!(batch(&out).1, [2]);
+        assert_eq!(loaded(&desk.feed(Event::Tick)), [9]);
+        assert!(desk.rows(&[row(9, 1)]).is_empty());
+        assert_eq!(desk.engine.index.count(Stage::Loaded), 1);
+        desk.committed(&[earlier]);
+        desk.rows(&[row(earlier, 1)]);
+        assert!(!desk.engine.payloads.contains_key(&9), "{earlier}");
+    }
 }
 
 #[test]

@@ -386,6 +386,65 @@ fn a_message_under_the_id_of_another_is_met_as_another() {
 }
 
 #[test]
+fn between_scans_a_message_under_the_id_of_another_waits_for_the_next_scan() {
+    let mut other = row(9, 2).read();
+    other.head.tag = 70;
+    let soon = It {
+        wait: Some(100 * MILLI),
+        ..row(9, 1)
+    };
+    let mut desk = poller(&[soon]);
+    assert_eq!(loaded(&desk.after(100 * MILLI)), [9]);
+    for again in [true, false] {
+        let rows = Rows {
+            rows: vec![other.clone()],
+            read_at: desk.now,
+        };
+        let out = desk.feed(Event::Rows(rows));
+        let loads = |command: &Command| matches!(command, Command::Load(_));
+        let publishes = |command: &Command| matches!(command, Command::Publish { .. });
+        assert_eq!(out.iter().any(loads), again, "{out:?}");
+        assert!(
+            !out.iter().any(publishes),
+            "earlier ones of its key may be there"
+        );
+    }
+    assert_eq!(batch(&scan(&mut desk, &[row(3, 2), row(9, 2)], 9)).1, [3]);
+}
+
+#[test]
+fn a_message_under_the_id_of_another_waits_for_earlier_ones_that_the_index_lacks() {
+    let settings = Settings {
+        index_bytes: 100 * ROW_BYTES + 386,
+        ..POLL
+    };
+    let (mut desk, _) = Desk::new(settings);
+    desk.page(&[], 0);
+    let mut before: Vec<It> = (100..=170).map(|id| delayed(id, id)).collect();
+    before.push(delayed(180, 3));
+    scan(&mut desk, &before, 180);
+    assert_eq!(desk.engine.snapshot().rows, 72);
+    // After a TRUNCATE 180 is of key 2, whose second row has no room.
+    let mut rows = vec![delayed(1, 2).read(), row(2, 2).read()];
+    rows.extend(before[..71].iter().map(|it| it.read()));
+    let mut reused = row(180, 2).read();
+    reused.head.tag = 70;
+    rows.push(reused);
+    desk.after(SETTINGS.poll_interval);
+    let page = Page {
+        rows,
+        ..desk.page_of(&[], 180)
+    };
+    let out = desk.feed(Event::Page(page));
+    assert!(out.is_empty(), "{out:?}");
+    assert_eq!(
+        desk.engine.snapshot().rows,
+        72,
+        "1 has come and 180 has gone"
+    );
+}
+
+#[test]
 fn a_loaded_row_that_a_scan_meets_unchanged_goes_as_it_is() {
     let (mut desk, _) = Desk::new(POLL);
     desk.feed(Event::BrokerBlocked(String::new()));
