@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 /// Ids at once; 2 MiB of them.
 pub(super) const ARRIVALS_MAX: usize = 1 << 16;
-/// A row that is not visible yet is read again after so long, and then after twice as long.
-const RETRY_MIN: Duration = Duration::from_micros(200);
+/// A row that is not visible yet is read again at once, so often: the server reports a commit a fraction of
+/// a millisecond before it is visible, and a timer knows only whole ones.
+const RETRIES_AT_ONCE: u32 = 4;
+/// And then after so long, and after twice as long each time.
+const RETRY_MIN: Duration = Duration::from_millis(1);
 const RETRY_MAX: Duration = Duration::from_millis(50);
 
 /// A row that was reported and is not pending may have been set back by a commit that is not visible yet:
@@ -53,7 +56,8 @@ pub(super) struct Arrivals {
     /// Ids to be read once more, and when.
     looks: VecDeque<(Instant, u64)>,
     retry_at: Instant,
-    wait: Duration,
+    /// Since something was found.
+    retries: u32,
     /// The highest id that was ever read.
     highest: u64,
     /// A fence: what was reported before it began is visible since it was reported committed.
@@ -66,7 +70,7 @@ impl Arrivals {
             ids: VecDeque::new(),
             looks: VecDeque::new(),
             retry_at: now,
-            wait: RETRY_MIN,
+            retries: 0,
             highest: 0,
             fenced: None,
         }
@@ -83,7 +87,7 @@ impl Arrivals {
     pub(super) fn clear(&mut self) {
         self.ids = VecDeque::new();
         self.looks = VecDeque::new();
-        self.wait = RETRY_MIN;
+        self.retries = 0;
     }
 
     /// The row of a report is not pending.
@@ -196,13 +200,11 @@ impl Arrivals {
                 kept.push(arrival);
             }
         }
-        if !is_awaited || is_passed {
-            self.wait = RETRY_MIN;
-            self.retry_at = now;
-        } else {
-            self.retry_at = now + self.wait;
-            self.wait = (self.wait * 2).min(RETRY_MAX);
-        }
+        self.retries = match !is_awaited || is_passed {
+            true => 0,
+            false => self.retries.saturating_add(1),
+        };
+        self.retry_at = now + wait_before(self.retries);
         for arrival in &found {
             self.highest = self.highest.max(arrival.id);
         }
@@ -210,5 +212,15 @@ impl Arrivals {
             self.ids.push_front(arrival);
         }
         found
+    }
+}
+
+/// Before so many-th reading of the same rows.
+fn wait_before(retries: u32) -> Duration {
+    match retries.checked_sub(RETRIES_AT_ONCE + 1) {
+        None => Duration::ZERO,
+        Some(doublings) => RETRY_MIN
+            .saturating_mul(1 << doublings.min(6))
+            .min(RETRY_MAX),
     }
 }

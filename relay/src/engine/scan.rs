@@ -22,6 +22,8 @@ const REST_FACTOR: u32 = 9;
 const REST_MAX: Duration = Duration::from_secs(30);
 /// So many new rows in one scan are much: more have come meanwhile.
 const MANY: usize = 1000;
+/// Most rows in a page.
+const PAGE_ROWS: usize = 1000;
 /// What came along with a page and waited longer than this for room is read again.
 const PAYLOADS_FRESH: Duration = Duration::from_secs(1);
 /// A stream that does not reach a position that the server has shown is broken: after a RESET the dump
@@ -208,8 +210,10 @@ impl Engine {
                         .is_some_and(|scan| scan.is_last_page)
                     {
                         self.end_scan(now);
-                    } else {
+                    } else if self.has_room_for_page() {
                         return self.read_page(now, out);
+                    } else {
+                        return;
                     }
                 }
             }
@@ -268,6 +272,12 @@ impl Engine {
             changed: HashSet::new(),
         });
         self.read_page(now, out);
+    }
+
+    /// Rows of a backlog that are loaded already go first: read any earlier, the next ones would come
+    /// without payloads and be read twice.
+    fn has_room_for_page(&self) -> bool {
+        self.rows_room() >= PAGE_ROWS || !self.scans.is_whole()
     }
 
     fn read_page(&mut self, now: Instant, out: &mut Vec<Command>) {

@@ -17,7 +17,12 @@ pub(crate) struct Writers {
     open: usize,
     /// A statement that needs the whole table waits: nothing new begins.
     pub(super) held: bool,
+    /// Rows of [`RowFault::Fatal`] so far.
+    fatal_rows: usize,
 }
+
+/// Each ends as many sessions as it has attempts: hundreds of them only make a long life.
+const FATAL_ROWS_MAX: usize = 20;
 
 impl Writers {
     pub(super) fn unlock(&mut self, keys: &[u64]) {
@@ -235,6 +240,12 @@ impl World {
         ];
         for (fault, own) in choices {
             if self.is(fault) && self.writing.per_mille(8) {
+                if own == RowFault::Fatal {
+                    if self.writers.fatal_rows == FATAL_ROWS_MAX {
+                        continue;
+                    }
+                    self.writers.fatal_rows += 1;
+                }
                 self.coverage.fault(fault);
                 return own;
             }
