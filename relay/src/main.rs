@@ -41,9 +41,9 @@ struct Cli {
 enum Command {
     /// Relay until SIGTERM
     Run(Box<RunArgs>),
-    /// Tell every condition the relay needs and the fix of each that is not met
+    /// Show every condition the relay needs and the fix of each that is not met
     Check(Box<RunArgs>),
-    /// Tell on one screen who works, what waits and what is paused
+    /// Show on one screen who works, what waits and what is paused
     ///
     /// Exit code 0: reported; 1: the database could not be queried; 64: wrong usage.
     Status(Box<StatusArgs>),
@@ -125,7 +125,9 @@ fn run(args: RunArgs) -> anyhow::Result<Exit> {
             registry.clone(),
             ::ops::router(&console),
         )?;
-        Ok(relay.run(stop, Systemd::from_env()).await?)
+        // As a task: what `block_on` itself runs is woken through another thread each time.
+        let running = tokio::spawn(relay.run(stop, Systemd::from_env()));
+        Ok(running.await??)
     })
 }
 

@@ -1,7 +1,9 @@
 //! Ids that were reported and whose rows are not read yet, in the order of their commits.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashSet;
 
 /// Ids at once; 2 MiB of them.
 pub(super) const ARRIVALS_MAX: usize = 1 << 16;
@@ -171,7 +173,7 @@ impl Arrivals {
     ) -> Vec<Arrival> {
         let rest = self.ids.split_off(count.min(self.ids.len()));
         let read: Vec<Arrival> = std::mem::replace(&mut self.ids, rest).into();
-        let mut before = HashSet::new();
+        let mut before = FxHashSet::default();
         let mut later = 0;
         for (place, arrival) in read.iter().enumerate() {
             let is_first = before.insert(arrival.id);

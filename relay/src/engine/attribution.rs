@@ -5,9 +5,10 @@
 //! The message's: too large, invalid, twice alone with a broker that closed, or nacked again and again
 //! while others of its route are confirmed; attempts, back-off, parking.
 
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
 
 use super::breaker::{OPEN_MAX, Opened, Pace};
 use super::command::{Command, Reason, Record, Report, Source, Then};
@@ -41,19 +42,19 @@ struct Nacked {
 #[derive(Debug)]
 pub(super) struct Attribution {
     /// Tag and strikes of rows that were in a batch which the broker answered by closing.
-    suspects: HashMap<u64, (u64, u32)>,
-    nacked: HashMap<u64, Nacked>,
+    suspects: FxHashMap<u64, (u64, u32)>,
+    nacked: FxHashMap<u64, Nacked>,
     /// What was reported last of a row: thousands of routes are probed every few seconds, nearly always
     /// with the same answer.
-    reported: HashMap<u64, u64>,
+    reported: FxHashMap<u64, u64>,
 }
 
 impl Attribution {
     pub(super) fn new(memory: Memory) -> Self {
         Self {
             suspects: memory.suspects,
-            nacked: HashMap::new(),
-            reported: HashMap::new(),
+            nacked: FxHashMap::default(),
+            reported: FxHashMap::default(),
         }
     }
 

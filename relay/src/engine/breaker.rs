@@ -8,6 +8,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashMap;
+
 use super::retry::Retry;
 use super::route::Route;
 use super::snapshot::{ROUTES_SHOWN, WaitingRoute};
@@ -105,7 +107,7 @@ pub(super) enum Opened {
 #[derive(Debug)]
 pub(super) struct Routes {
     retry: Retry,
-    routes: HashMap<RouteId, Known>,
+    routes: FxHashMap<RouteId, Known>,
     ids: HashMap<Route, RouteId>,
     next_id: u32,
     /// Open breakers with a row to probe with, by pace, the longest due first.
@@ -122,7 +124,7 @@ impl Routes {
         let max = retry.max.min(PROBE_MAX);
         Self {
             retry: Retry { max, ..retry },
-            routes: HashMap::new(),
+            routes: FxHashMap::default(),
             ids: HashMap::new(),
             next_id: 0,
             due: Default::default(),

@@ -4,10 +4,11 @@
 //! [`Command`]s; it never fails and never waits. `session.rs` executes the commands, and the
 //! simulator (`make simulate`) does so in a world of its own.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use outbox::row::Row;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 mod command;
 mod event;
@@ -119,7 +120,7 @@ const IDLE: Duration = Duration::from_secs(1);
 /// What outlives a session: which rows were with the broker when it closed. They go alone the next time.
 #[derive(Debug, Default)]
 pub struct Memory {
-    suspects: HashMap<u64, (u64, u32)>,
+    suspects: FxHashMap<u64, (u64, u32)>,
 }
 
 /// See the module.
@@ -155,12 +156,12 @@ pub struct Engine {
     old_turn: bool,
     /// Bytes of rows that are being loaded, as far as that is known.
     loading_bytes: usize,
-    payloads: HashMap<u64, Box<Row>>,
+    payloads: FxHashMap<u64, Box<Row>>,
     payload_bytes: usize,
 
     queue: ReadyQueue,
     out_since: Vec<Instant>,
-    out_message_ids: HashMap<u64, String>,
+    out_message_ids: FxHashMap<u64, String>,
     blocked: Option<String>,
     unblocked_at: Option<Instant>,
     /// Nothing is published until then.
@@ -206,11 +207,11 @@ impl Engine {
             to_load_old: VecDeque::new(),
             old_turn: false,
             loading_bytes: 0,
-            payloads: HashMap::new(),
+            payloads: FxHashMap::default(),
             payload_bytes: 0,
             out_since: vec![now; queue.publishers()],
             queue,
-            out_message_ids: HashMap::new(),
+            out_message_ids: FxHashMap::default(),
             blocked: None,
             unblocked_at: None,
             rests_until: None,
@@ -303,7 +304,7 @@ impl Engine {
             return;
         }
         for publisher in 0..self.queue.publishers() {
-            let (mut chosen, mut stale) = (HashSet::new(), Vec::new());
+            let (mut chosen, mut stale) = (FxHashSet::default(), Vec::new());
             let (index, routes) = (&self.index, &self.routes);
             let batch = self.queue.next_batch(publisher, |id| {
                 // One that was held back and has come again is in the line twice.

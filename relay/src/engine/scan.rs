@@ -4,8 +4,10 @@
 //! after the page was read is waited for, so whatever the stream was about to report has been reported,
 //! and what is left is what it will not report.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashSet;
 
 use super::admission::{Admission, By};
 use super::command::{Command, PageQuery, Report};
@@ -72,7 +74,7 @@ struct Scan {
     found: usize,
     /// Rows that have left the index, or whose failure was written, since the page at hand was queried: it
     /// may show them as they were.
-    changed: HashSet<u64>,
+    changed: FxHashSet<u64>,
 }
 
 /// Scans, one after the other.
@@ -124,6 +126,11 @@ impl Scans {
     pub(super) fn awaits_position(&self) -> bool {
         let step = self.current.as_ref().map(|scan| &scan.step);
         matches!(step, Some(Step::Verifying { .. }))
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_reading(&self) -> bool {
+        self.is_reading
     }
 
     /// Bytes of the page at hand that count against the buffer.
@@ -269,7 +276,7 @@ impl Engine {
             upto: None,
             is_last_page: false,
             found: 0,
-            changed: HashSet::new(),
+            changed: FxHashSet::default(),
         });
         self.read_page(now, out);
     }

@@ -508,7 +508,7 @@ fn a_row_that_is_nacked_alone_while_its_route_takes_others_is_at_fault_itself() 
 #[test]
 fn rows_that_would_wait_stay_in_the_table_when_the_index_is_full_and_others_flow() {
     let settings = Settings {
-        index_bytes: 8 * 176,
+        index_bytes: 8 * ROW_BYTES,
         ..SETTINGS
     };
     let mut desk = Desk::tailing(settings);

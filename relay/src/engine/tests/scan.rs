@@ -484,3 +484,53 @@ fn a_stream_is_tried_again_by_the_scan_that_is_due_then() {
     );
     assert_eq!(desk.engine.state(), StateName::AwaitingBinlog);
 }
+
+#[test]
+fn the_rows_of_a_backlog_are_read_once() {
+    let settings = Settings {
+        batch_rows: 2048,
+        buffer_bytes: 32 << 20,
+        index_bytes: 64 << 20,
+        ..SETTINGS
+    };
+    let (mut desk, mut out) = Desk::new(settings);
+    let (mut next, mut published, mut loads) = (1, 0, 0);
+    let mut batches = VecDeque::new();
+    while published < 20_000 {
+        for command in std::mem::take(&mut out) {
+            match command {
+                Command::ReadPage(query) => assert_eq!(query.after + 1, next),
+                Command::Publish { publisher, batch } => {
+                    let ids: Vec<u64> = batch.iter().map(|row| row.id).collect();
+                    batches.push_back((publisher, ids));
+                }
+                Command::Load(_) => loads += 1,
+                Command::Write(Write::Sent(sent)) => {
+                    let ids: Vec<u64> = sent.iter().map(Confirmed::id).collect();
+                    batches.push_back((usize::MAX, ids));
+                }
+                _ => {}
+            }
+        }
+        if desk.engine.scans.is_reading() {
+            let rows: Vec<It> = (next..next + 1000).map(|id| row(id, id)).collect();
+            next += 1000;
+            let page = Page {
+                read_to: next - 1,
+                ..desk.page_of(&rows, 1_000_000)
+            };
+            out.extend(desk.feed(Event::Page(page)));
+        } else if let Some((publisher, ids)) = batches.pop_front() {
+            out.extend(match publisher {
+                usize::MAX => desk.feed(written(&ids)),
+                _ => {
+                    published += ids.len();
+                    desk.answer(publisher, ids.iter().map(|id| confirmed(*id)).collect())
+                }
+            });
+        } else {
+            out.extend(desk.after(MILLI));
+        }
+    }
+    assert_eq!(loads, 0);
+}

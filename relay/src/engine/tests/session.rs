@@ -297,16 +297,24 @@ fn memory_is_the_sum_of_all_that_is_kept() {
     assert_eq!(memory(&desk), 3 * 40, "reported ids");
     desk.feed(Event::BrokerBlocked(String::new()));
     desk.rows(&[row(1, 1), row(2, 2), row(3, 3)]);
-    assert_eq!(memory(&desk), 3 * (176 + PAYLOAD) + ROUTE, "loaded rows");
+    assert_eq!(
+        memory(&desk),
+        3 * (ROW_BYTES + PAYLOAD) + ROUTE,
+        "loaded rows"
+    );
     let (publisher, ids) = batch(&desk.feed(Event::BrokerUnblocked));
     assert_eq!(ids, [1, 2, 3]);
     assert_eq!(
         memory(&desk),
-        3 * (176 + PAYLOAD) + ROUTE,
+        3 * (ROW_BYTES + PAYLOAD) + ROUTE,
         "rows that are out"
     );
     desk.answer(publisher, (1..=3).map(confirmed).collect());
-    assert_eq!(memory(&desk), 3 * (176 + 160) + ROUTE, "confirmed rows");
+    assert_eq!(
+        memory(&desk),
+        3 * (ROW_BYTES + 160) + ROUTE,
+        "confirmed rows"
+    );
     desk.after(SECOND);
     desk.feed(written(&[1, 2, 3]));
     assert_eq!(memory(&desk), 0);

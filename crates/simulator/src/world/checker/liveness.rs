@@ -13,7 +13,7 @@ use crate::world::{RowFault, Stored};
 use relay::engine::Order;
 
 /// About what a row takes in the index.
-const ENTRY_BYTES: usize = 176;
+const ENTRY_BYTES: usize = 224;
 
 fn micros(duration: Duration) -> Micros {
     Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)
