@@ -499,7 +499,10 @@ fn the_rows_of_a_backlog_are_read_once() {
     while published < 20_000 {
         for command in std::mem::take(&mut out) {
             match command {
-                Command::ReadPage(query) => assert_eq!(query.after + 1, next),
+                Command::ReadPage(query) => {
+                    assert_eq!(query.after + 1, next);
+                    assert!(query.after < published as u64 + 6000, "rows are loaded");
+                }
                 Command::Publish { publisher, batch } => {
                     let ids: Vec<u64> = batch.iter().map(|row| row.id).collect();
                     batches.push_back((publisher, ids));
