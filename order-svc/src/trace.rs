@@ -69,7 +69,7 @@ pub fn commit(request: &Span) -> Span {
 
 /// Ends the span of a request.
 pub fn answered(mut request: Span, status: StatusCode) {
-    request.tell("http.response.status_code", status.as_str());
+    request.set_attribute("http.response.status_code", status.as_str());
     if status.is_server_error() {
         request.fail(status.as_str());
     }

@@ -86,7 +86,7 @@ impl Database {
         let _closed = self.up.subscribe().wait_for(|up| !up).await.is_err();
     }
 
-    /// Tells that a statement failed. Faults of its values, and locks, are not the database's.
+    /// Reports that a statement failed. Faults of its values, and locks, are not the database's.
     pub fn suspect(&self, err: &sqlx::Error) {
         match classify(err) {
             Fault::Busy | Fault::Data => {}
@@ -99,7 +99,7 @@ impl Database {
         }
     }
 
-    /// Tells that a statement did not come back in time.
+    /// Reports that a statement did not come back in time.
     pub fn suspect_silent(&self) {
         self.mark_down("no answer in time");
         self.suspected.notify_one();

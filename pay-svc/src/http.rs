@@ -117,7 +117,7 @@ struct PaymentRow {
     responses(
         (status = 200, description = "The payment", body = Payment),
         (status = 404, description = "The order is not paid (yet)"),
-        (status = 500, description = "A mistake of this program; its log tells"),
+        (status = 500, description = "A fault of this program; its log has the error"),
         Unavailable,
     ),
 )]
@@ -199,7 +199,7 @@ pub struct Taken {
         (status = "4XX", description = "Malformed (400), no token (401), not an operator's (403), \
          too slow (408), the id is known with another body, which is stored and parked (409), too \
          long (413), not JSON (415), invalid (422), too many wrong tokens (429)"),
-        (status = 500, description = "A mistake of this program; its log tells"),
+        (status = 500, description = "A fault of this program; its log has the error"),
         Unavailable,
     ),
     security(("operator" = [])),

@@ -25,7 +25,7 @@ pub struct PlacedOrder {
     pub amount_minor: i64,
     /// ISO 4217, three capital letters.
     pub currency: String,
-    /// When the order was placed, where the message tells.
+    /// When the order was placed, where the message says so.
     pub placed_at: Option<OffsetDateTime>,
 }
 

@@ -235,7 +235,7 @@ impl Store {
                 audit(&mut tx, operator, received).await?;
             }
             tx.commit().await?;
-            self.tell_recorded(batch, unrecorded.as_ref());
+            self.report_recorded(batch, unrecorded.as_ref());
             Ok((claims, lease))
         }
         .await;
@@ -250,7 +250,7 @@ impl Store {
     }
 
     /// The messages are stored either way, and the rows say why they are parked.
-    fn tell_recorded(&self, batch: &[Received], unrecorded: Option<&sqlx::Error>) {
+    fn report_recorded(&self, batch: &[Received], unrecorded: Option<&sqlx::Error>) {
         let refusals = self.database.refusals();
         match unrecorded {
             Some(err) => {

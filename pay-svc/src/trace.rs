@@ -17,10 +17,10 @@ pub(crate) fn receiving(batch: &[Received]) -> Vec<Span> {
         let mut span = Span::follow("receive", Kind::Consumer, || {
             Some(received.headers.get(TRACEPARENT)?.as_str()?.to_owned())
         })?;
-        span.tell("messaging.system", "rabbitmq");
-        span.tell("messaging.operation.name", "receive");
-        span.tell("messaging.operation.type", "receive");
-        span.tell(MESSAGE_ID, received.message_id.as_str());
+        span.set_attribute("messaging.system", "rabbitmq");
+        span.set_attribute("messaging.operation.name", "receive");
+        span.set_attribute("messaging.operation.type", "receive");
+        span.set_attribute(MESSAGE_ID, received.message_id.as_str());
         Some(span)
     });
     spans.collect()
@@ -29,10 +29,10 @@ pub(crate) fn receiving(batch: &[Received]) -> Vec<Span> {
 /// A message that is worked on, from its claim until what became of it is written.
 pub(crate) fn processing(due: &Due) -> Option<Span> {
     let mut span = Span::follow("process", Kind::Consumer, || due.header(TRACEPARENT))?;
-    span.tell("messaging.system", "rabbitmq");
-    span.tell("messaging.operation.name", "process");
-    span.tell("messaging.operation.type", "process");
-    span.tell(MESSAGE_ID, due.id());
+    span.set_attribute("messaging.system", "rabbitmq");
+    span.set_attribute("messaging.operation.name", "process");
+    span.set_attribute("messaging.operation.type", "process");
+    span.set_attribute(MESSAGE_ID, due.id());
     Some(span)
 }
 
@@ -41,7 +41,7 @@ pub(crate) fn charging(processing: Option<&Span>) -> Option<Span> {
     processing.map(|span| Span::start("charge", Kind::Client, Some(span.place())))
 }
 
-/// Tells a span what came of its message, and gives it back to end when that is written.
+/// Records in a span what became of its message, and gives it back to end when that is written.
 pub(crate) async fn judged(
     mut span: Option<Span>,
     settlement: impl Future<Output = Settlement>,

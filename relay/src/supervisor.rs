@@ -86,7 +86,7 @@ impl Relay {
             systemd.turned(why);
         };
         let url = &self.config.table.url;
-        svc_kit::database::first_contact_telling(url, &stop.drain, waits).await?;
+        svc_kit::database::first_contact_reporting(url, &stop.drain, waits).await?;
         if !stop.drain.is_cancelled() {
             check::settle_preflight(&self.config, &stop.drain, waits).await?;
         }
@@ -95,12 +95,12 @@ impl Relay {
             return Ok(Exit::Drained);
         }
         let lease = Lease::default();
-        let (tell, leadership) = watch::channel(Leadership::Unknown("starting".into()));
+        let (state, leadership) = watch::channel(Leadership::Unknown("starting".into()));
         let (lag, lag_seen) = watch::channel(Lag::InTable);
         let mut tasks = Tasks::new();
         let table = self.config.table.clone();
         let metrics = self.metrics.clone();
-        let keeper = lock::keep(table.clone(), lease.clone(), tell);
+        let keeper = lock::keep(table.clone(), lease.clone(), state);
         tasks.spawn("lease", keeper);
         let lock = row_gauges::Lock {
             leadership: leadership.clone(),
@@ -189,7 +189,7 @@ impl Relay {
         }
     }
 
-    /// Waits for the lock and tells where it is. `None` when the relay is to stop.
+    /// Waits for the lock and reports where it is. `None` when the relay is to stop.
     ///
     /// One that finds itself a standby tries the broker now: weeks later, when it is needed, a
     /// setting that does not fit any more must not end it.

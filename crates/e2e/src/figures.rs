@@ -34,7 +34,7 @@ fn append(name: &str, value: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Beside the build's own directories, whose name the caller's program file tells.
+/// Beside the build's own directories, whose name is in the path of the caller's program file.
 fn file() -> anyhow::Result<PathBuf> {
     let program = env::current_exe().context("this process has no program file")?;
     let target = program

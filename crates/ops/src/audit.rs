@@ -301,7 +301,7 @@ impl From<Action> for Last {
     }
 }
 
-/// Writes actions, in the transaction of what they tell of.
+/// Writes actions, in the transaction of what they record.
 ///
 /// # Errors
 /// The database's.

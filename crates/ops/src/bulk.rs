@@ -158,7 +158,7 @@ pub struct Bulk {
     pub started_at: Option<String>,
     /// When it was last changed, UTC.
     pub changed_at: Option<String>,
-    /// How far it is; lists do not tell.
+    /// How far it is; lists do not show it.
     pub progress: Option<Progress>,
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn push_keys(query: &mut QueryBuilder<MySql>, keys: &[Key]) {
 
 /// ` AND …` for everything a filter requests beyond the state, of the table under the alias `t`.
 pub(crate) fn push_filter(query: &mut QueryBuilder<MySql>, table: &Table, filter: &Filter) {
-    // Nobody parks or discards a canary: the index alone goes on telling of these states.
+    // Nobody parks or discards a canary: the index alone still has these states.
     if matches!(table, Table::Outbox { .. }) && matches!(filter.state, State::Waiting | State::Done)
     {
         query.push(format!(" AND t.{NO_CANARY}"));

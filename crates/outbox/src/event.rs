@@ -1,4 +1,4 @@
-//! Writing an event: one row of the outbox, inside the transaction of the change it tells of.
+//! Writing an event: one row of the outbox, inside the transaction of the change that it reports.
 
 use std::collections::BTreeMap;
 

@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::trace;
 
-/// How a process ended, as its exit code tells a supervisor.
+/// How a process ended, as its exit code says to a supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Requested to stop, finished what was in hand: 0.
@@ -88,7 +88,7 @@ pub fn parse_args<C: clap::Parser>() -> C {
                 ));
             }
         }
-        // Nobody is left to tell when the message can't be printed.
+        // Nobody can be informed when the message can't be printed.
         _ = err.print();
         std::process::exit(if err.use_stderr() { 64 } else { 0 })
     })
@@ -171,7 +171,7 @@ pub fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Res
 pub fn conclude(program: &str, done: anyhow::Result<Exit>) -> Exit {
     trace::flush();
     done.unwrap_or_else(|err| {
-        // Nobody is left to tell when the line can't be printed.
+        // Nobody can be informed when the line can't be printed.
         drop(writeln!(std::io::stderr(), "{program}: {err:#}"));
         if err.is::<ConfigError>() {
             Exit::Misconfigured

@@ -8,7 +8,7 @@ mod prompt;
 mod session;
 mod url;
 
-pub use contact::{first_contact, first_contact_telling};
+pub use contact::{first_contact, first_contact_reporting};
 pub(crate) use fault::without_user;
 pub use fault::{Fault, at_login, classify, is_answer};
 pub use look::look;

@@ -126,7 +126,7 @@ fn judge(Ended { name, outcome }: Ended, draining: bool) -> anyhow::Result<()> {
     match outcome {
         Ok(()) if draining => Ok(()),
         Ok(()) => anyhow::bail!("{name} ended unasked"),
-        // As it is: the program tells wrong configuration from other failures.
+        // As it is: the program distinguishes wrong configuration from other failures.
         Err(TaskError::Failed(err)) => Err(err),
         Err(err) => Err(anyhow::Error::new(err).context(name)),
     }

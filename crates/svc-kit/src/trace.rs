@@ -149,10 +149,10 @@ impl Span {
         self.place
     }
 
-    /// Tells more about it: a name of OpenTelemetry's semantic conventions, never a secret.
-    pub fn tell(&mut self, name: &'static str, value: impl Into<String>) {
+    /// Sets an attribute: a name of OpenTelemetry's semantic conventions, never a secret.
+    pub fn set_attribute(&mut self, name: &'static str, value: impl Into<String>) {
         if let Some(exported) = &mut self.exported {
-            exported.tell(name, value.into());
+            exported.set_attribute(name, value.into());
         }
     }
 

@@ -226,7 +226,7 @@ async fn the_queue_is_declared_as_the_contract_says() {
     }
 }
 
-/// Somebody else's queue is not fought over: it is used, and readiness tells what to fix.
+/// Somebody else's queue is not fought over: it is used, and readiness says what to fix.
 #[tokio::test]
 async fn a_queue_in_another_shape_is_used_and_reported_with_its_fix() {
     for rabbit in [

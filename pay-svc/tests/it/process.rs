@@ -136,7 +136,7 @@ async fn sigterm_finishes_what_is_in_hand_and_exits_0(flavor: Flavor) {
     assert_eq!(payments(&pool).await, 20);
 }
 
-/// What can't be finished in time is left to its lease, and the exit code tells.
+/// What can't be finished in time is left to its lease, and the exit code says so.
 #[tokio::test]
 async fn a_drain_is_cut_short_by_its_deadline_or_a_second_signal() {
     for (deadline, signals) in [("500ms", 1), ("10m", 2)] {

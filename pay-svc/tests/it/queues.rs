@@ -24,7 +24,7 @@ async fn app(vhost: &Vhost, more: &[&str]) -> App {
     App::serve(tables, config, Scripted::always(Act::Capture)).await
 }
 
-/// What readiness tells of the consumer, once it is or is not consuming as wanted.
+/// What readiness says of the consumer, once it is or is not consuming as wanted.
 async fn reported(app: &App, consumes: bool, text: &str) {
     until(&format!("{text:?} in readiness"), SOON, async || {
         let (status, body) = app.readiness().await;

@@ -79,7 +79,7 @@ fn boot_ns() -> u64 {
 pub enum Leadership {
     /// Another relay's.
     Standby(String),
-    /// Nobody can tell, and why: the database is away, or read-only.
+    /// Not known, and why: the database is away, or read-only.
     Unknown(String),
     /// Ours.
     Leader {
@@ -109,16 +109,16 @@ pub fn lock_name(table: &OutboxTable) -> String {
 pub async fn keep(
     table: OutboxTable,
     lease: Lease,
-    tell: watch::Sender<Leadership>,
+    state: watch::Sender<Leadership>,
 ) -> anyhow::Result<()> {
     let name = lock_name(&table);
     loop {
-        let why = match hold(&table, &name, &lease, &tell).await {
+        let why = match hold(&table, &name, &lease, &state).await {
             Ok(why) => why,
             Err(err) => format!("{err:#}"),
         };
         lease.end();
-        if tell.send(Leadership::Unknown(why)).is_err() {
+        if state.send(Leadership::Unknown(why)).is_err() {
             return Ok(());
         }
         tokio::time::sleep(RECONNECT_EVERY).await;
@@ -131,7 +131,7 @@ async fn hold(
     table: &OutboxTable,
     name: &str,
     lease: &Lease,
-    tell: &watch::Sender<Leadership>,
+    state: &watch::Sender<Leadership>,
 ) -> anyhow::Result<String> {
     let (mut connection, server) = server_identity::connect(&table.url, WAIT_TIMEOUT_S)
         .await
@@ -164,17 +164,17 @@ async fn hold(
                 clock: ping.clock,
                 server: server.clone(),
             };
-            if tell.send(leader).is_err() {
+            if state.send(leader).is_err() {
                 within(connection.close()).await?;
                 return Ok("stopped".into());
             }
         } else {
             let holder = Leadership::Standby("another relay holds the lock".into());
-            if tell.send(holder).is_err() {
+            if state.send(holder).is_err() {
                 return Ok("stopped".into());
             }
         }
-        let (closed, given_up) = (pin!(tell.closed()), pin!(lease.given_up.notified()));
+        let (closed, given_up) = (pin!(state.closed()), pin!(lease.given_up.notified()));
         let rested = pin!(rest(&mut connection, leading));
         match select(rested, select(closed, given_up)).await {
             Either::Left((rested, _)) => rested?,

@@ -47,9 +47,12 @@ impl Link {
     /// What the connection has reported since it was made is passed on too, until nobody listens.
     pub fn share(self, amqp: &Amqp, name: &str, news: mpsc::Sender<BrokerNews>) -> Channels {
         let connection = Arc::clone(&self.connection);
-        let teller = Arc::new(Teller::new(news));
+        let broker_events = Arc::new(BrokerEvents::new(news));
         let follow = move |link: Self| {
-            drop(svc_kit::tasks::unit(listen(link, Arc::clone(&teller))));
+            drop(svc_kit::tasks::unit(listen(
+                link,
+                Arc::clone(&broker_events),
+            )));
         };
         follow(self);
         Channels::new(amqp.clone(), client_name(name), connection, move |next| {
@@ -117,14 +120,14 @@ fn is_soft(err: &lapin::Error, wanted: AMQPSoftError) -> bool {
     matches!(amqp.kind(), AMQPErrorKind::Soft(soft) if *soft == wanted)
 }
 
-/// Passes on what several connections tell, as if they were one.
-struct Teller {
+/// Passes on what several connections report, as if they were one.
+struct BrokerEvents {
     news: mpsc::Sender<BrokerNews>,
     /// Connections that are blocked. Held while the news is sent, so that the last is the last.
     blocked: Mutex<usize>,
 }
 
-impl Teller {
+impl BrokerEvents {
     fn new(news: mpsc::Sender<BrokerNews>) -> Self {
         Self {
             news,
@@ -133,7 +136,7 @@ impl Teller {
     }
 
     /// Passes on the news of a connection, `blocked` before or not. Does anybody listen?
-    async fn tell(&self, blocked: &mut bool, reported: BrokerNews) -> bool {
+    async fn report(&self, blocked: &mut bool, reported: BrokerNews) -> bool {
         let mut count = self.blocked.lock().await;
         match &reported {
             BrokerNews::Blocked(_) if !*blocked => (*blocked, *count) = (true, *count + 1),
@@ -150,7 +153,7 @@ impl Teller {
 
 /// Passes on what the connection has reported since it was made, and goes on until nobody listens. What
 /// came before the listener is seen in the connection's state. It does not keep the connection alive.
-async fn listen(link: Link, teller: Arc<Teller>) {
+async fn listen(link: Link, broker_events: Arc<BrokerEvents>) {
     let Link {
         connection,
         mut events,
@@ -166,7 +169,7 @@ async fn listen(link: Link, teller: Arc<Teller>) {
         None
     };
     if let Some(before) = before
-        && !teller.tell(&mut blocked, before).await
+        && !broker_events.report(&mut blocked, before).await
     {
         return;
     }
@@ -177,13 +180,15 @@ async fn listen(link: Link, teller: Arc<Teller>) {
             Event::Error(err) if !status.connected() => BrokerNews::Lost(err.to_string()),
             _ => continue,
         };
-        if !teller.tell(&mut blocked, reported).await {
+        if !broker_events.report(&mut blocked, reported).await {
             return;
         }
     }
     // A connection that is gone holds up nobody.
     if blocked {
-        teller.tell(&mut blocked, BrokerNews::Unblocked).await;
+        broker_events
+            .report(&mut blocked, BrokerNews::Unblocked)
+            .await;
     }
 }
 
@@ -194,20 +199,20 @@ mod tests {
     #[tokio::test]
     async fn publishes_are_taken_again_when_the_last_of_several_connections_is_unblocked() {
         let (news, mut reported) = mpsc::channel(16);
-        let teller = Teller::new(news);
+        let broker_events = BrokerEvents::new(news);
         let (mut old, mut new) = (false, false);
         let block = || BrokerNews::Blocked("memory".into());
-        assert!(teller.tell(&mut old, block()).await);
-        assert!(teller.tell(&mut old, block()).await);
-        assert!(teller.tell(&mut new, block()).await);
-        assert!(teller.tell(&mut old, BrokerNews::Unblocked).await);
+        assert!(broker_events.report(&mut old, block()).await);
+        assert!(broker_events.report(&mut old, block()).await);
+        assert!(broker_events.report(&mut new, block()).await);
+        assert!(broker_events.report(&mut old, BrokerNews::Unblocked).await);
         for _ in 0..3 {
             assert_eq!(reported.try_recv().unwrap(), block());
         }
         assert!(reported.try_recv().is_err(), "one is blocked still");
-        assert!(teller.tell(&mut new, BrokerNews::Unblocked).await);
+        assert!(broker_events.report(&mut new, BrokerNews::Unblocked).await);
         assert_eq!(reported.try_recv().unwrap(), BrokerNews::Unblocked);
         drop(reported);
-        assert!(!teller.tell(&mut new, block()).await);
+        assert!(!broker_events.report(&mut new, block()).await);
     }
 }

@@ -56,12 +56,12 @@ fn begin(row: &Row) -> Option<Span> {
     })?;
     let exchange = String::from_utf8_lossy(&row.exchange);
     let key = String::from_utf8_lossy(&row.routing_key);
-    span.tell("messaging.system", "rabbitmq");
-    span.tell("messaging.operation.name", "publish");
-    span.tell("messaging.operation.type", "send");
-    span.tell("messaging.destination.name", format!("{exchange}:{key}"));
-    span.tell("messaging.rabbitmq.destination.routing_key", key);
-    span.tell("messaging.message.id", row.message_id.as_str());
+    span.set_attribute("messaging.system", "rabbitmq");
+    span.set_attribute("messaging.operation.name", "publish");
+    span.set_attribute("messaging.operation.type", "send");
+    span.set_attribute("messaging.destination.name", format!("{exchange}:{key}"));
+    span.set_attribute("messaging.rabbitmq.destination.routing_key", key);
+    span.set_attribute("messaging.message.id", row.message_id.as_str());
     Some(span)
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use e2e::Flavor;
 use e2e::rig::LATER;
 use e2e::rig::servers::OwnDb;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 
 use crate::bulk::{Arrived, Filled, fill, peak_mib, place_while, quantile};
 
@@ -64,7 +64,7 @@ async fn backlog(flavor: Flavor, rows: usize, order: &str) -> String {
         arrived.twice(),
         delays.len(),
     );
-    tell(&format!(
+    print(&format!(
         "{flavor:?}, order {order}, {rows} rows: {figures}"
     ));
     assert!(peak < MEMORY_MAX_MIB, "{figures}");

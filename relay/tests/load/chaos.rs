@@ -5,7 +5,7 @@ use std::time::Instant;
 use e2e::Db;
 use e2e::product::Process;
 use e2e::rig::ops::MISSED;
-use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, print, wait_all_delivered};
 use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig};
 use serde_json::json;
 
@@ -78,7 +78,7 @@ async fn chaos(db: &'static Db, messages: i64) -> String {
         started.elapsed(),
         deliveries.count() - delivered - 1
     );
-    tell(&format!("{:?}: {figures}", db.flavor()));
+    print(&format!("{:?}: {figures}", db.flavor()));
     assert_eq!(delivered, committed, "{figures}");
     assert_eq!(missed, 0.0, "{}", relay.log());
     figures

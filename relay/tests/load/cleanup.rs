@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use e2e::Flavor;
 use e2e::rig::servers::OwnDb;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{LATER, Rig};
 use sqlx::AssertSqlSafe;
 
@@ -75,7 +75,7 @@ async fn clean_up(flavor: Flavor, rows: usize) -> String {
          commit; {waits} waits for a row lock, the longest {longest} ms",
         placing.len(),
     );
-    tell(&format!("{flavor:?}, {rows} rows: {figures}"));
+    print(&format!("{flavor:?}, {rows} rows: {figures}"));
     assert!(longest < LOCK_WAIT_MAX_MS, "{figures}");
     figures
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use e2e::Db;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig};
 
 use crate::bulk::{Arrived, Filled, fill, place_on, quantile};
@@ -73,7 +73,7 @@ async fn closed(db: &'static Db, rows: usize, keys: usize) -> String {
         opened.elapsed(),
         arrived.twice()
     );
-    tell(&figures);
+    print(&figures);
     assert!(first < PROBE_MAX, "{figures}");
     // Where the tail is closed for them they wait for passes, seconds each.
     assert!(p50 < 1_000.0, "{figures}");

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use e2e::rig::Rig;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 
 use crate::bulk::{Arrived, Filled, fill, place_while, quantile};
 
@@ -65,7 +65,7 @@ async fn hot(db: &'static e2e::Db, rows: usize) -> String {
          {took:.1?}; {} orders of other keys meanwhile: p50 {p50:.0} ms, p99 {p99:.0} ms, max {max:.0} ms",
         delays.len(),
     );
-    tell(&figures);
+    print(&figures);
     assert!(
         delays.len() >= 5,
         "the hot key was too fast to delay anybody"

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use e2e::Db;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{EXCHANGE, LATER, QUEUE, Rig};
 
 use crate::bulk::{Arrived, Filled, fill, place_key, quantile};
@@ -75,7 +75,7 @@ async fn busy(rig: &Rig, waiting: usize) {
          p50 {p50:.0} ms, p99 {p99:.0} ms, max {max:.0} ms; {} twice",
         busy.twice()
     );
-    tell(&figures);
+    print(&figures);
     // While it was read by scans of everything its rows took 14 s and more.
     assert!(p50 < 1_000.0, "{figures}");
     relay.terminate().unwrap();

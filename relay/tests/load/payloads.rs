@@ -1,7 +1,7 @@
 //! Payloads as large as they get.
 
 use e2e::Db;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{LATER, Rig};
 
 use crate::bulk::{Arrived, Filled, fill, peak_mib};
@@ -55,7 +55,7 @@ async fn payloads(db: &'static Db, rows: usize) -> String {
     let figures = format!(
         "at most {catching_up:.0} MiB while catching up with {rows}, {peak:.0} MiB after tailing as many"
     );
-    tell(&figures);
+    print(&figures);
     assert!(peak < MEMORY_MAX_MIB, "{figures}");
     figures
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use e2e::Flavor;
 use e2e::rig::servers::OwnDb;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{Rig, SOON};
 use mysql_async::binlog::EventType;
 use mysql_async::binlog::events::Event;
@@ -37,7 +37,7 @@ async fn both_readers_report_the_same_of_every_transaction(flavor: Flavor) {
     let outbox = Outbox::of(&rig).await;
     let mut connection = rig.database.connect().await.unwrap();
     let seed = rand::random();
-    tell(&format!("{flavor:?}: seed {seed}"));
+    print(&format!("{flavor:?}: seed {seed}"));
 
     let from = outbox.position().await;
     workload::run(&mut connection, &workload::essence(flavor)).await;
@@ -53,7 +53,7 @@ async fn both_readers_report_the_same_of_every_transaction(flavor: Flavor) {
         .await;
     let between = Instant::now();
     let second = outbox.read(Reader::MysqlCdc, (&from, &until), |_| {}).await;
-    tell(&format!(
+    print(&format!(
         "{flavor:?}: {} changes, {} ids; mysql_async {:?}, mysql_cdc {:?}",
         first.len(),
         ids(&first),

@@ -54,7 +54,7 @@ struct Orders {
     stop: bool,
 }
 
-/// What the proxy's thread tells.
+/// What the proxy's thread reports.
 #[derive(Debug, Default)]
 struct Shown {
     listens: AtomicBool,

@@ -15,7 +15,7 @@ use super::{Deliveries, LATER, Rig};
 
 /// A measurement for whoever watches, straight to standard error: the harness hides what a passing
 /// test prints.
-pub fn tell(text: &str) {
+pub fn print(text: &str) {
     // A closed standard error is no reason to fail a test.
     drop(writeln!(std::io::stderr(), "{text}"));
 }

@@ -147,7 +147,7 @@ async fn turn(console: &Console, id: u64, act: BulkAct, by: &By) -> Result<BulkO
     })
 }
 
-/// Who turned a bulk last; that its rows have followed since tells nobody anything.
+/// Who turned a bulk last; that its rows have followed since is nobody's news.
 async fn last(connection: &mut MySqlConnection, target: &str) -> Result<Option<Last>, sqlx::Error> {
     let actions = audit::of_target(connection, target, 8).await?;
     let turned = |action: &Action| !["bulk_held", "bulk_running"].contains(&&*action.action);

@@ -205,7 +205,7 @@ pub(super) async fn done(
     turn(connection, table, (id, BulkState::Running), what).await
 }
 
-/// Sets something on a bulk that is still in `state` and not held, and tells the counts in the audit.
+/// Sets something on a bulk that is still in `state` and not held, and writes the counts to the audit.
 async fn turn(
     connection: &mut MySqlConnection,
     table: &Table,

@@ -201,7 +201,7 @@ async fn members(
 }
 
 /// Locks those of the rows that have `status`, in the order of the primary key as everybody does, and
-/// tells their `next_attempt_at`.
+/// shows their `next_attempt_at`.
 async fn locked(
     tx: &mut Transaction<'_, MySql>,
     table: &Table,

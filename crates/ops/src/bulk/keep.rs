@@ -44,7 +44,7 @@ pub struct Keeper {
     pub failed: Arc<Notify>,
     /// Cancelled after the first look: what had been stopped before is held back by then.
     pub looked: CancellationToken,
-    /// Tells what is missing; its condition always holds, as all else works without bulks.
+    /// Reports what is missing; its condition always holds, as all else works without bulks.
     pub readiness: Readiness,
 }
 

@@ -1,4 +1,4 @@
-//! What an edit changed, as the audit tells it.
+//! What an edit changed, as the audit shows it.
 
 use sha2::{Digest as _, Sha256};
 

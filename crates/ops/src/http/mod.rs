@@ -156,7 +156,7 @@ struct Me {
     table: String,
 }
 
-/// Tells who the token belongs to.
+/// Whose the token is.
 #[utoipa::path(get, path = "/ops/api/me", tag = "who",
     responses(
         (status = 200, description = "The person", body = Me),

@@ -98,7 +98,7 @@ pub(super) async fn csv(State(desk): State<Arc<Desk>>, visitor: Visitor, uri: Ur
         let first = first.map_err(|err| Trouble::of(&err))?;
         let head = first.csv();
         let rest = (desk.console.clone(), filter, first.next);
-        // An error cuts the file off, which a browser tells; a file that only ended would look whole.
+        // An error cuts the file off, which a browser reports; a file that only ended would look whole.
         let rest = stream::try_unfold(rest, async |(console, mut filter, next)| {
             if next.is_none() {
                 return Ok(None);

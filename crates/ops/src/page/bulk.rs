@@ -133,7 +133,7 @@ async fn begin(desk: &Desk, signed: &Signed) -> Result<Response, Trouble> {
         console.bulk_carry_out(id).await
     }));
     desk.sessions
-        .tell(visitor, Notice::good(format!("Bulk {id} has begun.")));
+        .notify(visitor, Notice::good(format!("Bulk {id} has begun.")));
     Ok(Redirect::to(&format!("/ops/bulks/{id}")).into_response())
 }
 
@@ -208,7 +208,7 @@ async fn acted(desk: &Desk, signed: &Signed, id: u64) -> Result<Response, Troubl
         BulkOutcome::Done { .. } => {
             let is = if act == BulkAct::Resume { "" } else { "is " };
             let text = format!("Bulk {id} {is}{what}; its rows follow.");
-            desk.sessions.tell(visitor, Notice::good(text));
+            desk.sessions.notify(visitor, Notice::good(text));
             Ok(Redirect::to(&format!("/ops/bulks/{id}")).into_response())
         }
         BulkOutcome::Conflict { now, last, .. } => {

@@ -138,7 +138,7 @@ fn first(outcomes: Vec<Outcome>) -> Option<Outcome> {
 
 /// To the row's page, which says what was done: a page that is loaded again does nothing twice.
 fn again(desk: &Desk, visitor: &Visitor, key: &str, notice: Notice) -> Response {
-    desk.sessions.tell(visitor, notice);
+    desk.sessions.notify(visitor, notice);
     Redirect::to(&href(key)).into_response()
 }
 

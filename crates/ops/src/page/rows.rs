@@ -92,7 +92,7 @@ async fn selected(desk: &Desk, signed: &Signed, uri: &Uri) -> Result<Response, T
     let count = show::rows(u64::try_from(done).unwrap_or(u64::MAX));
     let mut text = format!("{count} {are} {what}.");
     if conflicts.is_empty() {
-        desk.sessions.tell(visitor, Notice::good(text));
+        desk.sessions.notify(visitor, Notice::good(text));
         return Ok(Redirect::to(&uri.to_string()).into_response());
     }
     for conflict in conflicts.iter().take(CONFLICTS_TOLD) {

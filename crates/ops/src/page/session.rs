@@ -82,7 +82,7 @@ impl Sessions {
     }
 
     /// The person a cookie belongs to. It is looked up by its digest, so that the time this takes
-    /// tells nothing of the cookies that exist.
+    /// says nothing of the cookies that exist.
     pub(super) fn find(&self, cookie: &str, now: Instant) -> Option<Visitor> {
         let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let session = sessions.get(&digest(cookie))?;
@@ -96,7 +96,7 @@ impl Sessions {
     }
 
     /// Keeps a notice for the person's next page.
-    pub(super) fn tell(&self, visitor: &Visitor, notice: Notice) {
+    pub(super) fn notify(&self, visitor: &Visitor, notice: Notice) {
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(session) = sessions.get_mut(&visitor.id) {
             session.notice = Some(notice);
@@ -176,7 +176,7 @@ mod tests {
     fn a_notice_is_shown_once() {
         let (sessions, now) = (Sessions::default(), Instant::now());
         let visitor = sessions.find(&sessions.open(&ann(), now), now).unwrap();
-        sessions.tell(&visitor, Notice::good("done"));
+        sessions.notify(&visitor, Notice::good("done"));
         assert_eq!(sessions.notice(&visitor).unwrap().text, "done");
         assert!(sessions.notice(&visitor).is_none());
     }

@@ -116,7 +116,7 @@ impl Log {
 /// A relay's stream.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    /// Tells answers to an attempt that was dropped from those to this one.
+    /// Distinguishes answers to a dropped attempt from those to this one.
     pub(crate) number: u64,
     pub(crate) open: bool,
     pub(crate) epoch: u64,

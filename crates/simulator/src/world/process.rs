@@ -18,7 +18,7 @@ pub(crate) struct Process {
     memory: Memory,
     /// SIGSTOP until then.
     pub(crate) stopped_until: Micros,
-    /// Tells the present wait for the lock from earlier ones.
+    /// Distinguishes the present wait for the lock from earlier ones.
     waiting: u64,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! lapin reads whatever the broker sends and keeps it until somebody takes it, and RabbitMQ bounds what
 //! it sends ahead by a number of messages alone. So the socket itself stops: what is not read waits in
-//! the broker, which TCP tells to stop.
+//! the broker, which TCP stops.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! The first connection, which tells a wrong setting from a server that is not up yet.
+//! The first connection, which distinguishes a wrong setting from a server that is not up yet.
 
 use std::time::Duration;
 
@@ -18,23 +18,23 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 /// What no waiting can fix: access denied, unknown database and the like.
 pub async fn first_contact(url: &DatabaseUrl, stop: &CancellationToken) -> Result<(), ConfigError> {
-    first_contact_telling(url, stop, |_| ()).await
+    first_contact_reporting(url, stop, |_| ()).await
 }
 
-/// As [`first_contact`]; also tells, at every try that fails, why.
+/// As [`first_contact`]; also reports, at every try that fails, why.
 ///
 /// # Errors
 /// As [`first_contact`].
-pub async fn first_contact_telling(
+pub async fn first_contact_reporting(
     url: &DatabaseUrl,
     stop: &CancellationToken,
-    tell: impl Fn(&str),
+    report: impl Fn(&str),
 ) -> Result<(), ConfigError> {
-    let contact = stop.run_until_cancelled(wait(url, tell)).await;
+    let contact = stop.run_until_cancelled(wait(url, report)).await;
     contact.unwrap_or(Ok(()))
 }
 
-async fn wait(url: &DatabaseUrl, tell: impl Fn(&str)) -> Result<(), ConfigError> {
+async fn wait(url: &DatabaseUrl, report: impl Fn(&str)) -> Result<(), ConfigError> {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     loop {
         let err = match url.connect().await {
@@ -52,7 +52,7 @@ async fn wait(url: &DatabaseUrl, tell: impl Fn(&str)) -> Result<(), ConfigError>
         }
         let retry_in = backoff.next();
         tracing::warn!(database = %url, error = %err, ?retry_in, "waiting for the database");
-        tell(&format!("waiting for the database: {err}"));
+        report(&format!("waiting for the database: {err}"));
         tokio::time::sleep(retry_in).await;
     }
 }

@@ -7,7 +7,7 @@ use super::{Kind, TraceParent};
 pub(super) enum Exported {}
 
 impl Exported {
-    pub(super) fn tell(&mut self, _name: &'static str, _value: String) {
+    pub(super) fn set_attribute(&mut self, _name: &'static str, _value: String) {
         match *self {}
     }
 

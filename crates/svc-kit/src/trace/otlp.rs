@@ -35,7 +35,7 @@ static EXPORT: OnceLock<Export> = OnceLock::new();
 pub(super) struct Exported(Span);
 
 impl Exported {
-    pub(super) fn tell(&mut self, name: &'static str, value: String) {
+    pub(super) fn set_attribute(&mut self, name: &'static str, value: String) {
         opentelemetry::trace::Span::set_attribute(&mut self.0, KeyValue::new(name, value));
     }
 

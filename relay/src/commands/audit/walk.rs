@@ -142,12 +142,17 @@ impl Walk<'_> {
             };
             let messages: Vec<&str> = part.iter().filter_map(Aside::message_id).collect();
             let inbox = by_message(self.inbox.find(&messages).await?);
-            self.tell(part, outbox, &inbox);
+            self.compare(part, outbox, &inbox);
         }
         Ok(())
     }
 
-    fn tell(&mut self, part: &[Aside], outbox: Vec<OutboxRow>, inbox: &HashMap<String, InboxRow>) {
+    fn compare(
+        &mut self,
+        part: &[Aside],
+        outbox: Vec<OutboxRow>,
+        inbox: &HashMap<String, InboxRow>,
+    ) {
         let outbox: HashMap<u64, OutboxRow> = outbox.into_iter().map(|row| (row.id, row)).collect();
         for aside in part {
             let received = aside.message_id().and_then(|id| inbox.get(id));

@@ -71,7 +71,7 @@ pub async fn query(address: SocketAddr) -> anyhow::Result<Live> {
     let asking = async {
         let readiness = get(address, "/readyz").await?;
         let metrics = get(address, "/metrics").await?;
-        tell(address, &readiness, &metrics)
+        live(address, &readiness, &metrics)
     };
     let answer = tokio::time::timeout(ASK_TIMEOUT, asking).await;
     answer.with_context(|| format!("no answer within {ASK_TIMEOUT:?}"))?
@@ -89,7 +89,7 @@ async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&body).into_owned())
 }
 
-fn tell(address: SocketAddr, readiness: &str, metrics: &str) -> anyhow::Result<Live> {
+fn live(address: SocketAddr, readiness: &str, metrics: &str) -> anyhow::Result<Live> {
     let Readiness {
         ready,
         role,
@@ -200,7 +200,7 @@ mod tests {
             outbox_relay_binlog_lag_seconds 1.5\n\
             outbox_relay_waiting_rows{exchange=\"a,\\\"b}\",routing_key=\"c\\\\d\\n\"} 12\n\
             process_open_fds 3\n";
-        let live = tell(([127, 0, 0, 1], 1).into(), readiness, metrics).unwrap();
+        let live = live(([127, 0, 0, 1], 1).into(), readiness, metrics).unwrap();
         assert_eq!((live.phase.as_str(), live.lag_seconds), ("tailing", 1.5));
         let waiting = Waiting {
             exchange: "a,\"b}".into(),
@@ -214,10 +214,10 @@ mod tests {
     #[test]
     fn somebody_else_is_no_relay() {
         let address = ([127, 0, 0, 1], 1).into();
-        let err = tell(address, "hello", "").unwrap_err();
+        let err = live(address, "hello", "").unwrap_err();
         assert!(err.to_string().contains("/readyz is not a relay's"));
         let other = r#"{"ready":true,"conditions":{}}"#;
-        let err = tell(address, other, "process_open_fds 3\n").unwrap_err();
+        let err = live(address, other, "process_open_fds 3\n").unwrap_err();
         assert!(err.to_string().contains("/metrics are not a relay's"));
     }
 }

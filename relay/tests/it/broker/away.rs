@@ -108,7 +108,7 @@ async fn a_broker_that_stalls_without_closing_is_noticed_by_its_heartbeat() {
         let stalled = Instant::now();
         rig.wait_metric(CONNECTED, 0.0).await;
         let noticed = stalled.elapsed();
-        e2e::rig::writers::tell(&format!(
+        e2e::rig::writers::print(&format!(
             "answers only {answers_only}: noticed in {noticed:?}"
         ));
         assert!(noticed < Duration::from_secs(20), "{noticed:?}");

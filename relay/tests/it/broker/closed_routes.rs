@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use e2e::Db;
 use e2e::rig::rows::assert_calm;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{Deliveries, LATER, QUEUE, Rig};
 use relay::engine::PROBE_MAX;
 use serde_json::json;
@@ -149,7 +149,7 @@ async fn close_and_open(
     })
     .await;
     let (beside, beside_late) = measured(&rig, "beside", rows, &deliveries).await;
-    tell(&format!(
+    print(&format!(
         "{:?}, {kind:?}: alone {alone:?}, {alone_late:?}, beside it {beside:?}, {beside_late:?}",
         db.flavor()
     ));
@@ -165,7 +165,7 @@ async fn close_and_open(
     })
     .await;
     let took = opened.elapsed();
-    tell(&format!(
+    print(&format!(
         "{:?}, {kind:?}: all sent {took:?} after it opened",
         db.flavor()
     ));

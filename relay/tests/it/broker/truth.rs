@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use e2e::Flavor;
 use e2e::rig::ops::MISSED;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{LATER, Rig};
 
 use super::world::{CONNECTED, put_between};
@@ -81,6 +81,6 @@ async fn wait_idle(rig: &Rig) {
     })
     .await;
     let took = idle.elapsed();
-    tell(&format!("{:?}: 0 after {took:.1?}", rig.db.flavor()));
+    print(&format!("{:?}: 0 after {took:.1?}", rig.db.flavor()));
     assert!(took < IDLE_WITHIN, "{took:?}");
 }

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use e2e::rig::ops::readiness;
-use e2e::rig::writers::{Writers, tell};
+use e2e::rig::writers::{Writers, print};
 use e2e::rig::{Deliveries, Delivery, EXCHANGE, LATER, QUEUE, Rig};
 use e2e::{Db, Proxy, Rabbit, RabbitOptions};
 use serde_json::{Value, json};
@@ -95,7 +95,7 @@ pub(crate) fn figure(rig: &Rig, what: &str, took: Duration) {
     if cfg!(feature = "long") {
         e2e::figures::record(&what, &took);
     } else {
-        tell(&format!("{what} {took}"));
+        print(&format!("{what} {took}"));
     }
 }
 
@@ -145,7 +145,7 @@ pub(crate) async fn assert_complete(
     assert_writers_order(&first);
     let twice = deliveries.count() - first.len();
     let all = ids.len();
-    tell(&format!(
+    print(&format!(
         "{twice} of {all} delivered twice, bound {twice_max}"
     ));
     assert!(twice <= twice_max, "{twice} delivered twice");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use e2e::rig::ops::{TAILING, assert_complete, stop};
 use e2e::rig::servers::OwnDb;
-use e2e::rig::writers::{Writers, tell};
+use e2e::rig::writers::{Writers, print};
 use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Clock, DbOptions, Flavor};
 use futures::future::{Either, join_all, select};
@@ -112,7 +112,7 @@ async fn jumps(flavor: Flavor, offsets: &[i64]) {
     ages.during(&rig, work).await;
     let (low, high) = ages.range();
     let took = began.elapsed();
-    tell(&format!(
+    print(&format!(
         "{flavor:?}: ages from {low} to {high} s over {took:?}"
     ));
     assert!(low >= 0.0, "{low}");

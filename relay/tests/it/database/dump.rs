@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use e2e::rig::ops::{TAILING, readiness, stop};
 use e2e::rig::servers::OwnDb;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{LATER, QUEUE, SOON};
 
 use super::world::{probe, put_between};
@@ -43,7 +43,7 @@ async fn rows_flow_by_scans_while_a_binlog_dump_hangs_and_the_state_says_so() {
         took.sort_unstable();
         let (p50, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
         let max = took[took.len() - 1];
-        tell(&format!(
+        print(&format!(
             "{flavor:?}: {} rows while dumps hang: p50 {p50:?}, p99 {p99:?}, max {max:?}",
             took.len()
         ));

@@ -4,7 +4,7 @@
 use e2e::Flavor;
 use e2e::rig::ops::{MISSED, TAILING, assert_complete, own_user, stop, wait_live};
 use e2e::rig::servers::OwnDb;
-use e2e::rig::writers::{Writers, tell};
+use e2e::rig::writers::{Writers, print};
 use e2e::rig::{LATER, QUEUE, Rig};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor};
@@ -103,7 +103,7 @@ async fn hide(flavor: Flavor, args: &[&str], rounds: usize) {
     assert_complete(&rig, writers, &deliveries).await;
     rig.wait_metric(TAILING, 1.0).await;
     let counted = rig.metric(UNDECODABLE).await.unwrap();
-    tell(&format!(
+    print(&format!(
         "{flavor:?} {args:?}: {counted} events counted as hidden"
     ));
     if args == COMPRESSED {

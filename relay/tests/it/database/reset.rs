@@ -6,7 +6,7 @@ use e2e::Flavor;
 use e2e::product::Process;
 use e2e::rig::ops::{FROM_BINLOG, MISSED, assert_complete, stop, wait_live};
 use e2e::rig::servers::OwnDb;
-use e2e::rig::writers::{Writers, tell, wait_all_delivered};
+use e2e::rig::writers::{Writers, print, wait_all_delivered};
 use e2e::rig::{LATER, QUEUE, Rig};
 
 const FROM_SWEEP: &str = "outbox_relay_confirmed_total{source=\"sweep\"}";
@@ -57,7 +57,7 @@ async fn the_tail_is_live_within_25_s_after_a_reset_of_an_idle_binlog() {
         wait_another_stream(&relay, opened).await;
         wait_live(&rig).await;
         let took = began.elapsed();
-        tell(&format!(
+        print(&format!(
             "{flavor:?}: live {took:?} after the RESET of an idle binlog"
         ));
         assert!(took < LIVE_AGAIN_MAX, "{took:?}: {}", relay.log());
@@ -91,7 +91,7 @@ async fn the_tail_is_live_within_25_s_after_a_reset_of_a_busy_binlog_and_no_row_
         wait_another_stream(&relay, opened).await;
         wait_by_binlog(&rig, 1.0).await;
         let took = began.elapsed();
-        tell(&format!(
+        print(&format!(
             "{flavor:?}: live {took:?} after the RESET of a busy binlog"
         ));
         assert!(took < LIVE_AGAIN_MAX, "{took:?}: {}", relay.log());
@@ -166,7 +166,7 @@ async fn a_server_that_is_killed_and_comes_back_finds_the_same_relay_at_work(fla
             deliveries.first().len() == written
         })
         .await;
-        tell(&format!(
+        print(&format!(
             "{flavor:?}: {:?} from the server's start to delivery",
             began.elapsed()
         ));

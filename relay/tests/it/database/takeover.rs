@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use e2e::rig::ops::{assert_complete, stop, wait_delivered};
-use e2e::rig::writers::{Writers, backlog, tell};
+use e2e::rig::writers::{Writers, backlog, print};
 use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Db, Flavor};
 use relay::leadership::lock::lock_name;
@@ -91,7 +91,7 @@ async fn nothing_beside(flavor: Flavor) {
         let during = rig.insert(20).await;
         wait_delivered(&deliveries, &during).await;
         let took = since.elapsed();
-        tell(&format!(
+        print(&format!(
             "{:?}: {way:?}: taken over after {took:?}",
             db.flavor()
         ));
@@ -166,7 +166,7 @@ async fn little_beside(flavor: Flavor) {
         let all = trace.all();
         let late = all.iter().skip(woken).filter(|p| p.user == active.user);
         let late = late.count();
-        tell(&format!("{:?}: {late} published late", db.flavor()));
+        print(&format!("{:?}: {late} published late", db.flavor()));
         assert!(late <= LANES * BATCH, "{late}: {}", active.process.log());
         let by_old = all.iter().filter(|p| p.user == active.user);
         let by_old: HashSet<&String> = by_old.map(|p| &p.message_id).collect();
@@ -239,7 +239,7 @@ async fn take_overs(db: &'static Db, count: usize) -> Vec<Duration> {
         let since = Instant::now();
         probe(&rig, &deliveries).await;
         took.push(since.elapsed());
-        tell(&format!(
+        print(&format!(
             "{:?}: {way:?}: taken over after {:?}",
             db.flavor(),
             since.elapsed()

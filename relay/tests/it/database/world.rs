@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use e2e::Db;
 use e2e::proxy::Proxy;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{Deliveries, LATER, Rig};
 
 /// What is committed after a fault, or after the server is back, is delivered within this.
@@ -42,7 +42,7 @@ pub(crate) async fn flows(
 ) -> Duration {
     probe(rig, deliveries).await;
     let took = since.elapsed();
-    tell(&format!(
+    print(&format!(
         "{:?}: {what}: flows after {took:?}",
         rig.db.flavor()
     ));

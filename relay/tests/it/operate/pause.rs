@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use e2e::rig::ops::wait_delivered;
-use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, print, wait_all_delivered};
 use e2e::rig::{LATER, QUEUE, Rig};
 use e2e::{Db, Flavor};
 use sqlx::Executor as _;
@@ -69,7 +69,7 @@ async fn paused_whole(flavor: Flavor) {
     })
     .await;
     let took = since.elapsed();
-    tell(&format!("{:?}: paused after {took:?}", db.flavor()));
+    print(&format!("{:?}: paused after {took:?}", db.flavor()));
     assert!(took < EFFECT_MAX, "{took:?}");
     wait_nothing_in_flight(&rig).await;
     let sent = sum(&rig, PUBLISHED).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use e2e::Db;
-use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, print, wait_all_delivered};
 use e2e::rig::{LATER, QUEUE, Rig};
 use rand::RngExt as _;
 
@@ -43,7 +43,7 @@ async fn rounds(db: &'static Db, rounds: usize) -> String {
     assert_eq!(assert_first_deliveries_in_order(&deliveries), written);
     let twice = deliveries.count() - deliveries.first().len();
     let figures = format!("{kills} kills, {written} messages, none lost, {twice} twice");
-    tell(&format!("{:?}: {rounds} pauses, {figures}", db.flavor()));
+    print(&format!("{:?}: {rounds} pauses, {figures}", db.flavor()));
     assert!(kills > 0 || twice == 0, "{twice} without a kill");
     assert!(!relay.log().contains("panicked"), "{}", relay.log());
     figures

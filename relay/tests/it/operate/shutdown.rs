@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use e2e::Db;
 use e2e::proxy::Proxy;
-use e2e::rig::writers::{backlog, tell, wait_all_delivered};
+use e2e::rig::writers::{backlog, print, wait_all_delivered};
 use e2e::rig::{LATER, QUEUE, Rig, SOON};
 
 use super::commands::{broker_address, wait_condition, wait_in_flight};
@@ -71,7 +71,7 @@ async fn cut_off(db: &'static Db, trouble: Trouble) {
     }
     let status = relay.wait_exit(SOON).await.unwrap();
     let took = began.elapsed();
-    tell(&format!(
+    print(&format!(
         "{:?}, {trouble:?}: ended after {took:?}",
         db.flavor()
     ));

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{LATER, Rig, SOON};
 use e2e::{Db, Flavor};
 use serde_json::Value;
@@ -202,7 +202,7 @@ async fn timed(db: &'static Db, rows: u64) -> Duration {
         pending.contains("100000 or more, the oldest is"),
         "{pending}"
     );
-    tell(&format!(
+    print(&format!(
         "{:?}: status of {rows} pending rows in {took:?}",
         db.flavor()
     ));

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{LATER, Rig, SOON};
 use prometheus::Registry;
 use relay::config::RunArgs;
@@ -210,7 +210,7 @@ const EXPOSURE_MAX: &str = "15";
 fn the_units_are_such_that_systemd_takes_them_and_finds_them_well_closed() {
     let analyze = Path::new("/usr/bin/systemd-analyze");
     if !analyze.exists() {
-        tell("*** systemd is not here: the units of deploy are NOT checked");
+        print("*** systemd is not here: the units of deploy are NOT checked");
         return;
     }
     let dir = std::env::temp_dir().join(format!("relay-unit-{}", std::process::id()));

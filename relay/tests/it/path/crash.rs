@@ -8,7 +8,7 @@ use e2e::Flavor;
 use e2e::product::Process;
 use e2e::rig::ops::{readiness, wait_delivered};
 use e2e::rig::rows::assert_calm;
-use e2e::rig::writers::{backlog, tell, wait_all_delivered};
+use e2e::rig::writers::{backlog, print, wait_all_delivered};
 use e2e::rig::{LATER, QUEUE, Rig, SOON};
 use rand::RngExt;
 use relay::leadership::lock::Lease;
@@ -58,7 +58,7 @@ async fn kills(flavor: Flavor) {
         let ((), _early) = tokio::join!(place, wait);
         relay.kill().unwrap();
         relay.start_again().unwrap();
-        tell(&format!(
+        print(&format!(
             "{:?}: kill {kill} after {} deliveries",
             db.flavor(),
             deliveries.count() - arrived
@@ -80,7 +80,7 @@ async fn kills(flavor: Flavor) {
     assert!(arrived == placed, "{} of {ORDERS}", arrived.len());
     let twice = deliveries.twice();
     let bound = KILLS * (LANES * BATCH + relay::engine::UNWRITTEN_MAX);
-    tell(&format!(
+    print(&format!(
         "{:?}: {twice} duplicate deliveries after {KILLS} kills, bound {bound}",
         db.flavor()
     ));
@@ -289,7 +289,7 @@ async fn a_standby_publishes_within_10_s_after_the_active_relay_was_killed(flavo
     written.extend(rig.insert(1).await);
     wait_delivered(&deliveries, &written).await;
     let took = killed.elapsed();
-    tell(&format!("{:?}: SIGKILL to delivery {took:?}", db.flavor()));
+    print(&format!("{:?}: SIGKILL to delivery {took:?}", db.flavor()));
     assert!(took < TAKEOVER_MAX, "{took:?}");
     assert_eq!(deliveries.twice(), 0);
     standby.terminate().unwrap();
@@ -313,7 +313,7 @@ async fn a_suspended_relay_is_replaced_within_10_s_and_publishes_nothing_when_it
     written.extend(rig.insert(20).await);
     wait_delivered(&deliveries, &written).await;
     let took = paused.elapsed();
-    tell(&format!("{:?}: SIGSTOP to delivery {took:?}", db.flavor()));
+    print(&format!("{:?}: SIGSTOP to delivery {took:?}", db.flavor()));
     assert!(took < TAKEOVER_MAX, "{took:?}");
 
     active.resume().unwrap();

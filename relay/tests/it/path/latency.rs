@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use e2e::Flavor;
-use e2e::rig::writers::tell;
+use e2e::rig::writers::print;
 use e2e::rig::{LATER, QUEUE, Rig, SOON};
 use futures::StreamExt;
 use lapin::options::BasicConsumeOptions;
@@ -39,7 +39,7 @@ async fn half_of_the_messages_of_an_idle_relay_arrive_within_50_ms_of_their_comm
     }
     took.sort();
     let median = took[COMMITS / 2];
-    tell(&format!(
+    print(&format!(
         "{:?}: commit to arrival p50 {median:?}, p99 {:?}",
         db.flavor(),
         took[COMMITS * 99 / 100]

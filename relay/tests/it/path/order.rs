@@ -4,7 +4,7 @@
 use e2e::Flavor;
 use e2e::product::Process;
 use e2e::rig::ops::{FROM_BINLOG, MISSED};
-use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, tell, wait_all_delivered};
+use e2e::rig::writers::{Writers, assert_first_deliveries_in_order, print, wait_all_delivered};
 use e2e::rig::{LATER, QUEUE, Rig, SOON};
 
 const KEYS: usize = 50;
@@ -44,7 +44,7 @@ async fn restarts(flavor: Flavor, lives: usize, kill: bool) {
     let flavor = db.flavor();
     let delivered = assert_first_deliveries_in_order(&deliveries);
     let twice = deliveries.count() - delivered - 1;
-    tell(&format!(
+    print(&format!(
         "{flavor:?}: {lives} lives, {committed} messages, {from_binlog} by the binlog, {twice} twice"
     ));
     assert_eq!(delivered, committed, "{flavor:?}");

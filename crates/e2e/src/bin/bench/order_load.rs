@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    part::{Part, tell},
+    part::{Part, print_result},
     process,
     statistics::percentile,
 };
@@ -102,7 +102,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
     let rate = took.len() as f64 / (last - counted_from).as_secs_f64();
-    tell(&Took {
+    print_result(&Took {
         placed,
         rate,
         p50: percentile(&took, 50),

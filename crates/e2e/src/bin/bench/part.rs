@@ -29,7 +29,7 @@ impl Part {
 }
 
 /// The last line of a part.
-pub(crate) fn tell(reported: &impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn print_result(reported: &impl Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string(reported)?);
     Ok(())
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::{
-    part::{Part, tell},
+    part::{Part, print_result},
     process,
     statistics::percentile,
 };
@@ -71,7 +71,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
     let rate = took.len() as f64 / args.seconds;
-    tell(&Took {
+    print_result(&Took {
         placed,
         rate,
         p50: percentile(&took, 50),

@@ -23,7 +23,7 @@ use tokio::{sync::Mutex, task::JoinSet};
 use uuid::Uuid;
 
 use crate::{
-    part::{Part, tell},
+    part::{Part, print_result},
     process,
     queue::QUEUE,
 };
@@ -100,7 +100,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
             (begun, first) => begun.or(first),
         };
     }
-    tell(&Took {
+    print_result(&Took {
         seconds: begun
             .context("nothing was consumed")?
             .elapsed()

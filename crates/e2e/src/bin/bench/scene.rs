@@ -62,7 +62,7 @@ impl Memory {
     }
 }
 
-/// A fresh database server, the run's broker, and what to tell the reader.
+/// A fresh database server, the run's broker, and what to print.
 pub(crate) struct Scene<'a> {
     key: &'static str,
     pub(crate) flavor: Flavor,

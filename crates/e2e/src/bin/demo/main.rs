@@ -89,7 +89,7 @@ async fn run(cli: &Cli) -> anyhow::Result<bool> {
     let figures = Figures::new(&stage, &shop)?;
     let performance = async {
         let (sales, story) =
-            futures::join!(shop.open(), story::tell(&stage, &shop, &figures, &view));
+            futures::join!(shop.open(), story::run(&stage, &shop, &figures, &view));
         sales.context("could not place the orders")?;
         story
     };

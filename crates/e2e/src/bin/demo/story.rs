@@ -34,7 +34,7 @@ pub(crate) struct Story {
 }
 
 /// Breaks things as the orders come in, and waits until all is settled.
-pub(crate) async fn tell(
+pub(crate) async fn run(
     stage: &Stage,
     shop: &Shop,
     figures: &Figures<'_>,
@@ -65,7 +65,7 @@ pub(crate) async fn tell(
         backlog,
         paid_before,
         duplicates: figures.look().await?.duplicates,
-        // The ledger tells what is missing better than the end of a wait does.
+        // The ledger shows what is missing better than the end of a wait does.
         unfinished: waited.err().map(|err| err.to_string()),
     })
 }
