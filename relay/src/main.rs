@@ -18,6 +18,7 @@ use relay::supervisor::{CONDITIONS, Relay};
 use svc_kit::admin::{Admin, Readiness};
 use svc_kit::boot::{self, ConfigError, Exit};
 use svc_kit::systemd::Systemd;
+use svc_kit::tasks::{self, TaskError};
 use svc_kit::{migrate, signals, telemetry};
 
 /// A message is a dozen small allocations that one thread makes and another frees, which glibc is slow at:
@@ -126,8 +127,8 @@ fn run(args: RunArgs) -> anyhow::Result<Exit> {
             ::ops::router(&console),
         )?;
         // As a task: what `block_on` itself runs is woken through another thread each time.
-        let running = tokio::spawn(relay.run(stop, Systemd::from_env()));
-        Ok(running.await??)
+        let running = tasks::unit(relay.run(stop, Systemd::from_env()));
+        Ok(running.await.map_err(TaskError::from)??)
     })
 }
 

@@ -90,7 +90,7 @@ impl Systemd {
         }
     }
 
-    /// The service has been requested to stop. Said once.
+    /// A stop was requested. Said once.
     pub fn stopping(&self) {
         if !std::mem::replace(&mut self.said().stopping, true) {
             self.send("STOPPING=1\n");

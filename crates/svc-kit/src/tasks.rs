@@ -125,7 +125,7 @@ impl Tasks {
 fn judge(Ended { name, outcome }: Ended, draining: bool) -> anyhow::Result<()> {
     match outcome {
         Ok(()) if draining => Ok(()),
-        Ok(()) => anyhow::bail!("{name} ended unasked"),
+        Ok(()) => anyhow::bail!("{name} ended by itself"),
         // As it is: the program distinguishes wrong configuration from other failures.
         Err(TaskError::Failed(err)) => Err(err),
         Err(err) => Err(anyhow::Error::new(err).context(name)),

@@ -1,4 +1,4 @@
-//! A provider that does what a test sets, and remembers what was requested of it.
+//! A provider that does what a test sets, and records its requests.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,5 @@
 //! `relay status`: one screen of what the database knows and, where a relay's admin listener answers,
-//! of what that relay does. What could not be queried is said.
+//! of what that relay does. It says what could not be queried.
 
 pub mod database;
 pub mod live;

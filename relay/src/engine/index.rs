@@ -108,6 +108,7 @@ impl Entry {
 struct OfKey {
     first: u64,
     /// Higher than the first; none is empty.
+    #[expect(clippy::box_collection, reason = "8 bytes a key instead of 24")]
     others: Option<Box<BTreeSet<u64>>>,
 }
 

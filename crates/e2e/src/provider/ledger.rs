@@ -1,4 +1,4 @@
-//! What was requested of a fake provider, and what it took.
+//! The requests to a fake provider, and what it took.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

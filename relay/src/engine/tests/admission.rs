@@ -331,7 +331,7 @@ fn new_rows_and_a_backlog_are_loaded_in_turns() {
 }
 
 #[test]
-fn the_oldest_row_of_a_key_is_requested_for_first_when_it_is_a_probe() {
+fn the_oldest_row_of_a_key_is_loaded_first_when_it_is_a_probe() {
     let mut desk = Desk::tailing(SETTINGS);
     let publisher = desk.publish(row(7, 7));
     desk.answer(publisher, vec![Verdict::Returned("312".into())]);
