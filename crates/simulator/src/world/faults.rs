@@ -239,6 +239,9 @@ impl World {
         };
         self.coverage.fault(episode.fault);
         match episode.fault {
+            // One that stands still is not stopped again: what has waited for the end of the first pause
+            // would come behind what waited for the second, and a connection keeps its order.
+            Fault::ProcessPause if self.processes[id.process].stopped_until > now => {}
             Fault::ProcessPause => self.processes[id.process].stopped_until = episode.end,
             Fault::Drain => {
                 self.queue
